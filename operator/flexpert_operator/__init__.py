@@ -1,0 +1,1 @@
+"""The operator, the laptop runtime and the `flexpert` command."""

@@ -1,0 +1,1 @@
+"""The placement solver: problem in, placement and plan out. No Kubernetes, Ray or torch."""

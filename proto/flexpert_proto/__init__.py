@@ -1,0 +1,1 @@
+"""Wire formats and the names that every part shares; imports nothing of ours."""

@@ -1,0 +1,63 @@
+"""Names that the operator and the pool must agree on: Ray resources, container ports, environment, namespaces.
+
+Everything here is built in one function or stands in one constant; nowhere else is such a name spelled.
+"""
+
+import json
+import os
+from pathlib import Path
+
+HEAD_RESOURCE = "head"
+ENGINE_RESOURCE = "flexpert_engine"
+WORKER_RESOURCE = "flexpert_worker"
+
+POOL_CONTROL_PORT_NAME = "pool-control"
+POOL_CONTROL_PORT = 7000
+GRPC_PORT_NAME = "grpc"
+HTTP_PORT_NAME = "http"
+
+ENV_POD = "FLEXPERT_POD_NAME"
+ENV_NODE = "FLEXPERT_NODE_NAME"
+ENV_POOL = "FLEXPERT_POOL"
+ENV_THREADS = "FLEXPERT_THREADS"
+ENV_SERVICES = "FLEXPERT_SERVICES"
+ENV_BIND_HOST = "FLEXPERT_BIND_HOST"
+ENV_SOCKET_DIR = "FLEXPERT_SOCKET_DIR"
+
+POOL_CONTROLLER_ACTOR = "pool-controller"
+WORKER_ACTOR_PREFIX = "worker-"
+
+
+def ray_namespace(pool_uid: str) -> str:
+    """Ray namespace of the detached actors of the MoEDeployment with this uid."""
+    return f"flexpert-{pool_uid}"
+
+
+def port_variable(port_name: str) -> str:
+    """Environment variable that tells a container which number its named port has, e.g. `FLEXPERT_GRPC_PORT`.
+
+    In a cluster it is the containerPort; the laptop runtime sets an ephemeral one.
+    """
+    return f"FLEXPERT_{port_name.upper().replace('-', '_')}_PORT"
+
+
+def port_number(port_name: str, default: int) -> int:
+    """Number of this container's named port, from its environment."""
+    return int(os.environ.get(port_variable(port_name), default))
+
+
+def resolve(address: str) -> str:
+    """Turn a Service's `name.namespace.svc:port` into an address that can be dialled.
+
+    In a cluster DNS does that and the address comes back unchanged. The laptop runtime, which plays kube-proxy,
+    keeps a JSON file of `{address: host:port}` and names it in `FLEXPERT_SERVICES`; a Service without a ready
+    pod is absent from it and comes back unchanged. Call it again at every reconnect.
+    """
+    table = os.environ.get(ENV_SERVICES)
+    if not table:
+        return address
+    try:
+        services: dict[str, str] = json.loads(Path(table).read_text())
+    except FileNotFoundError:
+        return address
+    return services.get(address, address)

@@ -1,0 +1,77 @@
+"""The exceptions that the pool raises at what a user or a machine did.
+
+FlexpertError
+├── InvalidRequest        a request that can never be served; `field` names what is wrong with it
+├── Overloaded            a bounded queue is full; `retry_after_s` is the wait predicted
+├── CheckpointError       a checkpoint that cannot be used; the message names file and tensor
+│   ├── CheckpointNotFound
+│   ├── CorruptCheckpoint
+│   └── UnsupportedArchitecture
+├── CapacityError         something does not fit into the memory it was given
+├── StaleEpoch            an operation based on a table that is not the newest, or an older term
+└── PassAbandoned         a forward pass gave up waiting for experts; its requests are queued again
+"""
+
+
+class FlexpertError(Exception):
+    """Root of the tree; the message says what to do."""
+
+
+class InvalidRequest(FlexpertError):
+    """A request that can never be served.
+
+    Attributes:
+        field: Path of the offending field, as the client wrote it.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class Overloaded(FlexpertError):
+    """A bounded queue is full.
+
+    Attributes:
+        retry_after_s: Predicted wait in seconds.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class CheckpointError(FlexpertError):
+    """A checkpoint that cannot be used."""
+
+
+class CheckpointNotFound(CheckpointError):
+    """No checkpoint, or a file of it is missing."""
+
+
+class CorruptCheckpoint(CheckpointError):
+    """A file is truncated or its contents contradict its header."""
+
+
+class UnsupportedArchitecture(CheckpointError):
+    """The architecture cannot be served; the message names it and says why."""
+
+
+class CapacityError(FlexpertError):
+    """Something does not fit into the memory it was given."""
+
+
+class StaleEpoch(FlexpertError):
+    """An operation based on a table that is not the newest, or a lower term."""
+
+
+class PassAbandoned(FlexpertError):
+    """A forward pass gave up waiting for experts.
+
+    Attributes:
+        experts: The (layer, index) pairs that no worker answered for.
+    """
+
+    def __init__(self, message: str, experts: tuple[tuple[int, int], ...] = ()) -> None:
+        super().__init__(message)
+        self.experts = experts

@@ -1,0 +1,131 @@
+"""Pool controller ↔ expert worker, and worker ↔ worker when experts are copied (on the worker's control socket).
+
+Every request is one frame, a tagged MessagePack struct; every reply is one such frame, followed by one raw frame of
+expert bytes in the case of `ExpertChunk`.
+"""
+
+import msgspec
+
+from flexpert_workers.routing import Epoch
+
+
+class Describe(msgspec.Struct, frozen=True, tag=True):
+    """Ask a worker what it is and holds."""
+
+
+class Prepare(msgspec.Struct, frozen=True, tag=True):
+    """Ask a worker to make experts resident for an operation; returns at once, `PrepareStatus` tells the progress.
+
+    Attributes:
+        experts: (layer, index, control endpoints of the peers to copy from, in order; the file comes last).
+    """
+
+    operation: str
+    experts: tuple[tuple[int, int, tuple[str, ...]], ...]
+
+
+class AskPrepare(msgspec.Struct, frozen=True, tag=True):
+    """Ask how far `Prepare` is."""
+
+    operation: str
+
+
+class Rollback(msgspec.Struct, frozen=True, tag=True):
+    """Stop preparing `operation` and free what it brought that the worker's newest table does not name."""
+
+    operation: str
+
+
+class StoreTable(msgspec.Struct, frozen=True, tag=True):
+    """Keep this encoded routing table if it is the newest the worker has seen; refuses a lower term."""
+
+    table: bytes
+
+
+class Retire(msgspec.Struct, frozen=True, tag=True):
+    """Free the experts that the stored table of `epoch` does not give this worker, once none is in flight."""
+
+    epoch: Epoch
+
+
+class AskLoads(msgspec.Struct, frozen=True, tag=True):
+    """Ask for the tokens computed per expert since the worker started."""
+
+
+class FetchExpert(msgspec.Struct, frozen=True, tag=True):
+    """Ask for a range of the bytes of a resident expert (its page, as `checkpoint.layout` lays it out)."""
+
+    layer: int
+    index: int
+    offset: int
+    length: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """End the worker once nothing is in flight."""
+
+
+ControlRequest = Describe | Prepare | AskPrepare | Rollback | StoreTable | Retire | AskLoads | FetchExpert | Stop
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """The request was carried out; `freed` counts bytes that `Retire` or `Rollback` gave back."""
+
+    freed: int = 0
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """The request was not carried out.
+
+    Attributes:
+        reason: A sentence. `kind` is one of "stale", "capacity", "not-resident", "checkpoint", "internal".
+    """
+
+    kind: str
+    reason: str
+
+
+class WorkerState(msgspec.Struct, frozen=True, tag=True):
+    """What a worker is and holds. `table` is its newest encoded routing table, or empty."""
+
+    worker: str
+    incarnation: str
+    pool: str
+    digest: str
+    endpoint: str
+    control_endpoint: str
+    pod: str
+    node: str
+    pid: int
+    memory_bytes: int
+    resident_bytes: int
+    experts: tuple[tuple[int, int], ...]
+    table: bytes
+    in_flight: int
+
+
+class PrepareStatus(msgspec.Struct, frozen=True, tag=True):
+    """How far a `Prepare` is: `error` is empty unless it failed; then nothing of it stays resident."""
+
+    operation: str
+    done: bool
+    copied_bytes: int
+    copied_experts: int
+    from_peers: int
+    error: str
+
+
+class Loads(msgspec.Struct, frozen=True, tag=True):
+    """Tokens computed per expert since the worker started, packed layer * experts + index."""
+
+    tokens: tuple[int, ...]
+
+
+class ExpertChunk(msgspec.Struct, frozen=True, tag=True):
+    """Header before a raw frame of bytes. `checksum` is the CRC-32 of that frame, `total` the expert's size."""
+
+    checksum: int
+    total: int
+
+
+ControlReply = Done | Refused | WorkerState | PrepareStatus | Loads | ExpertChunk
