@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize("folder", ["operator", "proto", "workers", "placement", "tests"])
 def test_no_package_shadows_a_module(folder: str) -> None:
     assert not (ROOT / folder / "__init__.py").exists()
-    inits = [path for path in (ROOT / "tests").rglob("__init__.py")]
+    inits = list((ROOT / "tests").rglob("__init__.py"))
     assert inits == []
 
 
