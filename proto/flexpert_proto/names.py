@@ -5,7 +5,8 @@ Everything here is built in one function or stands in one constant; nowhere else
 
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
 HEAD_RESOURCE = "head"
 ENGINE_RESOURCE = "flexpert_engine"
@@ -23,6 +24,10 @@ ENV_THREADS = "FLEXPERT_THREADS"
 ENV_SERVICES = "FLEXPERT_SERVICES"
 ENV_BIND_HOST = "FLEXPERT_BIND_HOST"
 ENV_SOCKET_DIR = "FLEXPERT_SOCKET_DIR"
+ENV_VOLUMES_ROOT = "FLEXPERT_VOLUMES_ROOT"
+ENV_POOL_CONTROL = "FLEXPERT_POOL_CONTROL"
+
+VOLUMES_ROOT = "/volumes"
 
 POOL_CONTROLLER_ACTOR = "pool-controller"
 WORKER_ACTOR_PREFIX = "worker-"
@@ -61,3 +66,27 @@ def resolve(address: str) -> str:
     except FileNotFoundError:
         return address
     return services.get(address, address)
+
+
+class ModelSourceError(ValueError):
+    """A model source that names no folder here; the message says what to write instead."""
+
+
+def model_path(source: str) -> Path:
+    """Folder of the checkpoint that a model source names, whether or not it exists.
+
+    `file:///folder` is that folder. `pvc://claim/folder` is a folder of a PersistentVolumeClaim: the manifests mount
+    the claim at `$FLEXPERT_VOLUMES_ROOT/claim`, and the laptop runtime points that variable to a folder of its own.
+
+    Raises:
+        ModelSourceError: Another scheme, or a URL that is not of one of these forms.
+    """
+    url = urlsplit(source)
+    path = unquote(url.path)
+    if url.query or url.fragment or ".." in PurePosixPath(path).parts:
+        raise ModelSourceError(f"{source!r}: write the folder without '..', '?' and '#'")
+    if url.scheme == "file" and url.netloc in ("", "localhost") and path.startswith("/"):
+        return Path(path)
+    if url.scheme == "pvc" and url.netloc and path.strip("/"):
+        return Path(os.environ.get(ENV_VOLUMES_ROOT, VOLUMES_ROOT), url.netloc, path.strip("/"))
+    raise ModelSourceError(f"{source!r}: write file:///folder or pvc://claim/folder; nothing else is served yet")
