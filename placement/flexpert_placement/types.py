@@ -13,7 +13,7 @@ class ExpertId(NamedTuple):
     """An expert by its MoE layer (0-based among MoE layers) and its index in that layer."""
 
     layer: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
 @dataclass(frozen=True)
