@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-
 from flexpert_workers import threads
 
 SCRIPT = """
