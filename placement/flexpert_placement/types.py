@@ -43,7 +43,10 @@ class PlacementProblem:
         loads: [layers, experts] tokens per unit of time (any unit; only ratios count). All zero means unknown: even.
         expert_bytes: Bytes of one replica.
         current: The present placement; replicas on workers that are not in `workers` are gone.
-        move_cost: Price of copying one replica, as a fraction of the mean makespan of a layer.
+        move_cost: Price of copying one replica, as a fraction of a layer's makespan under perfect balance.
+        min_replicas: Live copies that every expert must have, each on another worker.
+        max_replicas: Most copies an expert may have; None is one a worker.
+        time_limit_s: Wall time the integer programs may take together.
     """
 
     loads: tuple[tuple[float, ...], ...]
@@ -86,8 +89,9 @@ class PlacementResult:
     """An answer with its proof.
 
     Attributes:
-        objective: Sum over layers of the makespan, in units of load / speed, without the price of moving.
+        objective: Sum over layers of the makespan and the price of the moves, in units of load / speed.
         bound: Proven lower bound of `objective`.
+        makespan: Sum over layers of the makespan alone.
         imbalance: Mean over layers of busiest / average worker time (1.0 is balanced).
     """
 
@@ -95,6 +99,7 @@ class PlacementResult:
     placement: Placement
     objective: float
     bound: float
+    makespan: float
     imbalance: float
     solve_seconds: float
 

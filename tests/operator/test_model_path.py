@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from flexpert_proto import names
 
 
