@@ -8,7 +8,6 @@ import json
 import sys
 
 from flexpert_proto import pool_pb2
-
 from flexpert_workers.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from flexpert_workers.errors import CheckpointError
 
