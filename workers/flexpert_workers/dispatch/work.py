@@ -1,0 +1,148 @@
+"""One dispatch while it is under way: its pairs, the parts sent to workers, and the sums that came back.
+
+Plain values and arithmetic; the dispatch client moves them over sockets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from flexpert_workers.transport import as_frame
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInput:
+    """What the router of a layer chose.
+
+    Attributes:
+        hidden: [rows, hidden], contiguous, on the CPU.
+        experts: [rows * k] expert index of each pair; the pairs of a row stand together.
+        weights: [rows * k] float32.
+    """
+
+    layer: int
+    hidden: torch.Tensor
+    experts: IntArray
+    weights: npt.NDArray[np.float32]
+    experts_per_row: int
+
+    @classmethod
+    def of(
+        cls, layer: int, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> "LayerInput":
+        """From the tensors that the experts function gets, wherever they are."""
+        return cls(
+            layer,
+            hidden.detach().cpu().contiguous(),
+            top_k_index.detach().to("cpu", torch.int64).reshape(-1).numpy(),
+            top_k_weights.detach().to("cpu", torch.float32).reshape(-1).numpy(),
+            top_k_index.shape[-1],
+        )
+
+    def experts_of(self, pairs: IntArray) -> tuple[tuple[int, int], ...]:
+        """(layer, index) of the experts of these pairs."""
+        return tuple((self.layer, int(index)) for index in np.unique(self.experts[pairs]))
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The pairs of a dispatch that one worker is asked to compute.
+
+    Attributes:
+        attempt: Number of the try.
+        position: Of the worker in its table: sums are added in this order.
+        pairs: Positions in `LayerInput.experts`.
+        rows: The distinct rows of these pairs, ascending; None when these are all rows.
+    """
+
+    attempt: int
+    position: int
+    incarnation: str
+    pairs: IntArray
+    rows: IntArray | None
+    num_rows: int
+    frames: tuple[memoryview, memoryview, memoryview]
+    hang_at: float
+
+    @classmethod
+    def of(
+        cls, layer_input: LayerInput, pairs: IntArray, *, attempt: int, position: int, incarnation: str, hang_at: float
+    ) -> "Part":
+        """The part that computes `pairs`, with its frames behind the header."""
+        total_rows = layer_input.hidden.shape[0]
+        rows_of_pairs = pairs // layer_input.experts_per_row
+        is_first = np.diff(rows_of_pairs, prepend=-1) != 0
+        rows = rows_of_pairs[is_first]
+        wire_pairs = np.empty((len(pairs), 2), dtype=np.int32)
+        hidden = layer_input.hidden
+        if len(rows) == total_rows:
+            wire_pairs[:, 0] = rows_of_pairs
+        else:
+            wire_pairs[:, 0] = np.cumsum(is_first) - 1
+            hidden = hidden.index_select(0, torch.from_numpy(rows))
+        wire_pairs[:, 1] = layer_input.experts[pairs]
+        weights = np.ascontiguousarray(layer_input.weights[pairs])
+        frames = (as_frame(hidden), wire_pairs.data.cast("B"), weights.data.cast("B"))
+        whole = len(rows) == total_rows
+        return cls(attempt, position, incarnation, pairs, None if whole else rows, len(rows), frames, hang_at)
+
+
+@dataclass(eq=False)
+class Work:
+    """The state of a dispatch.
+
+    Attributes:
+        unsent: Pairs that no worker has been asked for.
+        parts: Incarnation → the part that worker was asked for and has not answered.
+        answers: The parts answered, with their sums [rows, hidden] float32.
+        refused_by: Incarnations that failed to compute in this dispatch, with what they said.
+    """
+
+    request: int
+    layer_input: LayerInput
+    deadline: float
+    unsent: IntArray
+    attempt: int = 0
+    parts: dict[str, Part] = field(default_factory=dict)
+    answers: list[tuple[Part, torch.Tensor]] = field(default_factory=list)
+    refused_by: dict[str, str] = field(default_factory=dict)
+    compute_us: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Every pair was answered."""
+        return not self.parts and not len(self.unsent)
+
+    def take_back(self, part: Part) -> None:
+        """The worker will not answer `part`: its pairs are to be sent again."""
+        del self.parts[part.incarnation]
+        self.unsent = np.sort(np.concatenate([self.unsent, part.pairs]))
+
+    def unanswered(self) -> tuple[tuple[int, int], ...]:
+        """(layer, index) of the experts that were not answered for."""
+        outstanding = np.concatenate([self.unsent, *(part.pairs for part in self.parts.values())])
+        return self.layer_input.experts_of(outstanding)
+
+    def result(self) -> torch.Tensor:
+        """[rows, hidden] the sums, added in worker order in float32, in the type of the hidden rows."""
+        hidden = self.layer_input.hidden
+        ordered = sorted(self.answers, key=lambda answer: (answer[0].attempt, answer[0].position))
+        return add_sums([(part.rows, sums) for part, sums in ordered], hidden.shape).to(hidden.dtype)
+
+
+def add_sums(answers: Sequence[tuple[IntArray | None, torch.Tensor]], shape: torch.Size) -> torch.Tensor:
+    """Add (rows, sums) in order; rows None means all of them."""
+    if len(answers) == 1 and answers[0][0] is None:
+        return answers[0][1]
+    total = torch.zeros(shape, dtype=torch.float32)
+    for rows, sums in answers:
+        if rows is None:
+            total += sums
+        else:
+            total.index_add_(0, torch.from_numpy(rows), sums)
+    return total

@@ -1,0 +1,139 @@
+"""What one expert worker computes for one dispatch: the weighted sum of its experts' outputs, per row.
+
+The expert server's compute thread calls `ExpertCompute`. The arithmetic between the two matrix products is the
+architecture's own: its `_apply_gate`, `act_fn`, `post_expert_norm`, biases and layout flags, taken from its experts
+class, so every variant of the library computes as the library does. The products themselves go through a
+`GroupedLinear`: all experts of a dispatch in one call.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from flexpert_workers.expert.store import ResidentExpert
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SortedPairs:
+    """The (row, expert) pairs of a dispatch, sorted by expert.
+
+    Attributes:
+        indices: [experts] the distinct experts.
+        counts: [experts] pairs of each.
+        rows: [pairs] row of each pair.
+        order: [pairs] position of each pair as it came.
+    """
+
+    indices: IntArray
+    counts: IntArray
+    rows: IntArray
+    order: IntArray
+
+
+def sort_pairs(pairs: npt.NDArray[np.int32], num_experts: int) -> SortedPairs:
+    """Sort `pairs` [pairs, 2] of (row, expert index) by expert; the index `num_experts` means none and is left out."""
+    experts = pairs[:, 1]
+    order = np.argsort(experts, kind="stable")
+    counts = np.bincount(experts, minlength=num_experts + 1)[:num_experts]
+    order = order[: counts.sum()]
+    indices = np.flatnonzero(counts)
+    return SortedPairs(indices, counts[indices], pairs[order, 0].astype(np.int64), order)
+
+
+class GroupedLinear(Protocol):
+    """Products of consecutive groups of rows with one matrix each."""
+
+    def __call__(
+        self, inputs: torch.Tensor, weights: Sequence[torch.Tensor], counts: IntArray, is_transposed: bool
+    ) -> torch.Tensor:
+        """Multiply.
+
+        Args:
+            inputs: [rows, in] rows, group after group.
+            weights: Per group a matrix [out, in], or [in, out] when `is_transposed`.
+            counts: [groups] rows of each group, none of them 0.
+            is_transposed: How the matrices lie.
+
+        Returns:
+            [rows, out] in the type of `inputs`, accumulated in float32.
+        """
+        ...
+
+
+def torch_grouped_linear(
+    inputs: torch.Tensor, weights: Sequence[torch.Tensor], counts: IntArray, is_transposed: bool
+) -> torch.Tensor:
+    """`GroupedLinear` with torch alone, on any device."""
+    out_features = weights[0].shape[1 if is_transposed else 0]
+    outputs = inputs.new_empty(inputs.shape[0], out_features)
+    start = 0
+    for weight, count in zip(weights, counts.tolist(), strict=True):
+        matrix = weight.to(inputs.dtype)
+        torch.mm(
+            inputs[start : start + count], matrix if is_transposed else matrix.t(), out=outputs[start : start + count]
+        )
+        start += count
+    return outputs
+
+
+class ExpertCompute:
+    """The forward pass of some experts of one architecture.
+
+    Args:
+        module: The architecture's experts class on the meta device; only its functions and flags are used.
+        linear: How products are computed.
+    """
+
+    def __init__(self, module: torch.nn.Module, linear: GroupedLinear) -> None:
+        self._module: Any = module
+        self._linear = linear
+        self._up = "gate_up_proj" if module.has_gate else "up_proj"
+
+    @torch.inference_mode()
+    def __call__(
+        self, experts: Sequence[ResidentExpert], pairs: SortedPairs, hidden: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Compute the weighted sum of the experts' outputs for every row.
+
+        Args:
+            experts: The experts that `pairs.indices` names, in that order.
+            pairs: Which rows they compute.
+            hidden: [rows, hidden].
+            weights: [pairs] float32 routing weights, as the pairs came.
+
+        Returns:
+            [rows, hidden] float32; zero for a row without a pair.
+        """
+        sums = torch.zeros(hidden.shape, dtype=torch.float32)
+        if not experts:
+            return sums
+        rows = torch.from_numpy(pairs.rows)
+        inputs = hidden.index_select(0, rows).float()
+        inner = self._activate(self._project(self._up, inputs, experts, pairs.counts))
+        outputs = self._project("down_proj", inner, experts, pairs.counts)
+        if self._module.has_post_expert_norm:
+            outputs = self._module.post_expert_norm(outputs)
+        outputs *= weights[torch.from_numpy(pairs.order)].unsqueeze(1)
+        return sums.index_add_(0, rows, outputs)
+
+    def _project(
+        self, name: str, inputs: torch.Tensor, experts: Sequence[ResidentExpert], counts: IntArray
+    ) -> torch.Tensor:
+        weights = [expert.tensors[name] for expert in experts]
+        outputs = self._linear(inputs, weights, counts, self._module.is_transposed)
+        if self._module.has_bias:
+            biases = torch.stack([expert.tensors[f"{name}_bias"] for expert in experts]).to(outputs.dtype)
+            outputs += biases.repeat_interleave(torch.from_numpy(counts), dim=0)
+        return outputs
+
+    def _activate(self, projected: torch.Tensor) -> torch.Tensor:
+        activated: torch.Tensor = (
+            self._module._apply_gate(projected) if self._module.has_gate else self._module.act_fn(projected)
+        )
+        return activated.contiguous()

@@ -1,0 +1,123 @@
+"""An expert worker: its sockets, its threads and what they share. A process or a Ray actor runs one."""
+
+import secrets
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from flexpert_workers.checkpoint import Checkpoint, open_checkpoint
+from flexpert_workers.expert.compute import ExpertCompute
+from flexpert_workers.expert.config import WorkerConfig
+from flexpert_workers.expert.control_client import ControlClient
+from flexpert_workers.expert.control_server import ControlServer
+from flexpert_workers.expert.dispatch_server import DispatchServer
+from flexpert_workers.expert.kernels import grouped_linear
+from flexpert_workers.expert.prepare import Preparer
+from flexpert_workers.expert.store import ExpertKey, ExpertStore, ResidentExpert
+from flexpert_workers.routing import WorkerAddress
+from flexpert_workers.transport import bind
+
+_WAKE = "inproc://wake-{}"
+
+
+class ExpertWorker:
+    """A stateless worker that computes the experts it was told to hold.
+
+    Two threads serve: one computes (dispatches, on the data socket), one answers on the control socket; a third copies
+    experts in the background.
+
+    Attributes:
+        incarnation: Made anew with every `ExpertWorker`; engines name it in each dispatch.
+    """
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        self.incarnation = secrets.token_hex(8)
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._address: WorkerAddress | None = None
+        self._ending = threading.Event()
+        self._threads: list[tuple[threading.Thread, zmq.Socket[Any]]] = []
+        self._preparer: Preparer | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Where engines dispatch to, once started."""
+        return self._started().endpoint
+
+    @property
+    def control_endpoint(self) -> str:
+        """Where the pool controller and other workers ask, once started."""
+        return self._started().control_endpoint
+
+    def start(self) -> None:
+        """Open the checkpoint, bind and serve; returns when the worker can be asked.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be used.
+        """
+        config = self.config
+        checkpoint = open_checkpoint(config.source, config.dtype)
+        layout = checkpoint.layout
+        store = ExpertStore(
+            checkpoint.num_layers, checkpoint.num_experts, layout.page_bytes, memory_bytes=config.memory_bytes
+        )
+        compute = ExpertCompute(checkpoint.experts_module(), grouped_linear(config.threads))
+        data, control = self._context.socket(zmq.ROUTER), self._context.socket(zmq.ROUTER)
+        self._address = WorkerAddress(
+            config.worker,
+            self.incarnation,
+            endpoint=bind(data, config.bind_host, config.socket_dir),
+            control_endpoint=bind(control, config.bind_host, config.socket_dir),
+        )
+        self._preparer = Preparer(
+            store, checkpoint.read_expert, self._fetch, lambda page: ResidentExpert(page, layout.views(page))
+        )
+        self._preparer.start()
+        dispatches = DispatchServer(
+            config.pool, checkpoint.digest, self.incarnation, _hidden_size(checkpoint), store, compute
+        )
+        controls = ControlServer(config, self._address, checkpoint.digest, store, self._preparer, self._ending.set)
+        self._serve("compute", dispatches.run, data)
+        self._serve("control", controls.run, control)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the worker was asked to end; whether it was."""
+        return self._ending.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Answer what has arrived, stop serving and free everything; may be called twice."""
+        self._ending.set()
+        for thread, wake in self._threads:
+            wake.send(b"")
+            thread.join()
+            wake.close()
+        self._threads.clear()
+        if self._preparer is not None:
+            self._preparer.stop()
+            self._preparer = None
+        self._context.term()
+
+    def _started(self) -> WorkerAddress:
+        if self._address is None:
+            raise RuntimeError("the worker has not been started")
+        return self._address
+
+    def _serve(self, name: str, run: "Callable[[zmq.Socket[Any], zmq.Socket[Any]], None]", sock: Any) -> None:
+        ours, theirs = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
+        ours.bind(_WAKE.format(name))
+        theirs.connect(_WAKE.format(name))
+        thread = threading.Thread(target=run, args=(sock, theirs), name=name, daemon=True)
+        thread.start()
+        self._threads.append((thread, ours))
+
+    def _fetch(self, endpoint: str, key: ExpertKey) -> bytearray:
+        with ControlClient(endpoint, self._context) as peer:
+            return peer.fetch(*key)
+
+
+def _hidden_size(checkpoint: Checkpoint) -> int:
+    """Width of the rows that the experts take and give."""
+    down = next(segment for segment in checkpoint.layout.segments if segment.name == "down_proj")
+    return down.shape[-1 if checkpoint.experts_module().is_transposed else -2]

@@ -1,0 +1,67 @@
+"""Where sockets listen: UNIX sockets between processes of one host, TCP between hosts. Whoever binds calls `bind`."""
+
+import ipaddress
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+_LONGEST_SOCKET_PATH_BYTES = 107
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is reachable from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(sock: "zmq.Socket[Any]", bind_host: str, socket_dir: str) -> str:
+    """Bind `sock` where its peers can reach it and return the endpoint that they connect to.
+
+    Args:
+        sock: An unbound ZeroMQ socket.
+        bind_host: Address to listen on. A loopback address means that all peers are on this host.
+        socket_dir: Folder for UNIX sockets, made when absent; empty for TCP also on a loopback address.
+
+    Raises:
+        ValueError: A socket's path under `socket_dir` would be longer than the 107 bytes that Linux allows.
+    """
+    if socket_dir and is_loopback(bind_host):
+        endpoint = f"ipc://{_socket_path(socket_dir)}"
+        sock.bind(endpoint)
+        return endpoint
+    sock.bind(f"tcp://{bind_host}:*")
+    port = sock.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
+    return f"tcp://{_dialled_host(bind_host)}:{port}"
+
+
+def _socket_path(socket_dir: str) -> Path:
+    path = Path(socket_dir) / secrets.token_hex(6)
+    if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH_BYTES:
+        limit = _LONGEST_SOCKET_PATH_BYTES
+        raise ValueError(f"sockets under {socket_dir} would have paths over {limit} bytes: choose a shorter folder")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def _dialled_host(bind_host: str) -> str:
+    """The address of this host that others dial when a socket listens on `bind_host`."""
+    try:
+        if not ipaddress.ip_address(bind_host).is_unspecified:
+            return bind_host
+    except ValueError:
+        return bind_host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it only makes the kernel choose the outgoing address
+            address: str = probe.getsockname()[0]
+        except OSError:
+            return socket.gethostbyname(socket.gethostname())
+    return address
