@@ -1,0 +1,176 @@
+"""One forward pass as arrays: packed rows, where their keys go, and how attention groups them.
+
+Built by the runner from what the scheduler chose; read by the attention function, once a layer. Decode rows come first,
+sorted by length, so that requests of nearly equal length share one call.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from flexpert_workers.engine.request import Request
+from flexpert_workers.engine.scheduler import Scheduled
+
+MAX_PADDING = 1.5
+"""A decode group is closed when its shortest request would be padded to more than this many times its length …"""
+PADDING_SLACK = 128
+"""… and by more than this many tokens."""
+
+
+@dataclass(frozen=True)
+class DecodeGroup:
+    """Decode rows `start` … `stop` - 1, padded to the longest.
+
+    Attributes:
+        table: [rows, blocks] int64 blocks to gather.
+        mask: [rows, 1, 1, tokens] bool, True where a key counts; None where all do.
+        num_tokens: Keys to look at, of those gathered.
+    """
+
+    start: int
+    stop: int
+    table: torch.Tensor
+    mask: torch.Tensor | None
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows `start` … `stop` - 1 prefill one request, whose first `position` tokens are in the cache already.
+
+    Attributes:
+        table: [1, blocks] int64.
+    """
+
+    start: int
+    stop: int
+    position: int
+    table: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A pass.
+
+    Attributes:
+        scheduled: In the order of their rows.
+        input_ids: [1, rows] int64. `positions` likewise.
+        slots: [rows] int64, where each row's keys and values go.
+        sampled: The requests that get a token, in the order of `logit_rows` [sampled] int64.
+        num_decodes: Rows that are alone of their request; they come first.
+        gather_tokens: Most tokens of one layer to gather for one group, unless a single request has more.
+    """
+
+    scheduled: list[Scheduled]
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    sampled: list[Request]
+    logit_rows: torch.Tensor
+    num_decodes: int
+    block_tokens: int
+    gather_tokens: int
+    _groups: dict[int | None, list[DecodeGroup]] = field(default_factory=dict)
+
+    def decode_groups(self, window: int | None) -> list[DecodeGroup]:
+        """Groups of the decode rows for layers that see the last `window` tokens (None: all)."""
+        if window not in self._groups:
+            self._groups[window] = self._group(window)
+        return self._groups[window]
+
+    @cached_property
+    def chunks(self) -> list[Chunk]:
+        """The prefills."""
+        chunks = []
+        row = self.num_decodes
+        for request, num_tokens in self.scheduled[self.num_decodes :]:
+            position = request.num_computed
+            num_blocks = -(-(position + num_tokens) // self.block_tokens)
+            table = torch.tensor([request.blocks[:num_blocks]])
+            chunks.append(Chunk(row, row + num_tokens, position, table))
+            row += num_tokens
+        return chunks
+
+    def _group(self, window: int | None) -> list[DecodeGroup]:
+        requests = [request for request, _ in self.scheduled[: self.num_decodes]]
+        lengths = np.array([request.num_computed + 1 for request in requests])
+        firsts = np.zeros_like(lengths) if window is None else np.maximum(lengths - window, 0)
+        spans = lengths - firsts
+        return [
+            _decode_group(requests, lengths, firsts, start, stop, self.block_tokens)
+            for start, stop in _cuts(spans.tolist(), self.gather_tokens)
+        ]
+
+
+def build(scheduled: Sequence[Scheduled], block_tokens: int, gather_tokens: int) -> Batch:
+    """The arrays of a pass over `scheduled`."""
+    decodes = sorted((item for item in scheduled if item.num_tokens == 1), key=lambda item: item.request.num_computed)
+    ordered = decodes + [item for item in scheduled if item.num_tokens != 1]
+    counts = np.array([item.num_tokens for item in ordered])
+    starts = np.array([item.request.num_computed for item in ordered])
+    ends = np.cumsum(counts)
+    positions = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+    tokens = np.concatenate([r.tokens[r.num_computed : r.num_computed + n] for r, n in ordered])
+    rows = [end - 1 for end, item in zip(ends.tolist(), ordered, strict=True) if item.samples]
+    return Batch(
+        scheduled=ordered,
+        input_ids=torch.from_numpy(tokens)[None],
+        positions=torch.from_numpy(positions)[None],
+        slots=torch.from_numpy(_slots(ordered, positions, counts, block_tokens)),
+        sampled=[item.request for item in ordered if item.samples],
+        logit_rows=torch.tensor(rows, dtype=torch.int64),
+        num_decodes=len(decodes),
+        block_tokens=block_tokens,
+        gather_tokens=gather_tokens,
+    )
+
+
+def _slots(
+    ordered: Sequence[Scheduled], positions: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], block_tokens: int
+) -> npt.NDArray[np.int64]:
+    """[rows] where each row goes."""
+    bases = np.cumsum([0, *(len(item.request.blocks) for item in ordered[:-1])])
+    tables = np.concatenate([item.request.blocks for item in ordered])
+    blocks = tables[np.repeat(bases, counts) + positions // block_tokens]
+    slots: npt.NDArray[np.int64] = blocks * block_tokens + positions % block_tokens
+    return slots
+
+
+def _cuts(spans: list[int], gather_tokens: int) -> list[tuple[int, int]]:
+    """Ranges of ascending spans in which the longest pads the shortest by not too much, and which fit the workspace."""
+    cuts = [0]
+    for index, span in enumerate(spans):
+        start = cuts[-1]
+        padded = span > MAX_PADDING * spans[start] and span > spans[start] + PADDING_SLACK
+        too_large = index > start and span * (index - start + 1) > gather_tokens
+        if padded or too_large:
+            cuts.append(index)
+    return [(start, stop) for start, stop in zip(cuts, [*cuts[1:], len(spans)], strict=True) if start < stop]
+
+
+def _decode_group(
+    requests: Sequence[Request],
+    lengths: npt.NDArray[np.int64],
+    firsts: npt.NDArray[np.int64],
+    start: int,
+    stop: int,
+    block_tokens: int,
+) -> DecodeGroup:
+    """Gather from the block that holds the first visible token; hide what is before it and behind the last one."""
+    first_blocks = firsts[start:stop] // block_tokens
+    skipped = firsts[start:stop] - first_blocks * block_tokens
+    visible = lengths[start:stop] - first_blocks * block_tokens
+    num_blocks = int(-(-visible.max() // block_tokens))
+    table = np.zeros((stop - start, num_blocks), dtype=np.int64)
+    for row, (request, first) in enumerate(zip(requests[start:stop], first_blocks.tolist(), strict=True)):
+        blocks = request.blocks[first : first + num_blocks]
+        table[row, : len(blocks)] = blocks
+    num_tokens = int(visible.max())
+    columns = np.arange(num_tokens)
+    shown = (columns >= skipped[:, None]) & (columns < visible[:, None])
+    mask = None if shown.all() else torch.from_numpy(shown)[:, None, None, :]
+    return DecodeGroup(start, stop, torch.from_numpy(table), mask, num_tokens)
