@@ -1,0 +1,62 @@
+"""`python -m flexpert_operator`: the operator process, in a cluster or beside the laptop runtime."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import kopf
+
+from flexpert_operator.handlers import operator_registry, reconciler_factory
+from flexpert_operator.kube import Kube, api_client
+from flexpert_operator.settings import IMAGE, Settings, on_a_laptop
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    local = on_a_laptop()
+    default = Settings()
+    options = argparse.ArgumentParser(prog="python -m flexpert_operator", description=__doc__)
+    options.add_argument("--kubeconfig", type=Path, help="file of the cluster to work in (default: the pod's own)")
+    options.add_argument("--namespace", action="append", default=[], help="namespace to look after (default: all)")
+    options.add_argument("--image", default=IMAGE, help="container image of every pod")
+    options.add_argument("--ingress-replicas", type=int, default=1 if local else default.ingress_replicas)
+    options.add_argument("--resync-seconds", type=float, default=2.0 if local else default.resync_s)
+    options.add_argument("--provision-deadline-seconds", type=float, default=default.provision_deadline_s)
+    options.add_argument("--drain-deadline-seconds", type=float, default=default.drain_deadline_s)
+    options.add_argument("--liveness", help="address of the liveness probe, e.g. http://0.0.0.0:8080/healthz")
+    options.add_argument("--verbose", action="store_true", help="log every step")
+    return options
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings that the command line asks for."""
+    default = Settings()
+    return Settings(
+        resync_s=options.resync_seconds,
+        busy_s=min(default.busy_s, options.resync_seconds),
+        image=options.image,
+        ingress_replicas=options.ingress_replicas,
+        provision_deadline_s=options.provision_deadline_seconds,
+        drain_deadline_s=options.drain_deadline_seconds,
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Run the operator until it is told to stop."""
+    options = parser().parse_args(arguments)
+    kopf.configure(verbose=options.verbose, log_format=kopf.LogFormat.FULL)
+    logging.getLogger("kopf.objects").setLevel(logging.INFO if options.verbose else logging.WARNING)
+    settings = settings_of(options)
+    kube = Kube(api_client(options.kubeconfig))
+    kopf.run(
+        registry=operator_registry(reconciler_factory(kube, settings), options.kubeconfig, settings),
+        standalone=True,
+        clusterwide=not options.namespace,
+        namespaces=options.namespace,
+        liveness_endpoint=options.liveness,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,72 @@
+"""Names, labels and annotations of what the operator keeps in Kubernetes; each is built here and nowhere else."""
+
+from flexpert_proto import names as pool_names
+
+GROUP = "flexpert.io"
+VERSION = "v1alpha1"
+PLURAL = "moedeployments"
+KIND = "MoEDeployment"
+API_VERSION = f"{GROUP}/{VERSION}"
+FINALIZER = f"{GROUP}/drain"
+
+RAY_GROUP = "ray.io"
+RAY_VERSION = "v1"
+RAY_PLURAL = "rayclusters"
+RAY_KIND = "RayCluster"
+
+DEPLOYMENT_LABEL = f"{GROUP}/moedeployment"
+ROLE_LABEL = f"{GROUP}/role"
+
+HEAD_ROLE = "head"
+ENGINES_ROLE = "engines"
+EXPERTS_ROLE = "experts"
+INGRESS_ROLE = "ingress"
+
+TERM_ANNOTATION = f"{GROUP}/term"
+INCARNATION_ANNOTATION = f"{GROUP}/term-incarnation"
+MODEL_ANNOTATION = f"{GROUP}/served-model"
+SIZING_ANNOTATION = f"{GROUP}/sizing"
+
+RAY_TOKEN_KEY = "auth_token"
+"""Key of KubeRay's Secret (named after the RayCluster) that holds the cluster's token."""
+
+
+def ray_cluster(name: str) -> str:
+    """Name of the RayCluster of a MoEDeployment."""
+    return name
+
+
+def pool_control_service(name: str) -> str:
+    """Name of the Service in front of the pool controller."""
+    return f"{name}-pool-control"
+
+
+def ingress(name: str) -> str:
+    """Name of the ingress Deployment and of its Service."""
+    return f"{name}-ingress"
+
+
+def labels(name: str, role: str) -> dict[str, str]:
+    """Labels of the pods that play `role` for a MoEDeployment; Services select by them."""
+    return {
+        DEPLOYMENT_LABEL: name,
+        ROLE_LABEL: role,
+        "app.kubernetes.io/part-of": "flexpert",
+        "app.kubernetes.io/instance": name,
+        "app.kubernetes.io/managed-by": "flexpert-operator",
+    }
+
+
+def selector(name: str, role: str | None = None) -> str:
+    """Label selector of the pods of a MoEDeployment, of all of them or of one role."""
+    return f"{DEPLOYMENT_LABEL}={name}" + (f",{ROLE_LABEL}={role}" if role else "")
+
+
+def pool_control_address(name: str, namespace: str) -> str:
+    """Where the pool controller answers, as `flexpert_proto.names.resolve` takes it."""
+    return f"{pool_control_service(name)}.{namespace}.svc:{pool_names.POOL_CONTROL_PORT}"
+
+
+def ingress_address(name: str, namespace: str, port: int) -> str:
+    """Where clients in the cluster reach a port of the ingress."""
+    return f"{ingress(name)}.{namespace}.svc:{port}"

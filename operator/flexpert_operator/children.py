@@ -1,0 +1,94 @@
+"""Makes the objects of a MoEDeployment be as the manifests say; `reconciler` calls it once a reconciliation."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from flexpert_operator import manifests
+from flexpert_operator.api import names
+from flexpert_operator.api.spec import Model, MoEDeployment
+from flexpert_operator.decide.difference import covers
+from flexpert_operator.decide.observation import Event
+from flexpert_operator.decide.sizing import Size
+from flexpert_operator.kube import DEPLOYMENTS, RAY_CLUSTERS, SERVICES, Kube, Object, Resource
+from flexpert_operator.settings import Settings
+
+
+def ensure_children(
+    kube: Kube, settings: Settings, deployment: MoEDeployment, cluster: Object | None, size: Size, model: Model | None
+) -> tuple[Event, ...]:
+    """Create what is missing, correct what differs.
+
+    Args:
+        kube: Where.
+        settings: Image and number of ingresses.
+        deployment: The owner.
+        cluster: The RayCluster as it was read, before its pods were listed.
+        size: Of its groups.
+        model: What the RayCluster serves, once that is known.
+
+    Raises:
+        KubeConflict: The RayCluster was changed since it was read; observe again.
+    """
+    events = ensure_ray_cluster(kube, settings, deployment, cluster, size, model)
+    for resource, wanted in (
+        (SERVICES, manifests.pool_control_service(deployment)),
+        (SERVICES, manifests.ingress_service(deployment)),
+        (DEPLOYMENTS, manifests.ingress_deployment(deployment, settings.image, settings.ingress_replicas)),
+    ):
+        ensure(kube, resource, wanted)
+    return events
+
+
+def ensure(kube: Kube, resource: Resource, wanted: Mapping[str, Any]) -> None:
+    """Create an object, or patch it where it lacks something of `wanted`."""
+    namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
+    live = kube.find(resource, namespace, name)
+    if live is None:
+        kube.create(resource, namespace, wanted)
+    elif not covers(live, wanted):
+        kube.patch(resource, namespace, name, wanted)
+
+
+def ensure_ray_cluster(
+    kube: Kube, settings: Settings, deployment: MoEDeployment, live: Object | None, size: Size, model: Model | None
+) -> tuple[Event, ...]:
+    """Create the RayCluster, or replace its spec if it is still as it was read."""
+    wanted = manifests.ray_cluster(deployment, settings.image, size.engines, size.experts, size.sizing, model)
+    namespace, name = deployment.namespace, names.ray_cluster(deployment.name)
+    if live is None:
+        kube.create(RAY_CLUSTERS, namespace, wanted)
+        return (
+            Event("Created", f"RayCluster {name} with {size.engines.replicas} engines and {size.pods} expert pods"),
+        )
+    if covers(live, wanted):
+        return ()
+    body = copy.deepcopy(live)
+    body["spec"] = wanted["spec"]
+    for key in ("labels", "annotations"):
+        body["metadata"][key] = {**(body["metadata"].get(key) or {}), **wanted["metadata"][key]}
+    body["metadata"]["ownerReferences"] = wanted["metadata"]["ownerReferences"]
+    kube.replace(RAY_CLUSTERS, namespace, name, body)
+    return scale_events(live, wanted)
+
+
+def scale_events(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Event, ...]:
+    """What to say when the size of a group changes."""
+    before = {group["groupName"]: group for group in live["spec"].get("workerGroupSpecs", ())}
+    events = []
+    for group in wanted["spec"]["workerGroupSpecs"]:
+        name, now = group["groupName"], group["replicas"]
+        then = before.get(name, {}).get("replicas", 0)
+        gone = ", ".join(group["scaleStrategy"]["workersToDelete"])
+        if now != then:
+            events.append(Event("Scaling", f"pods of {name}: {then} to {now}{f', deleting {gone}' if gone else ''}"))
+    return tuple(events)
+
+
+def delete_children(kube: Kube, deployment: MoEDeployment) -> None:
+    """Delete all of them; what they own goes in the background."""
+    namespace, name = deployment.namespace, deployment.name
+    kube.delete(DEPLOYMENTS, namespace, names.ingress(name))
+    kube.delete(RAY_CLUSTERS, namespace, names.ray_cluster(name))
+    kube.delete(SERVICES, namespace, names.ingress(name))
+    kube.delete(SERVICES, namespace, names.pool_control_service(name))

@@ -1,0 +1,33 @@
+"""Where the CustomResourceDefinitions are: beside the chart in a checkout, inside the package in a wheel.
+
+The laptop runtime, the CLI and the tests install them from here.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def crd_folder() -> Path:
+    """The folder of the CRDs' YAML files.
+
+    Raises:
+        FileNotFoundError: The installation is broken: neither place exists.
+    """
+    package = Path(__file__).parent
+    places = (package / "crds", package.parents[1] / "charts" / "flexpert" / "crds")
+    for place in places:
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(f"no CustomResourceDefinitions in {' or '.join(map(str, places))}: install flexpert again")
+
+
+def load_crds() -> list[dict[str, Any]]:
+    """All CRDs of the project as objects, in the order of their file names."""
+    return [
+        document
+        for file in sorted(crd_folder().glob("*.yaml"))
+        for document in yaml.safe_load_all(file.read_text())
+        if document
+    ]

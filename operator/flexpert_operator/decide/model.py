@@ -1,0 +1,90 @@
+"""Can the spec be carried out at all? What the schema cannot know: the checkpoint, and whether its experts fit."""
+
+import math
+
+from flexpert_operator.api.spec import Experts, Model, MoEDeployment
+from flexpert_operator.decide.observation import Inspection, ModelFacts, Observation, Problem
+
+
+def source_problem(model: Model) -> Problem | None:
+    """Why the source of a model cannot be served, or None."""
+    if model.source.startswith("hf://"):
+        return Problem(
+            "UnsupportedSource",
+            f"spec.model.source {model.source} is not served by this version: download the checkpoint and write "
+            f"file:///folder or pvc://claim/folder",
+        )
+    return None
+
+
+def change_problem(model: Model, served: Model | None) -> Problem | None:
+    """Why a running pool cannot change to another model, or None."""
+    if served is None or served == model:
+        return None
+    return Problem(
+        "ModelChangeUnsupported",
+        f"spec.model of a running MoEDeployment cannot be changed in this version: {served.source} "
+        f"(revision {served.revision}, dtype {served.dtype}) goes on being served; set it back, or make another "
+        f"MoEDeployment",
+    )
+
+
+def inspection_problem(inspection: Inspection | None) -> Problem | None:
+    """Why the checkpoint was refused, or None."""
+    if inspection is None or inspection.facts is not None:
+        return None
+    return Problem(inspection.reason, inspection.message)
+
+
+def model_problem(deployment: MoEDeployment, observed: Observation) -> Problem | None:
+    """Why `spec.model` cannot be served, or None."""
+    served = observed.cluster.served_model if observed.cluster else None
+    return (
+        source_problem(deployment.model)
+        or change_problem(deployment.model, served)
+        or inspection_problem(observed.inspection)
+    )
+
+
+def facts_of(observed: Observation) -> ModelFacts | None:
+    """What is known of the model that is served or going to be."""
+    if observed.pool is not None and observed.pool.model is not None:
+        return observed.pool.model
+    return observed.inspection.facts if observed.inspection else None
+
+
+def fit_problem(experts: Experts, min_replicas: int, facts: ModelFacts | None) -> Problem | None:
+    """Why the experts do not fit into the workers asked for, or None.
+
+    A worker keeps room for one expert more than it holds, so that a copy can come before another goes.
+    """
+    if facts is None or experts.workers == 0:
+        return None
+    slots = experts.memory_per_worker_bytes // facts.expert_bytes - 1
+    needed = facts.num_experts * min_replicas
+    if slots * experts.workers >= needed:
+        return None
+    per_worker = math.ceil(needed / experts.workers) + 1
+    mebibytes = math.ceil(per_worker * facts.expert_bytes / 2**20)
+    workers = math.ceil(needed / slots) if slots > 0 else None
+    instead = f", or spec.experts.workers to at least {round_up(workers, experts.workers_per_pod)}" if workers else ""
+    return Problem(
+        "ExpertsDoNotFit",
+        f"{needed} expert replicas of {facts.expert_bytes} bytes do not fit into {experts.workers} workers, which have "
+        f"room for {max(slots, 0)} each beside the free one they keep: raise spec.experts.memoryPerWorker to at least "
+        f"{mebibytes}Mi{instead}",
+    )
+
+
+def round_up(number: int, step: int) -> int:
+    """The next multiple of `step`."""
+    return math.ceil(number / step) * step
+
+
+def model_to_serve(deployment: MoEDeployment, observed: Observation) -> Model | None:
+    """The model that is served, or the one of the spec once it was found good; None before."""
+    served = observed.cluster.served_model if observed.cluster else None
+    if served is not None:
+        return served
+    found = observed.inspection is not None and observed.inspection.facts is not None
+    return deployment.model if found and source_problem(deployment.model) is None else None

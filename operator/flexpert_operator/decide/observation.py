@@ -1,0 +1,238 @@
+"""What a reconciliation sees, as frozen values; `reconciler` fills them in from Kubernetes and the pool controller."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from flexpert_operator.api.spec import Model
+from flexpert_operator.decide.sizing_state import Sizing
+from flexpert_placement.types import ExpertId, Placement
+
+
+class Epoch(NamedTuple):
+    """A routing table's number; (0, 0) is none."""
+
+    term: int
+    sequence: int
+
+    def __str__(self) -> str:
+        return f"{self.term}.{self.sequence}"
+
+
+NO_EPOCH = Epoch(0, 0)
+
+
+class MemberState(StrEnum):
+    """State of a worker or of an engine."""
+
+    STARTING = "Starting"
+    READY = "Ready"
+    DRAINING = "Draining"
+    LOST = "Lost"
+
+
+class Cause(StrEnum):
+    """Why a reconfiguration is done."""
+
+    UNKNOWN = "Unknown"
+    SCALE = "Scale"
+    REBALANCE = "Rebalance"
+    FAILURE = "Failure"
+    UPGRADE = "Upgrade"
+    INITIAL = "Initial"
+
+
+class Phase(StrEnum):
+    """How far a reconfiguration is."""
+
+    PENDING = "Pending"
+    PREPARE = "Prepare"
+    COMMIT = "Commit"
+    RETIRE = "Retire"
+    SUCCEEDED = "Succeeded"
+    ROLLED_BACK = "RolledBack"
+    CANCELLED = "Cancelled"
+    FAILED = "Failed"
+
+
+RUNNING_PHASES = (Phase.PENDING, Phase.PREPARE, Phase.COMMIT, Phase.RETIRE)
+UNDONE_PHASES = (Phase.ROLLED_BACK, Phase.CANCELLED, Phase.FAILED)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """An expert worker as the pool controller sees it."""
+
+    id: str
+    pod: str
+    state: MemberState
+    memory_bytes: int
+    resident_bytes: int = 0
+    num_experts: int = 0
+    node: str = ""
+    failure_domain: str = ""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine as the pool controller sees it; `running` and `waiting` count requests."""
+
+    id: str
+    pod: str
+    state: MemberState
+    running: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The running reconfiguration or the last one; times in seconds since the Unix epoch, `finished_at` None: runs."""
+
+    id: str
+    cause: Cause
+    phase: Phase
+    base_epoch: Epoch
+    moved_experts: int = 0
+    moved_bytes: int = 0
+    message: str = ""
+    started_at: float = 0.0
+    finished_at: float | None = None
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def running(self) -> bool:
+        """Whether it goes on."""
+        return self.phase in RUNNING_PHASES
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the pool controller read in the checkpoint; `layers` counts MoE layers, `experts` those of one layer."""
+
+    architecture: str
+    digest: str
+    layers: int
+    experts: int
+    expert_bytes: int
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of all layers."""
+        return self.layers * self.experts
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool as its controller sees it.
+
+    Attributes:
+        term: Granted to this incarnation of the controller; 0 is none yet.
+        loads: Tokens per expert, packed layer * experts + index; empty when nothing is known.
+        generation: Of the MoEDeployment that it was configured with last; 0 is never.
+        message: Why it cannot serve, or empty.
+        lost: Experts without a live replica.
+    """
+
+    incarnation: str
+    term: int = 0
+    epoch: Epoch = NO_EPOCH
+    workers: tuple[Worker, ...] = ()
+    engines: tuple[Engine, ...] = ()
+    placement: Placement = field(default_factory=dict)
+    model: ModelFacts | None = None
+    loads: tuple[int, ...] = ()
+    operation: Operation | None = None
+    generation: int = 0
+    message: str = ""
+    lost: tuple[ExpertId, ...] = ()
+
+    @property
+    def alive(self) -> tuple[Worker, ...]:
+        """Workers that are not lost."""
+        return tuple(worker for worker in self.workers if worker.state is not MemberState.LOST)
+
+    @property
+    def holders(self) -> frozenset[str]:
+        """Ids of the workers that the placement names."""
+        return frozenset(worker for row in self.placement.values() for worker in row)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod of the expert or engine group."""
+
+    name: str
+    terminating: bool = False
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A worker group of the live RayCluster, with its pods as they were listed after the RayCluster was read."""
+
+    replicas: int
+    workers_to_delete: tuple[str, ...] = ()
+    pods: tuple[Pod, ...] = ()
+
+    @property
+    def present(self) -> tuple[Pod, ...]:
+        """Pods that are there to stay."""
+        return tuple(pod for pod in self.pods if not pod.terminating)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The live RayCluster."""
+
+    resource_version: str
+    engines: Group
+    experts: Group
+    sizing: Sizing
+    served_model: Model | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What became of looking at a checkpoint: the facts, or the reason and message of a refusal."""
+
+    facts: ModelFacts | None = None
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All that a reconciliation sees.
+
+    Attributes:
+        now: Seconds since the Unix epoch.
+        cluster: None when there is no RayCluster yet.
+        pool: None when the pool controller does not answer; `pool_error` says why.
+        inspection: Of `spec.model`, None when it was not looked at yet.
+        ingress_ready: Ingress pods that are ready.
+    """
+
+    now: float
+    cluster: Cluster | None = None
+    pool: Pool | None = None
+    pool_error: str = ""
+    inspection: Inspection | None = None
+    ingress_ready: int = 0
+
+
+@dataclass(frozen=True)
+class Event:
+    """An Event to be posted on the MoEDeployment; `reason` is one CamelCase word."""
+
+    reason: str
+    message: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why the spec cannot be carried out; the message says what to change."""
+
+    reason: str
+    message: str

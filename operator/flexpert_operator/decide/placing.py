@@ -1,0 +1,238 @@
+"""When experts have to be placed anew, what the solver is asked, and what its answer becomes.
+
+`placement_request` is asked at every reconciliation; `reconciler` runs the solver on its answer, since that takes
+time, and hands the result to `reconfiguration`.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from flexpert_operator.api.spec import MoEDeployment, PlacementSpec
+from flexpert_operator.decide.observation import (
+    UNDONE_PHASES,
+    Cause,
+    Epoch,
+    MemberState,
+    ModelFacts,
+    Observation,
+    Operation,
+    Pool,
+    Worker,
+)
+from flexpert_placement.plan import make_plan
+from flexpert_placement.solver import imbalance
+from flexpert_placement.types import (
+    Placement,
+    PlacementProblem,
+    PlacementResult,
+    Plan,
+    WorkerCapacity,
+)
+
+FIRST_RETRY_S = 2.0
+LONGEST_RETRY_S = 60.0
+
+
+@dataclass(frozen=True)
+class PlacementRequest:
+    """A question to the solver, and why it is asked."""
+
+    cause: Cause
+    problem: PlacementProblem
+    base_epoch: Epoch
+
+
+@dataclass(frozen=True)
+class Reconfiguration:
+    """A plan to be sent to the pool controller; repeating it with the same id is harmless."""
+
+    operation_id: str
+    base_epoch: Epoch
+    cause: Cause
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The solver's answer in whole numbers, for the status.
+
+    Attributes:
+        objective: Sum over the layers of the makespan, 10000 being perfect balance.
+        bound: Proven lower bound, in the same unit.
+        gap_percent: (objective - bound) / objective.
+    """
+
+    objective: int
+    bound: int
+    gap_percent: int
+
+
+def placement_request(
+    deployment: MoEDeployment,
+    observed: Observation,
+    pods: int,
+    settled: int,
+    victims: tuple[str, ...],
+    solved_at: float,
+) -> PlacementRequest | None:
+    """The question for the solver, or None when nothing has to be, or can be, placed now.
+
+    Args:
+        deployment: What is asked for.
+        observed: What is there.
+        pods: Expert pods to aim for.
+        settled: Expert pods that the pool last ran with.
+        victims: Pods that are to lose their experts.
+        solved_at: When the solver last answered, seconds since the Unix epoch.
+    """
+    pool = observed.pool
+    if pool is None or pool.model is None or pool.term == 0 or (pool.operation is not None and pool.operation.running):
+        return None
+    targets = target_workers(pool, victims)
+    if not targets or len(targets) != pods * deployment.experts.workers_per_pod:
+        return None
+    cause = why(pool, targets, deployment.placement, settled * deployment.experts.workers_per_pod)
+    if cause is None and is_due(deployment.placement, pool, observed.now, solved_at):
+        cause = Cause.REBALANCE
+    if cause is None or must_wait(pool, observed.now):
+        return None
+    return PlacementRequest(cause, problem_of(deployment, pool, pool.model, targets), pool.epoch)
+
+
+def target_workers(pool: Pool, victims: tuple[str, ...]) -> tuple[Worker, ...]:
+    """Ready workers that are to stay."""
+    return tuple(worker for worker in pool.workers if worker.state is MemberState.READY and worker.pod not in victims)
+
+
+def why(pool: Pool, targets: tuple[Worker, ...], spec: PlacementSpec, settled_workers: int) -> Cause | None:
+    """Why the placement does not do as it stands, or None when it does."""
+    wanted = {worker.id for worker in targets}
+    if not pool.placement:
+        return Cause.INITIAL
+    if pool.lost:
+        return Cause.FAILURE
+    if pool.holders != wanted:
+        return Cause.FAILURE if len(wanted) == settled_workers else Cause.SCALE
+    too_few = any(len(row) < spec.min_replicas for row in pool.placement.values())
+    return Cause.SCALE if too_few else None
+
+
+def is_due(spec: PlacementSpec, pool: Pool, now: float, solved_at: float) -> bool:
+    """Whether it is time to see if moving experts pays."""
+    return spec.rebalance.enabled and any(pool.loads) and now - solved_at >= spec.rebalance.interval_s
+
+
+def must_wait(pool: Pool, now: float) -> bool:
+    """Whether the last reconfiguration came to nothing a short time ago; the wait doubles with every attempt."""
+    last = pool.operation
+    if last is None or last.phase not in UNDONE_PHASES or last.finished_at is None:
+        return False
+    delay_s = min(FIRST_RETRY_S * 2.0 ** attempt_of(last.id), LONGEST_RETRY_S)
+    return now - last.finished_at < delay_s
+
+
+def problem_of(
+    deployment: MoEDeployment, pool: Pool, model: ModelFacts, targets: tuple[Worker, ...]
+) -> PlacementProblem:
+    """The solver's question; every worker keeps one expert's bytes free, so that copies can come before others go."""
+    return PlacementProblem(
+        loads=loads_by_layer(pool, model),
+        expert_bytes=model.expert_bytes,
+        workers=tuple(
+            WorkerCapacity(
+                worker.id, max(worker.memory_bytes - model.expert_bytes, 0), failure_domain=worker.failure_domain
+            )
+            for worker in sorted(targets, key=lambda worker: worker.id)
+        ),
+        current=pool.placement,
+        min_replicas=deployment.placement.min_replicas,
+        time_limit_s=deployment.placement.time_limit_s,
+    )
+
+
+def loads_by_layer(pool: Pool, model: ModelFacts) -> tuple[tuple[float, ...], ...]:
+    """[layers, experts] loads, all zero when nothing is known."""
+    packed = pool.loads if len(pool.loads) == model.num_experts else (0,) * model.num_experts
+    return tuple(
+        tuple(float(load) for load in packed[layer * model.experts : (layer + 1) * model.experts])
+        for layer in range(model.layers)
+    )
+
+
+def reconfiguration(
+    deployment: MoEDeployment, pool: Pool, request: PlacementRequest, result: PlacementResult
+) -> Reconfiguration | None:
+    """What to send to the pool controller, or None when the placement can stay as it is."""
+    if request.cause is Cause.REBALANCE and gain_percent(pool, request, result) < rebalance_threshold(deployment):
+        return None
+    alive = frozenset(worker.id for worker in pool.alive)
+    current = {
+        expert: {worker: share for worker, share in row.items() if worker in alive}
+        for expert, row in pool.placement.items()
+    }
+    plan = make_plan(current, result.placement, alive)
+    if not plan.moves and not plan.drops and not pool.lost and request.cause is not Cause.REBALANCE:
+        return None
+    identity = operation_id(deployment.uid, deployment.generation, request, result.placement, pool.operation)
+    return Reconfiguration(identity, request.base_epoch, request.cause, plan)
+
+
+def rebalance_threshold(deployment: MoEDeployment) -> float:
+    """Percent of gain below which nothing is moved; a gain of nothing never counts."""
+    return max(float(deployment.placement.rebalance.min_gain_percent), 1e-6)
+
+
+def gain_percent(pool: Pool, request: PlacementRequest, result: PlacementResult) -> float:
+    """How much better the answer's makespans are than the present placement's, in percent of the latter."""
+    now = imbalance(request.problem.loads, pool.placement, request.problem.workers)
+    then = imbalance(request.problem.loads, result.placement, request.problem.workers)
+    return 100.0 * (now - then) / now
+
+
+def operation_id(
+    uid: str, generation: int, request: PlacementRequest, target: Placement, last: Operation | None
+) -> str:
+    """The same for the same target from the same table, so that a retry is the same operation.
+
+    An operation that came to nothing is not repeated under its id: the number behind the dot counts the attempts.
+    """
+    rows = [[*expert, sorted(row.items())] for expert, row in sorted(target.items())]
+    text = json.dumps([uid, generation, str(request.base_epoch), rows])
+    stem = f"{request.cause.lower()}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    undone = last is not None and last.phase in UNDONE_PHASES and last.base_epoch == request.base_epoch
+    return f"{stem}.{attempt_of(last.id) + 1 if undone and last is not None else 0}"
+
+
+def attempt_of(operation: str) -> int:
+    """Which attempt an operation's id says it is."""
+    _, _, number = operation.rpartition(".")
+    return int(number) if number.isdecimal() else 0
+
+
+def solution_of(request: PlacementRequest, result: PlacementResult) -> Solution:
+    """The answer in whole numbers."""
+    speeds = sum(worker.speed for worker in request.problem.workers)
+    even = sum(sum(row) or len(row) for row in request.problem.loads) / speeds
+    return Solution(
+        objective=round(10000 * result.objective / even),
+        bound=round(10000 * result.bound / even),
+        gap_percent=round(100 * result.gap),
+    )
+
+
+def imbalance_percent(pool: Pool) -> int | None:
+    """Load of the busiest worker above the average, in percent; None when nothing is placed or loaded."""
+    if pool.model is None or not pool.placement or not any(pool.loads):
+        return None
+    holders = sorted(pool.holders)
+    workers = tuple(WorkerCapacity(worker, 0) for worker in holders)
+    return round(100 * (imbalance(loads_by_layer(pool, pool.model), pool.placement, workers) - 1))
+
+
+def question_of(request: PlacementRequest | None) -> tuple[object, ...] | None:
+    """What makes two questions the same: asked again without need, a question whose answer was to stay is skipped."""
+    if request is None or request.cause is Cause.REBALANCE:
+        return None
+    problem = request.problem
+    return (request.base_epoch, problem.workers, problem.min_replicas, problem.expert_bytes)

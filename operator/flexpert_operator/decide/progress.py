@@ -1,0 +1,77 @@
+"""Events: each step of a reconfiguration, workers that were lost, and changes of conditions. Each is told once."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flexpert_operator.api.conditions import DEGRADED, READY, Condition
+from flexpert_operator.decide.observation import Event, MemberState, Operation, Phase, Pool
+
+STEPS = (Phase.PREPARE, Phase.COMMIT, Phase.RETIRE, Phase.SUCCEEDED)
+"""The phases that a reconfiguration goes through when all is well; a later one implies the earlier ones."""
+
+
+def operation_events(told_id: str | None, told_phase: str | None, operation: Operation | None) -> tuple[Event, ...]:
+    """The steps of `operation` that were not told yet.
+
+    Args:
+        told_id: Id of the operation in the status.
+        told_phase: Its phase there.
+        operation: As the pool controller has it.
+    """
+    if operation is None:
+        return ()
+    before = Phase(told_phase) if told_id == operation.id and told_phase else Phase.PENDING
+    if before is operation.phase:
+        return ()
+    if operation.phase in STEPS:
+        first = STEPS.index(before) + 1 if before in STEPS else 0
+        return tuple(step_event(operation, phase) for phase in STEPS[first : STEPS.index(operation.phase) + 1])
+    return (undone_event(operation),) if operation.phase is not Phase.PENDING else ()
+
+
+def step_event(operation: Operation, phase: Phase) -> Event:
+    """What to say of a step, with its duration where it is known."""
+    durations = {name.lower(): seconds for name, seconds in operation.phase_seconds.items()}
+    if phase is Phase.SUCCEEDED:
+        moved = f"{operation.moved_experts} experts, {operation.moved_bytes} bytes moved"
+        took = f" in {(operation.finished_at or operation.started_at) - operation.started_at:.3f} s"
+        return Event("ReconfigurationSucceeded", f"{operation.cause} {operation.id}: {moved}{took}")
+    seconds = durations.get(phase.lower())
+    took = f" took {seconds:.3f} s" if seconds is not None else " has begun"
+    return Event(f"Reconfiguration{phase}", f"{operation.cause} {operation.id}: {phase.lower()}{took}")
+
+
+def undone_event(operation: Operation) -> Event:
+    """What to say of an operation that came to nothing."""
+    return Event(
+        f"Reconfiguration{operation.phase}",
+        f"{operation.cause} {operation.id}: {operation.message or 'the old placement stands'}",
+        warning=True,
+    )
+
+
+def worker_events(before: Pool | None, after: Pool | None) -> tuple[Event, ...]:
+    """Workers that served when they were last seen and are lost or gone now."""
+    if before is None or after is None:
+        return ()
+    alive = {worker.id for worker in after.alive}
+    return tuple(
+        Event(
+            "WorkerLost", f"worker {worker.id} on pod {worker.pod} was lost; its experts are placed anew", warning=True
+        )
+        for worker in before.workers
+        if worker.state is MemberState.READY and worker.id not in alive
+    )
+
+
+def condition_events(old: Iterable[Mapping[str, Any]], new: Iterable[Condition]) -> tuple[Event, ...]:
+    """Changes of Ready and Degraded that a user wants to be told."""
+    before = {condition["type"]: (condition["status"], condition["reason"]) for condition in old}
+    events = []
+    for condition in new:
+        changed = before.get(condition.type) != (str(condition.status), condition.reason)
+        if changed and condition.type == READY and condition.status == "True":
+            events.append(Event("Ready", condition.message))
+        if changed and condition.type == DEGRADED and condition.status == "True":
+            events.append(Event(condition.reason, condition.message, warning=True))
+    return tuple(events)

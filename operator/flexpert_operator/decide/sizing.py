@@ -1,0 +1,207 @@
+"""How many pods each group has, and which of them go: the only place where a size is decided.
+
+Growth raises `replicas`. A shrink chooses victims, has them drained, and when they hold nothing takes them away in one
+patch that names them; names that are not in the fresh pod list are never sent, for KubeRay would then delete another
+pod. Growth that does not come in time is taken back.
+"""
+
+from dataclasses import dataclass, replace
+
+from flexpert_operator.api.spec import Experts, MoEDeployment
+from flexpert_operator.decide.model import facts_of, fit_problem
+from flexpert_operator.decide.observation import (
+    Cluster,
+    Event,
+    Group,
+    MemberState,
+    Observation,
+    Pool,
+    Problem,
+    Worker,
+)
+from flexpert_operator.decide.sizing_state import FailedGrowth, Sizing
+
+
+@dataclass(frozen=True)
+class GroupSize:
+    """What a worker group of the RayCluster shall say."""
+
+    replicas: int
+    workers_to_delete: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is decided about sizes.
+
+    Attributes:
+        pods: Expert pods that the pool is to run with in the end.
+        sizing: To be remembered.
+        problem: Why `pods` is not what the spec asks for.
+    """
+
+    engines: GroupSize
+    experts: GroupSize
+    pods: int
+    sizing: Sizing
+    problem: Problem | None = None
+    events: tuple[Event, ...] = ()
+
+
+def decide_size(deployment: MoEDeployment, observed: Observation, provision_deadline_s: float, retry_s: float) -> Size:
+    """Sizes of both groups, given what is asked for and what is there."""
+    if observed.cluster is None:
+        return first_size(deployment, observed)
+    cluster, spec = observed.cluster, deployment.experts
+    sizing, events = note_failure(deployment, observed, cluster.sizing, provision_deadline_s, retry_s)
+    pods, problem = effective_pods(deployment, observed, sizing)
+    if sizing.failed is not None and cluster.sizing.failed is None and sizing.settled > 0:
+        group, sizing = withdraw(cluster, observed.pool, sizing)
+    else:
+        group, sizing = step(cluster.experts, sizing, pods, spec, observed)
+    if group.replicas != cluster.experts.replicas:
+        sizing = replace(sizing, since=observed.now)
+    if is_settled(group, sizing, pods, spec, observed.pool):
+        sizing = replace(sizing, settled=pods)
+    engines = engine_size(deployment.engines.replicas, cluster.engines, observed.pool)
+    return Size(engines, group, pods, sizing, problem, events)
+
+
+def first_size(deployment: MoEDeployment, observed: Observation) -> Size:
+    """Sizes of a RayCluster that does not exist yet."""
+    pods = deployment.experts.pods
+    return Size(GroupSize(deployment.engines.replicas), GroupSize(pods), pods, Sizing(since=observed.now))
+
+
+def note_failure(
+    deployment: MoEDeployment, observed: Observation, sizing: Sizing, deadline_s: float, retry_s: float
+) -> tuple[Sizing, tuple[Event, ...]]:
+    """Forget a failed growth that is to be tried again; note one whose pods did not come in time."""
+    failed, cluster, spec = sizing.failed, observed.cluster, deployment.experts
+    if failed is not None:
+        came = observed.pool is not None and count_ready(observed.pool) >= spec.workers
+        again = came or failed.generation != deployment.generation or observed.now - failed.at >= retry_s
+        return (replace(sizing, failed=None, since=observed.now), ()) if again else (sizing, ())
+    growing = cluster is not None and cluster.experts.replicas > sizing.settled and spec.pods > sizing.settled
+    late = observed.now - sizing.since >= deadline_s
+    if not (growing and late) or observed.pool is None or count_ready(observed.pool) >= spec.workers:
+        return sizing, ()
+    event = Event(
+        "ProvisionFailed",
+        f"{spec.pods} pods of expert workers were not ready within {deadline_s:.0f} s",
+        warning=True,
+    )
+    return replace(sizing, failed=FailedGrowth(spec.pods, deployment.generation, observed.now)), (event,)
+
+
+def effective_pods(deployment: MoEDeployment, observed: Observation, sizing: Sizing) -> tuple[int, Problem | None]:
+    """Expert pods to aim for: what the spec asks for, or what ran before while that cannot be had."""
+    spec = deployment.experts
+    problem = fit_problem(spec, deployment.placement.min_replicas, facts_of(observed))
+    if problem is None and sizing.failed is not None:
+        problem = provision_problem(observed, sizing.failed, spec)
+    keeps = problem is not None and sizing.settled > 0
+    return (sizing.settled if keeps else spec.pods), problem
+
+
+def provision_problem(observed: Observation, failed: FailedGrowth, spec: Experts) -> Problem:
+    """Why the size asked for could not be had, with what the pods say."""
+    pods = observed.cluster.experts.pods if observed.cluster else ()
+    said = "; ".join(sorted({pod.message for pod in pods if pod.message}))
+    return Problem(
+        "ProvisionFailed",
+        f"the pods for {spec.workers} workers did not come{': ' + said if said else ''}. Free or add nodes, lower "
+        f"spec.experts.resources, or set spec.experts.workers back; it is tried again later",
+    )
+
+
+def withdraw(cluster: Cluster, pool: Pool | None, sizing: Sizing) -> tuple[GroupSize, Sizing]:
+    """Back to the settled size: of the pods that hold nothing, the new ones go."""
+    group = cluster.experts
+    surplus = max(group.replicas - sizing.settled, 0)
+    empty = [pod.name for pod in group.present if not holds(pool, pod.name)]
+    victims = tuple(sorted(empty, reverse=True)[:surplus])
+    return GroupSize(sizing.settled, victims), replace(sizing, victims=())
+
+
+def step(group: Group, sizing: Sizing, pods: int, spec: Experts, observed: Observation) -> tuple[GroupSize, Sizing]:
+    """One step of the expert group towards `pods`."""
+    present = {pod.name for pod in group.present}
+    victims = tuple(name for name in sizing.victims if name in present)
+    staying = group.replicas - len(victims)
+    if pods > staying:
+        kept = max(len(victims) - (pods - staying), 0)
+        victims = victims[:kept]
+        return GroupSize(pods + kept, still_there(group)), replace(sizing, victims=victims)
+    if pods < staying and len(present) >= group.replicas and not still_there(group):
+        victims += choose_victims(group, observed.pool, victims, staying - pods)
+    return dismiss(group, replace(sizing, victims=victims), pods, observed.pool)
+
+
+def choose_victims(group: Group, pool: Pool | None, chosen: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """`count` more pods to be drained: those whose workers hold least, the newest name first among equals."""
+    candidates = [pod.name for pod in group.present if pod.name not in chosen]
+    candidates.sort(reverse=True)
+    return tuple(sorted(candidates, key=lambda name: resident_bytes(pool, name))[:count])
+
+
+def dismiss(group: Group, sizing: Sizing, pods: int, pool: Pool | None) -> tuple[GroupSize, Sizing]:
+    """Take the drained victims away in one patch; with nobody left to hold an expert, drained is all there is."""
+    gone = tuple(name for name in sizing.victims if pool is not None and (pods == 0 or is_drained(pool, name)))
+    left = tuple(name for name in sizing.victims if name not in gone)
+    return GroupSize(group.replicas - len(gone), still_there(group) + gone), replace(sizing, victims=left)
+
+
+def still_there(group: Group) -> tuple[str, ...]:
+    """Pods named for deletion earlier that KubeRay has not deleted yet; the rest of the list is cleared."""
+    names = {pod.name for pod in group.pods}
+    return tuple(name for name in group.workers_to_delete if name in names)
+
+
+def engine_size(replicas: int, group: Group, pool: Pool | None) -> GroupSize:
+    """Size of the engine group: up at once; down by the pods whose engine is gone, once the pool has let it go."""
+    pending = still_there(group)
+    if replicas >= group.replicas:
+        return GroupSize(replicas, pending)
+    if pool is None or len(group.present) < group.replicas or pending:
+        return GroupSize(group.replicas, pending)
+    busy = {engine.pod for engine in pool.engines if engine.state is not MemberState.LOST}
+    idle = sorted((pod.name for pod in group.present if pod.name not in busy), reverse=True)
+    gone = tuple(idle[: group.replicas - replicas])
+    return GroupSize(group.replicas - len(gone), gone)
+
+
+def is_settled(group: GroupSize, sizing: Sizing, pods: int, spec: Experts, pool: Pool | None) -> bool:
+    """Whether the pool runs with the size aimed for: every worker ready, none on its way out."""
+    if pool is None or sizing.victims or group.replicas != pods:
+        return False
+    return pods == 0 or (count_ready(pool) == pods * spec.workers_per_pod and pool.epoch.sequence > 0)
+
+
+def count_ready(pool: Pool) -> int:
+    """Workers that are ready."""
+    return sum(worker.state is MemberState.READY for worker in pool.workers)
+
+
+def workers_on(pool: Pool | None, pod: str) -> tuple[Worker, ...]:
+    """Live workers of a pod."""
+    return tuple(worker for worker in pool.alive if worker.pod == pod) if pool else ()
+
+
+def resident_bytes(pool: Pool | None, pod: str) -> int:
+    """Bytes of experts that the workers of a pod hold."""
+    return sum(worker.resident_bytes for worker in workers_on(pool, pod))
+
+
+def holds(pool: Pool | None, pod: str) -> bool:
+    """Whether the placement names a worker of the pod, or one of them still has experts."""
+    if pool is None:
+        return True
+    return any(worker.num_experts > 0 or worker.id in pool.holders for worker in workers_on(pool, pod))
+
+
+def is_drained(pool: Pool, pod: str) -> bool:
+    """Whether a pod can go: nobody on it holds or is about to get anything."""
+    leaving = all(worker.state is MemberState.DRAINING for worker in workers_on(pool, pod))
+    operating = pool.operation is not None and pool.operation.running
+    return leaving and not holds(pool, pod) and not operating

@@ -1,0 +1,213 @@
+"""The status of a MoEDeployment, from what was observed and decided. Written by `reconciler` when it differs."""
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flexpert_operator.api import names
+from flexpert_operator.api.conditions import DEGRADED, PROGRESSING, READY, Condition, ConditionStatus, merge_conditions
+from flexpert_operator.api.spec import Json, MoEDeployment
+from flexpert_operator.decide.observation import (
+    UNDONE_PHASES,
+    MemberState,
+    Observation,
+    Operation,
+    Pool,
+    Problem,
+)
+from flexpert_operator.decide.placing import Solution, imbalance_percent
+from flexpert_operator.decide.sizing import Size, count_ready
+
+IMBALANCE_STEP = 2
+"""Percent by which the imbalance has to change before the status is written for it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a reconciliation has to tell beside what it observed.
+
+    Attributes:
+        solution: The solver's answer, None when it was not asked.
+        local_endpoints: What the ingress's addresses resolve to on this host, where that differs.
+    """
+
+    size: Size
+    problem: Problem | None
+    solution: Solution | None = None
+    local_endpoints: Mapping[str, str] | None = None
+
+
+def rfc3339(seconds: float) -> str:
+    """A time of the Unix epoch as Kubernetes writes it."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def from_rfc3339(text: str | None) -> float:
+    """Seconds since the Unix epoch of such a time; 0 when there is none."""
+    return datetime.datetime.fromisoformat(text).timestamp() if text else 0.0
+
+
+def build_status(deployment: MoEDeployment, observed: Observation, outcome: Outcome) -> dict[str, Any]:
+    """The whole status; what cannot be observed now stays as it was."""
+    old, pool = deployment.status, observed.pool
+    conditions = decide_conditions(deployment, observed, outcome)
+    status: dict[str, Any] = dict(old)
+    status["observedGeneration"] = deployment.generation
+    status["selector"] = names.selector(deployment.name, names.EXPERTS_ROLE)
+    status["endpoints"] = endpoints(deployment, outcome.local_endpoints or {})
+    status["conditions"] = merge_conditions(
+        old.get("conditions", ()), conditions, deployment.generation, rfc3339(observed.now)
+    )
+    status["engines"] = engines_status(deployment, pool, old.get("engines", {}))
+    status["experts"] = experts_status(deployment, pool, old.get("experts", {}))
+    if outcome.solution is not None:
+        status["placement"] = {
+            "objective": outcome.solution.objective,
+            "bound": outcome.solution.bound,
+            "gapPercent": outcome.solution.gap_percent,
+            "solvedAt": rfc3339(observed.now),
+        }
+    if pool is not None and pool.operation is not None:
+        status["lastReconfiguration"] = operation_status(pool.operation, observed.now)
+    return status
+
+
+def endpoints(deployment: MoEDeployment, local: Mapping[str, str]) -> dict[str, str]:
+    """Where clients reach the ingress."""
+    found = {
+        "grpc": names.ingress_address(deployment.name, deployment.namespace, deployment.serving.grpc_port),
+        "http": names.ingress_address(deployment.name, deployment.namespace, deployment.serving.http_port),
+    }
+    here = {"localGrpc": local.get("grpc"), "localHttp": local.get("http")}
+    return found | {key: address for key, address in here.items() if address}
+
+
+def engines_status(deployment: MoEDeployment, pool: Pool | None, old: Json) -> dict[str, int]:
+    """`status.engines`."""
+    ready = ready_engines(pool) if pool else old.get("ready", 0)
+    return {"desired": deployment.engines.replicas, "ready": ready}
+
+
+def experts_status(deployment: MoEDeployment, pool: Pool | None, old: Json) -> dict[str, Any]:
+    """`status.experts`."""
+    if pool is None:
+        return (
+            {"workers": 0, "ready": 0, "replicas": 0, "residentBytes": 0}
+            | dict(old)
+            | {"desired": deployment.experts.workers}
+        )
+    found: dict[str, Any] = {
+        "desired": deployment.experts.workers,
+        "workers": len(pool.alive),
+        "ready": count_ready(pool),
+        "replicas": sum(worker.num_experts for worker in pool.alive),
+        "residentBytes": sum(worker.resident_bytes for worker in pool.alive),
+    }
+    if pool.epoch.term > 0:
+        found["epoch"] = str(pool.epoch)
+    imbalance = imbalance_percent(pool)
+    before = old.get("imbalancePercent")
+    if imbalance is not None and before is not None and abs(imbalance - before) < IMBALANCE_STEP:
+        imbalance = before
+    if imbalance is not None:
+        found["imbalancePercent"] = imbalance
+    return found
+
+
+def operation_status(operation: Operation, now: float) -> dict[str, Any]:
+    """`status.lastReconfiguration`; its duration is set once it has ended."""
+    found: dict[str, Any] = {
+        "id": operation.id,
+        "cause": str(operation.cause),
+        "phase": str(operation.phase),
+        "movedExperts": operation.moved_experts,
+        "movedBytes": operation.moved_bytes,
+    }
+    if operation.finished_at is not None:
+        found["durationMilliseconds"] = round(1000 * (operation.finished_at - operation.started_at))
+    return found
+
+
+def ready_engines(pool: Pool) -> int:
+    """Engines that take requests."""
+    return sum(engine.state is MemberState.READY for engine in pool.engines)
+
+
+def decide_conditions(deployment: MoEDeployment, observed: Observation, outcome: Outcome) -> tuple[Condition, ...]:
+    """Ready, Progressing and Degraded."""
+    return (
+        ready_condition(deployment, observed),
+        progressing_condition(deployment, observed, outcome),
+        degraded_condition(deployment, observed, outcome.problem),
+    )
+
+
+def ready_condition(deployment: MoEDeployment, observed: Observation) -> Condition:
+    """Whether a request that comes now is answered."""
+    no, pool = ConditionStatus.FALSE, observed.pool
+    if pool is None:
+        was = {condition["type"]: condition["status"] for condition in deployment.status.get("conditions", ())}
+        served = was.get(READY) in (ConditionStatus.TRUE, ConditionStatus.UNKNOWN)
+        status = ConditionStatus.UNKNOWN if served else no
+        return Condition(
+            READY, status, "ControllerUnreachable", f"the pool controller does not answer: {observed.pool_error}"
+        )
+    if deployment.experts.workers == 0 and count_ready(pool) == 0:
+        return Condition(READY, no, "Idle", "spec.experts.workers is 0; requests wait until there are workers")
+    if not pool.placement:
+        return Condition(READY, no, "WaitingForPlacement", f"no expert is placed yet{suffix(pool.message)}")
+    if pool.lost:
+        return Condition(READY, no, "ExpertsLost", f"{len(pool.lost)} experts have no live replica; requests wait")
+    if ready_engines(pool) == 0:
+        return Condition(READY, no, "WaitingForEngines", f"no engine is ready{suffix(pool.message)}")
+    if observed.ingress_ready == 0:
+        return Condition(READY, no, "WaitingForIngress", "no ingress is ready")
+    return Condition(READY, ConditionStatus.TRUE, "Serving", "requests are answered")
+
+
+def progressing_condition(deployment: MoEDeployment, observed: Observation, outcome: Outcome) -> Condition:
+    """Whether something is under way to bring about what the spec asks for."""
+    step = step_under_way(deployment, observed, outcome)
+    if step is None:
+        return Condition(PROGRESSING, ConditionStatus.FALSE, "Settled", "nothing is under way")
+    return Condition(PROGRESSING, ConditionStatus.TRUE, *step)
+
+
+def step_under_way(deployment: MoEDeployment, observed: Observation, outcome: Outcome) -> tuple[str, str] | None:
+    """Reason and message of what is under way, or None."""
+    pool, size = observed.pool, outcome.size
+    if pool is None:
+        return "WaitingForController", f"the pool controller does not answer yet: {observed.pool_error}"
+    if pool.operation is not None and pool.operation.running:
+        return "Reconfiguring", f"{pool.operation.cause} {pool.operation.id}"
+    if size.sizing.victims:
+        return "Draining", f"pods {', '.join(size.sizing.victims)} are losing their experts"
+    wanted = size.pods * deployment.experts.workers_per_pod
+    if count_ready(pool) < wanted:
+        return "WaitingForWorkers", f"{count_ready(pool)} of {wanted} workers are ready"
+    if len(pool.alive) > wanted:
+        return "RemovingWorkers", f"{len(pool.alive) - wanted} workers are going"
+    if ready_engines(pool) != deployment.engines.replicas:
+        return "WaitingForEngines", f"{ready_engines(pool)} of {deployment.engines.replicas} engines are ready"
+    if outcome.problem is None and wanted > 0 and (not pool.placement or size.sizing.settled != size.pods):
+        return "WaitingForPlacement", "the experts are about to be placed"
+    return ("WaitingForIngress", "no ingress is ready") if observed.ingress_ready == 0 else None
+
+
+def degraded_condition(deployment: MoEDeployment, observed: Observation, problem: Problem | None) -> Condition:
+    """Whether the spec cannot be carried out, or the pool is less than it says."""
+    yes, pool = ConditionStatus.TRUE, observed.pool
+    if problem is not None:
+        return Condition(DEGRADED, yes, problem.reason, problem.message)
+    if pool is not None and pool.operation is not None and pool.operation.phase in UNDONE_PHASES:
+        message = f"{pool.operation.id} came to nothing and is tried again: {pool.operation.message}"
+        return Condition(DEGRADED, yes, "ReconfigurationFailed", message)
+    if pool is not None and pool.message and pool.placement and deployment.experts.workers > 0:
+        return Condition(DEGRADED, yes, "PoolDegraded", pool.message)
+    return Condition(DEGRADED, ConditionStatus.FALSE, "AsExpected", "the spec can be carried out")
+
+
+def suffix(message: str) -> str:
+    """A message behind a colon, or nothing."""
+    return f": {message}" if message else ""

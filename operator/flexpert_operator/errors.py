@@ -1,0 +1,61 @@
+"""What goes wrong when the operator talks to others.
+
+OperatorError
+├── KubeError             the API server refused or did not answer; `reconciler` is called again
+│   ├── KubeUnavailable   no answer, or one that says to come back
+│   ├── KubeConflict      somebody else changed the object, or made it first
+│   ├── KubeNotFound      there is no such object
+│   └── KubeRefused       it will not be accepted as it is; the message is the API server's
+└── PoolError             the pool controller refused or did not answer
+    ├── PoolUnavailable   no answer
+    ├── PoolRefused       a precondition does not hold (stale epoch, another incarnation); observe again
+    └── ModelRefused      a checkpoint cannot be served; `reason` is for the condition, the message for the user
+"""
+
+
+class OperatorError(Exception):
+    """Root of the tree."""
+
+
+class KubeError(OperatorError):
+    """The API server refused or did not answer."""
+
+
+class KubeUnavailable(KubeError):
+    """No answer in time, or one that says to come back."""
+
+
+class KubeConflict(KubeError):
+    """The object was changed or made by somebody else since it was read."""
+
+
+class KubeNotFound(KubeError):
+    """There is no such object."""
+
+
+class KubeRefused(KubeError):
+    """The request will not be accepted as it is."""
+
+
+class PoolError(OperatorError):
+    """The pool controller refused or did not answer."""
+
+
+class PoolUnavailable(PoolError):
+    """No answer in time."""
+
+
+class PoolRefused(PoolError):
+    """A precondition does not hold."""
+
+
+class ModelRefused(PoolError):
+    """A checkpoint cannot be served.
+
+    Attributes:
+        reason: One CamelCase word.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -1,0 +1,155 @@
+"""The one module that calls the Kubernetes API, apart from kopf's own watching. `reconciler` and `cli` use it.
+
+One function, `Kube.request`, owns the URL, the time-outs and the translation of errors.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.rest import ApiException
+
+from flexpert_operator.api import names
+from flexpert_operator.errors import KubeConflict, KubeError, KubeNotFound, KubeRefused, KubeUnavailable
+
+Object = dict[str, Any]
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 15.0
+MERGE_PATCH = "application/merge-patch+json"
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A namespaced resource of the API; `group` is empty for the core."""
+
+    group: str
+    version: str
+    plural: str
+
+    def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
+        """Path of the collection, of an object of it, or of an object's subresource."""
+        base = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        parts = [base, "namespaces", quote(namespace), self.plural, quote(name), subresource]
+        return "/".join(part for part in parts if part)
+
+
+MOE_DEPLOYMENTS = Resource(names.GROUP, names.VERSION, names.PLURAL)
+RAY_CLUSTERS = Resource(names.RAY_GROUP, names.RAY_VERSION, names.RAY_PLURAL)
+DEPLOYMENTS = Resource("apps", "v1", "deployments")
+SERVICES = Resource("", "v1", "services")
+PODS = Resource("", "v1", "pods")
+
+
+def api_client(kubeconfig: Path | None) -> client.ApiClient:
+    """A client for the cluster of a kubeconfig file, or for the cluster that this process runs in."""
+    configuration = client.Configuration()
+    if kubeconfig is None:
+        config.load_incluster_config(client_configuration=configuration)
+    else:
+        config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
+    configuration.retries = urllib3.Retry(0)
+    return client.ApiClient(configuration)
+
+
+class Kube:
+    """Reads and writes objects as plain dictionaries. Safe to use from several threads."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self._api = api
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        """One call of the API.
+
+        Raises:
+            KubeUnavailable, KubeConflict, KubeNotFound, KubeRefused: As the answer says.
+        """
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        call = self._api.param_serialize(method, path, header_params=headers, auth_settings=["BearerToken"])
+        method, url, headers, _, _ = call
+        if query:
+            url = f"{url}?{urlencode(query)}"
+        try:
+            answer = self._api.call_api(
+                method, url, headers, dict(body) if body else None, _request_timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+            )
+            data = answer.read()
+        except ApiException as refusal:
+            raise translate(refusal) from refusal
+        except urllib3.exceptions.HTTPError as failure:
+            raise KubeUnavailable(f"{method} {path}: {failure}") from failure
+        if not 200 <= answer.status < 300:
+            raise translate(ApiException(http_resp=answer))
+        found: Object = json.loads(data)
+        return found
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        """An object; raises `KubeNotFound`."""
+        return self.request("GET", resource.path(namespace, name))
+
+    def find(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        """An object, or None when there is none."""
+        try:
+            return self.get(resource, namespace, name)
+        except KubeNotFound:
+            return None
+
+    def list(self, resource: Resource, namespace: str, selector: str) -> list[Object]:
+        """The objects that carry the labels of `selector`, as the server has them now."""
+        found = self.request("GET", resource.path(namespace), query={"labelSelector": selector})
+        items: list[Object] = found["items"]
+        return items
+
+    def create(self, resource: Resource, namespace: str, body: Mapping[str, Any]) -> Object:
+        """Make an object; raises `KubeConflict` when it exists."""
+        return self.request("POST", resource.path(namespace), body)
+
+    def replace(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
+        """Write a whole object; raises `KubeConflict` when its resourceVersion is not the newest."""
+        return self.request("PUT", resource.path(namespace, name), body)
+
+    def patch(
+        self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any], subresource: str = ""
+    ) -> Object:
+        """Merge `body` into an object (RFC 7386); with a resourceVersion in it, `KubeConflict` when that is old."""
+        return self.request("PATCH", resource.path(namespace, name, subresource), body, content_type=MERGE_PATCH)
+
+    def delete(self, resource: Resource, namespace: str, name: str) -> None:
+        """Delete an object; its dependents go in the background. It may be gone already."""
+        try:
+            self.request("DELETE", resource.path(namespace, name), query={"propagationPolicy": "Background"})
+        except KubeNotFound:
+            return
+
+
+def translate(refusal: ApiException) -> KubeError:
+    """The exception of our own tree for one of the client's."""
+    message = message_of(refusal)
+    kinds: dict[int, type[KubeError]] = {
+        404: KubeNotFound,
+        409: KubeConflict,
+        410: KubeUnavailable,
+        429: KubeUnavailable,
+    }
+    status = refusal.status or 503
+    return kinds.get(status, KubeUnavailable if status >= 500 else KubeRefused)(message)
+
+
+def message_of(refusal: ApiException) -> str:
+    """The message of the `Status` object in an answer, or the answer itself."""
+    try:
+        return str(json.loads(refusal.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return f"{refusal.status} {refusal.reason}: {refusal.body}"

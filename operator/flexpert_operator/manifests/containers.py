@@ -1,0 +1,74 @@
+"""Parts of pod templates that the head, the groups and the ingress share: environment, volumes, resources."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from flexpert_operator.api.quantities import to_cores
+from flexpert_operator.api.spec import MoEDeployment, Resources
+from flexpert_proto import names as pool_names
+
+MODEL_VOLUME = "model"
+
+SECURITY_CONTEXT: Mapping[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def variables(values: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Environment entries with plain values."""
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def from_field(name: str, path: str) -> dict[str, Any]:
+    """Environment entry that the kubelet fills in from a field of the pod."""
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
+def pool_environment(deployment: MoEDeployment, threads: int) -> list[dict[str, Any]]:
+    """Environment of every container that belongs to the pool."""
+    pool = {"uid": deployment.uid, "name": deployment.name, "namespace": deployment.namespace}
+    return [
+        *variables(
+            {
+                pool_names.ENV_POOL: json.dumps(pool),
+                pool_names.ENV_THREADS: str(threads),
+                pool_names.ENV_BIND_HOST: "0.0.0.0",
+                pool_names.ENV_SOCKET_DIR: "/tmp/flexpert",
+                "OMP_WAIT_POLICY": "PASSIVE",
+            }
+        ),
+        from_field(pool_names.ENV_POD, "metadata.name"),
+        from_field(pool_names.ENV_NODE, "spec.nodeName"),
+    ]
+
+
+def resources(spec: Resources, cores: int, memory_bytes: int) -> dict[str, Any]:
+    """A container's resources: what the spec says, and where it is silent, limits of `cores` and `memory_bytes`."""
+    limits: dict[str, str | int] = {"cpu": cores, "memory": memory_bytes, **spec.limits}
+    requests = {**limits, **spec.requests}
+    return {
+        "limits": {name: str(quantity) for name, quantity in limits.items()},
+        "requests": {name: str(quantity) for name, quantity in requests.items()},
+    }
+
+
+def cores_of(container_resources: Mapping[str, Any]) -> int:
+    """Whole cores of a container's limit, at least one."""
+    return max(math.floor(to_cores(container_resources["limits"]["cpu"])), 1)
+
+
+def model_volumes(deployment: MoEDeployment) -> list[dict[str, Any]]:
+    """The claim that holds the checkpoint, where the source names one."""
+    url = urlsplit(deployment.model.source)
+    if url.scheme != "pvc":
+        return []
+    return [{"name": MODEL_VOLUME, "persistentVolumeClaim": {"claimName": url.netloc, "readOnly": True}}]
+
+
+def model_mounts(deployment: MoEDeployment) -> list[dict[str, Any]]:
+    """Where containers find that claim: `flexpert_proto.names.model_path` looks there."""
+    url = urlsplit(deployment.model.source)
+    if url.scheme != "pvc":
+        return []
+    return [{"name": MODEL_VOLUME, "mountPath": f"{pool_names.VOLUMES_ROOT}/{url.netloc}", "readOnly": True}]

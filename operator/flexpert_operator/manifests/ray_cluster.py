@@ -1,0 +1,202 @@
+"""The RayCluster of a MoEDeployment: a head without processors, a group of engines, a group of expert workers.
+
+Sizes are the operator's own business (`decide.sizing`), so Ray's in-tree autoscaler is off and the bounds of the
+groups are so wide that they never act.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from flexpert_operator.api import names
+from flexpert_operator.api.spec import Model, MoEDeployment, Resources
+from flexpert_operator.decide.sizing import GroupSize
+from flexpert_operator.decide.sizing_state import Sizing
+from flexpert_operator.manifests import containers
+from flexpert_operator.manifests.metadata import child_metadata
+from flexpert_operator.settings import RAY_VERSION
+from flexpert_proto import names as pool_names
+
+MAX_PODS = 4096
+GRACE_S = 60
+DRAIN_S = 30
+HEAD_MEMORY_BYTES = 4 * 2**30
+PROCESS_MEMORY_BYTES = 2 * 2**30
+"""What a Ray node's own processes and a Python process with torch take beside the weights."""
+
+RAY_ENVIRONMENT: Mapping[str, str] = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S),
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def ray_cluster(
+    deployment: MoEDeployment,
+    image: str,
+    engines: GroupSize,
+    experts: GroupSize,
+    sizing: Sizing,
+    served_model: Model | None,
+) -> dict[str, Any]:
+    """The RayCluster with both groups at the sizes given; what has to be remembered stands in its annotations."""
+    metadata = child_metadata(deployment, names.ray_cluster(deployment.name), names.HEAD_ROLE)
+    metadata["annotations"] = {names.SIZING_ANNOTATION: sizing.encode()}
+    if served_model is not None:
+        metadata["annotations"][names.MODEL_ANNOTATION] = json.dumps(asdict(served_model), sort_keys=True)
+    return {
+        "apiVersion": f"{names.RAY_GROUP}/{names.RAY_VERSION}",
+        "kind": names.RAY_KIND,
+        "metadata": metadata,
+        "spec": {
+            "rayVersion": RAY_VERSION,
+            "enableInTreeAutoscaling": False,
+            "authOptions": {"mode": "token"},
+            "upgradeStrategy": {"type": "None"},
+            "headGroupSpec": head_group(deployment, image),
+            "workerGroupSpecs": [
+                engines_group(deployment, image, engines),
+                experts_group(deployment, image, experts),
+            ],
+        },
+    }
+
+
+def head_group(deployment: MoEDeployment, image: str) -> dict[str, Any]:
+    """The head: it takes no work but the pool controller, which the launcher beside it starts."""
+    return {
+        "rayStartParams": {
+            "num-cpus": "0",
+            "resources": ray_resources({pool_names.HEAD_RESOURCE: 1}),
+            "include-dashboard": "false",
+        },
+        "template": pod_template(
+            deployment, names.HEAD_ROLE, [head_container(deployment, image), launcher_container(deployment, image)]
+        ),
+    }
+
+
+def head_container(deployment: MoEDeployment, image: str) -> dict[str, Any]:
+    """The Ray head itself, whose command KubeRay makes of `rayStartParams`."""
+    head = ray_container(deployment, image, "ray-head", containers.resources(Resources(), 1, HEAD_MEMORY_BYTES))
+    head["ports"] = [{"name": "gcs-server", "containerPort": 6379, "protocol": "TCP"}]
+    head["readinessProbe"] = {"tcpSocket": {"port": "gcs-server"}, "periodSeconds": 5, "failureThreshold": 6}
+    return head
+
+
+def launcher_container(deployment: MoEDeployment, image: str) -> dict[str, Any]:
+    """Creates the pool controller where there is none; ready when the controller answers."""
+    port = pool_names.POOL_CONTROL_PORT_NAME
+    number = pool_names.POOL_CONTROL_PORT
+    token = {
+        "name": "RAY_AUTH_TOKEN",
+        "valueFrom": {
+            "secretKeyRef": {"name": names.ray_cluster(deployment.name), "key": names.RAY_TOKEN_KEY, "optional": True}
+        },
+    }
+    launcher = ray_container(
+        deployment, image, "pool-launcher", containers.resources(Resources(), 1, PROCESS_MEMORY_BYTES)
+    )
+    launcher["command"] = ["python", "-m", "flexpert_workers.serving.head"]
+    launcher["env"] += [token, *containers.variables({pool_names.port_variable(port): str(number)})]
+    launcher["ports"] = [{"name": port, "containerPort": number, "protocol": "TCP"}]
+    launcher["readinessProbe"] = {"tcpSocket": {"port": port}, "periodSeconds": 2, "failureThreshold": 3}
+    return launcher
+
+
+def engines_group(deployment: MoEDeployment, image: str, size: GroupSize) -> dict[str, Any]:
+    """One engine a pod."""
+    spec = deployment.engines
+    memory = spec.kv_cache_bytes + 2 * PROCESS_MEMORY_BYTES
+    return worker_group(
+        deployment,
+        image,
+        names.ENGINES_ROLE,
+        size,
+        {pool_names.ENGINE_RESOURCE: 1},
+        containers.resources(spec.resources, 1, memory),
+    )
+
+
+def experts_group(deployment: MoEDeployment, image: str, size: GroupSize) -> dict[str, Any]:
+    """`workersPerPod` expert workers a pod."""
+    spec = deployment.experts
+    workers = spec.workers_per_pod
+    memory = workers * (spec.memory_per_worker_bytes + PROCESS_MEMORY_BYTES) + PROCESS_MEMORY_BYTES
+    return worker_group(
+        deployment,
+        image,
+        names.EXPERTS_ROLE,
+        size,
+        {pool_names.WORKER_RESOURCE: workers},
+        containers.resources(spec.resources, workers, memory),
+    )
+
+
+def worker_group(
+    deployment: MoEDeployment,
+    image: str,
+    role: str,
+    size: GroupSize,
+    ray: Mapping[str, int],
+    container_resources: dict[str, Any],
+) -> dict[str, Any]:
+    """A group whose Ray nodes offer the custom resources `ray`."""
+    worker = ray_container(deployment, image, "ray-worker", container_resources)
+    worker["readinessProbe"] = {
+        "exec": {"command": ["sh", "-c", "test -S /tmp/ray/session_latest/sockets/raylet"]},
+        "periodSeconds": 2,
+        "failureThreshold": 15,
+    }
+    return {
+        "groupName": role,
+        "replicas": size.replicas,
+        "minReplicas": 0,
+        "maxReplicas": MAX_PODS,
+        "numOfHosts": 1,
+        "scaleStrategy": {"workersToDelete": list(size.workers_to_delete)},
+        "rayStartParams": {
+            "num-cpus": str(containers.cores_of(container_resources)),
+            "resources": ray_resources(ray),
+        },
+        "template": pod_template(deployment, role, [worker]),
+    }
+
+
+def ray_container(
+    deployment: MoEDeployment, image: str, name: str, container_resources: dict[str, Any]
+) -> dict[str, Any]:
+    """What every container of the RayCluster has in common."""
+    return {
+        "name": name,
+        "image": image,
+        "env": [
+            *containers.pool_environment(deployment, containers.cores_of(container_resources)),
+            *containers.variables(RAY_ENVIRONMENT),
+        ],
+        "resources": container_resources,
+        "securityContext": dict(containers.SECURITY_CONTEXT),
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, *containers.model_mounts(deployment)],
+    }
+
+
+def pod_template(deployment: MoEDeployment, role: str, pod_containers: list[dict[str, Any]]) -> dict[str, Any]:
+    """A pod template with our labels, by which Services select and pods are listed."""
+    return {
+        "metadata": {"labels": names.labels(deployment.name, role)},
+        "spec": {
+            "terminationGracePeriodSeconds": GRACE_S,
+            "containers": pod_containers,
+            "volumes": [
+                {"name": "shm", "emptyDir": {"medium": "Memory"}},
+                *containers.model_volumes(deployment),
+            ],
+        },
+    }
+
+
+def ray_resources(amounts: Mapping[str, int]) -> str:
+    """Custom resources as `rayStartParams` takes them: JSON in double quotes, since KubeRay hands it to a shell."""
+    return json.dumps(json.dumps(dict(amounts), separators=(",", ":")))

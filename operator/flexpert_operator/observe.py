@@ -1,0 +1,88 @@
+"""Reads what a reconciliation decides on: the RayCluster and its pods, in that order, and the pool controller."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flexpert_operator.api import names
+from flexpert_operator.api.spec import Model, MoEDeployment
+from flexpert_operator.decide.observation import Cluster, Group, Pod
+from flexpert_operator.decide.sizing_state import Sizing
+from flexpert_operator.kube import PODS, RAY_CLUSTERS, Kube, Object
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was read from Kubernetes; `raw` is the RayCluster as it came."""
+
+    raw: Object | None
+    cluster: Cluster | None
+    ingress_ready: int
+
+
+def read_cluster(kube: Kube, deployment: MoEDeployment) -> Seen:
+    """The RayCluster, and then the pods, so that the list of pods is never older than the sizes it is checked with."""
+    raw = kube.find(RAY_CLUSTERS, deployment.namespace, names.ray_cluster(deployment.name))
+    pods = kube.list(PODS, deployment.namespace, names.selector(deployment.name))
+    ingress = [pod for pod in pods if role_of(pod) == names.INGRESS_ROLE]
+    cluster = parse_cluster(raw, pods) if raw is not None else None
+    return Seen(raw, cluster, sum(is_ready(pod) for pod in ingress))
+
+
+def parse_cluster(raw: Mapping[str, Any], pods: list[Object]) -> Cluster:
+    """The RayCluster with the pods of its groups."""
+    annotations = raw["metadata"].get("annotations") or {}
+    served = annotations.get(names.MODEL_ANNOTATION)
+    return Cluster(
+        resource_version=raw["metadata"]["resourceVersion"],
+        engines=parse_group(raw, names.ENGINES_ROLE, pods),
+        experts=parse_group(raw, names.EXPERTS_ROLE, pods),
+        sizing=Sizing.decode(annotations.get(names.SIZING_ANNOTATION)),
+        served_model=Model(**json.loads(served)) if served else None,
+    )
+
+
+def parse_group(raw: Mapping[str, Any], role: str, pods: list[Object]) -> Group:
+    """A worker group; one that somebody removed has no pods asked for."""
+    specs = {group["groupName"]: group for group in raw["spec"].get("workerGroupSpecs", ())}
+    spec = specs.get(role, {})
+    return Group(
+        replicas=spec.get("replicas", 0),
+        workers_to_delete=tuple((spec.get("scaleStrategy") or {}).get("workersToDelete") or ()),
+        pods=tuple(parse_pod(pod) for pod in pods if role_of(pod) == role and not is_over(pod)),
+    )
+
+
+def parse_pod(pod: Mapping[str, Any]) -> Pod:
+    """A pod, with what keeps it from running."""
+    metadata = pod["metadata"]
+    return Pod(metadata["name"], metadata.get("deletionTimestamp") is not None, hindrance(pod.get("status") or {}))
+
+
+def hindrance(status: Mapping[str, Any]) -> str:
+    """Why a pod does not run: it cannot be scheduled, or a container waits for something; empty when it runs."""
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return str(condition.get("message", ""))
+    for container in status.get("containerStatuses") or ():
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("message"):
+            return f"{waiting.get('reason', 'Waiting')}: {waiting['message']}"
+    return ""
+
+
+def role_of(pod: Mapping[str, Any]) -> str:
+    """Our role label of a pod."""
+    return str((pod["metadata"].get("labels") or {}).get(names.ROLE_LABEL, ""))
+
+
+def is_over(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod has ended."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
+def is_ready(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod's readiness probes pass."""
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

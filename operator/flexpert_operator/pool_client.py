@@ -1,0 +1,252 @@
+"""The one module that calls `PoolControl`; it turns protobuf messages into the values that decisions are made of."""
+
+from collections.abc import Callable
+
+import grpc
+
+from flexpert_operator.api.spec import Model, MoEDeployment
+from flexpert_operator.decide.observation import (
+    Cause,
+    Engine,
+    Epoch,
+    MemberState,
+    ModelFacts,
+    Operation,
+    Phase,
+    Pool,
+    Worker,
+)
+from flexpert_operator.decide.placing import Reconfiguration
+from flexpert_operator.errors import ModelRefused, PoolError, PoolRefused, PoolUnavailable
+from flexpert_placement.types import ExpertId, Placement, Plan
+from flexpert_proto import names as pool_names
+from flexpert_proto import pool_pb2 as pb
+from flexpert_proto.pool_pb2_grpc import PoolControlStub
+
+CALL_TIMEOUT_S = 10.0
+INSPECT_TIMEOUT_S = 120.0
+MAX_MESSAGE_BYTES = 64 * 2**20
+
+STATES = {0: MemberState.STARTING, 1: MemberState.READY, 2: MemberState.DRAINING, 3: MemberState.LOST}
+CAUSES = {
+    pb.CAUSE_UNSPECIFIED: Cause.UNKNOWN,
+    pb.SCALE: Cause.SCALE,
+    pb.REBALANCE: Cause.REBALANCE,
+    pb.FAILURE: Cause.FAILURE,
+    pb.UPGRADE: Cause.UPGRADE,
+    pb.INITIAL: Cause.INITIAL,
+}
+PHASES = {
+    pb.PENDING: Phase.PENDING,
+    pb.PREPARE: Phase.PREPARE,
+    pb.COMMIT: Phase.COMMIT,
+    pb.RETIRE: Phase.RETIRE,
+    pb.SUCCEEDED: Phase.SUCCEEDED,
+    pb.ROLLED_BACK: Phase.ROLLED_BACK,
+    pb.CANCELLED: Phase.CANCELLED,
+    pb.FAILED: Phase.FAILED,
+}
+MODEL_REFUSALS = {
+    grpc.StatusCode.NOT_FOUND: "ModelNotFound",
+    grpc.StatusCode.FAILED_PRECONDITION: "ModelRefused",
+    grpc.StatusCode.INVALID_ARGUMENT: "ModelRefused",
+}
+UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
+
+class PoolClient:
+    """Talks to the controller of one pool. Used by one thread at a time.
+
+    The address is resolved anew after every failure, since a new controller may be elsewhere.
+    """
+
+    def __init__(self, address: str, resolve: Callable[[str], str] = pool_names.resolve) -> None:
+        self._address = address
+        self._resolve = resolve
+        self._channel: grpc.Channel | None = None
+
+    def close(self) -> None:
+        """Forget the connection; the next call makes another."""
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
+
+    def get_pool(self) -> Pool:
+        """What the controller sees; raises `PoolUnavailable`."""
+        request = pb.GetPoolRequest(with_placement=True, with_loads=True)
+        try:
+            return pool_of(self._stub().GetPool(request, timeout=CALL_TIMEOUT_S))
+        except grpc.RpcError as failure:
+            raise self._translate(failure) from failure
+
+    def inspect_model(self, model: Model) -> ModelFacts:
+        """Look at a checkpoint; raises `ModelRefused` with what to change, or `PoolUnavailable`."""
+        request = pb.InspectModelRequest(model=model_message(model))
+        try:
+            return facts_of(self._stub().InspectModel(request, timeout=INSPECT_TIMEOUT_S))
+        except grpc.RpcError as failure:
+            reason = MODEL_REFUSALS.get(failure.code())
+            if reason is not None:
+                raise ModelRefused(reason, failure.details() or "") from failure
+            raise self._translate(failure) from failure
+
+    def configure(self, deployment: MoEDeployment, model: Model, incarnation: str, term: int, engines: int) -> None:
+        """Grant `term` to `incarnation` and say what the pool is for; raises `PoolRefused`."""
+        request = pb.ConfigureRequest(
+            incarnation=incarnation,
+            term=term,
+            generation=deployment.generation,
+            spec=spec_message(deployment, model, engines),
+        )
+        try:
+            self._stub().Configure(request, timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError as failure:
+            raise self._translate(failure) from failure
+
+    def drain(self, workers: tuple[str, ...], undo: bool) -> None:
+        """Have workers lose their experts at the next reconfiguration, or take that back."""
+        try:
+            self._stub().Drain(pb.DrainRequest(workers=workers, undo=undo), timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError as failure:
+            raise self._translate(failure) from failure
+
+    def reconfigure(self, wanted: Reconfiguration) -> Operation:
+        """Begin a reconfiguration, or find the one with the same id; raises `PoolRefused` on a stale base."""
+        request = pb.ReconfigureRequest(
+            operation_id=wanted.operation_id,
+            base_epoch=pb.Epoch(term=wanted.base_epoch.term, sequence=wanted.base_epoch.sequence),
+            cause=next(number for number, cause in CAUSES.items() if cause is wanted.cause),
+            plan=plan_message(wanted.plan),
+        )
+        try:
+            return operation_of(self._stub().Reconfigure(request, timeout=CALL_TIMEOUT_S))
+        except grpc.RpcError as failure:
+            raise self._translate(failure) from failure
+
+    def _stub(self) -> PoolControlStub:
+        if self._channel is None:
+            options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
+            self._channel = grpc.insecure_channel(self._resolve(self._address), options=options)
+        return PoolControlStub(self._channel)
+
+    def _translate(self, failure: grpc.RpcError) -> PoolError:
+        if failure.code() in UNAVAILABLE:
+            self.close()
+            return PoolUnavailable(f"{self._address}: {failure.details()}")
+        return PoolRefused(f"{failure.code().name}: {failure.details()}")
+
+
+def model_message(model: Model) -> pb.Model:
+    """A model as the pool controller takes it."""
+    return pb.Model(source=model.source, revision=model.revision, dtype=model.dtype)
+
+
+def spec_message(deployment: MoEDeployment, model: Model, engines: int) -> pb.PoolSpec:
+    """What the pool is for, with the model and the number of engines it is to have now."""
+    return pb.PoolSpec(
+        uid=deployment.uid,
+        name=deployment.name,
+        namespace=deployment.namespace,
+        model=model_message(model),
+        engines=pb.EngineSpec(
+            replicas=engines,
+            max_batch_tokens=deployment.engines.max_batch_tokens,
+            kv_cache_bytes=deployment.engines.kv_cache_bytes,
+        ),
+        experts=pb.ExpertSpec(
+            workers_per_pod=deployment.experts.workers_per_pod,
+            memory_per_worker_bytes=deployment.experts.memory_per_worker_bytes,
+        ),
+    )
+
+
+def plan_message(plan: Plan) -> pb.Plan:
+    """A plan as the pool controller takes it; every move ends with the checkpoint's file as a source."""
+    return pb.Plan(
+        moves=[
+            pb.Move(expert=expert_message(move.expert), target=move.target, sources=[*move.sources, ""])
+            for move in plan.moves
+        ],
+        target=[
+            pb.Replica(expert=expert_message(expert), worker=worker, share=share)
+            for expert, row in sorted(plan.target.items())
+            for worker, share in sorted(row.items())
+        ],
+    )
+
+
+def expert_message(expert: ExpertId) -> pb.Expert:
+    """An expert's layer and index."""
+    return pb.Expert(layer=expert.layer, index=expert[1])
+
+
+def pool_of(message: pb.Pool) -> Pool:
+    """The pool as decisions see it."""
+    return Pool(
+        incarnation=message.incarnation,
+        term=message.term,
+        epoch=epoch_of(message.epoch),
+        workers=tuple(worker_of(worker) for worker in message.workers),
+        engines=tuple(engine_of(engine) for engine in message.engines),
+        placement=placement_of(message),
+        model=facts_of(message.model) if message.HasField("model") else None,
+        loads=tuple(message.loads),
+        operation=operation_of(message.operation) if message.HasField("operation") else None,
+        generation=message.generation,
+        message=message.message,
+        lost=tuple(ExpertId(expert.layer, expert.index) for expert in message.lost),
+    )
+
+
+def placement_of(message: pb.Pool) -> Placement:
+    """The placement in force."""
+    placement: dict[ExpertId, dict[str, float]] = {}
+    for replica in message.placement:
+        row = placement.setdefault(ExpertId(replica.expert.layer, replica.expert.index), {})
+        row[replica.worker] = replica.share
+    return placement
+
+
+def worker_of(message: pb.Worker) -> Worker:
+    """A worker as decisions see it."""
+    return Worker(
+        id=message.id,
+        pod=message.pod,
+        state=STATES[message.state],
+        memory_bytes=message.memory_bytes,
+        resident_bytes=message.resident_bytes,
+        num_experts=len(message.experts),
+        node=message.node,
+        failure_domain=message.failure_domain,
+    )
+
+
+def engine_of(message: pb.Engine) -> Engine:
+    """An engine as decisions see it."""
+    return Engine(message.id, message.pod, STATES[message.state], message.running, message.waiting)
+
+
+def facts_of(message: pb.ModelInfo) -> ModelFacts:
+    """A checkpoint's facts as decisions see them."""
+    return ModelFacts(message.architecture, message.digest, message.layers, message.experts, message.expert_bytes)
+
+
+def epoch_of(message: pb.Epoch) -> Epoch:
+    """An epoch as decisions see it."""
+    return Epoch(message.term, message.sequence)
+
+
+def operation_of(message: pb.Operation) -> Operation:
+    """An operation as decisions see it."""
+    return Operation(
+        id=message.id,
+        cause=CAUSES[message.cause],
+        phase=PHASES[message.phase],
+        base_epoch=epoch_of(message.base_epoch),
+        moved_experts=message.moved_experts,
+        moved_bytes=message.moved_bytes,
+        message=message.message,
+        started_at=message.started_at,
+        finished_at=message.finished_at or None,
+        phase_seconds=dict(message.phase_seconds),
+    )

@@ -1,0 +1,39 @@
+"""What an operator process is told about itself; `__main__` fills it in from the command line."""
+
+import os
+from dataclasses import dataclass
+
+from flexpert_proto import names
+
+RAY_VERSION = "2.60.0"
+IMAGE = "ghcr.io/flexpert/flexpert:0.1.0"
+
+
+def on_a_laptop() -> bool:
+    """Whether the laptop runtime plays the cluster: it tells every process where its Services are."""
+    return names.ENV_SERVICES in os.environ
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of an operator process.
+
+    Attributes:
+        resync_s: Seconds between two reconciliations of an object that does not change.
+        busy_s: The same while something is under way.
+        image: Container image of every pod.
+        ingress_replicas: Ingress processes of a MoEDeployment.
+        provision_deadline_s: Time that new pods have to come, before the old size is restored.
+        retry_s: Time after which a failed growth is tried again.
+        inspect_retry_s: Time after which a checkpoint that was refused is looked at again.
+        drain_deadline_s: Time that running requests have to end when a MoEDeployment is deleted.
+    """
+
+    resync_s: float = 10.0
+    busy_s: float = 0.5
+    image: str = IMAGE
+    ingress_replicas: int = 2
+    provision_deadline_s: float = 600.0
+    retry_s: float = 300.0
+    inspect_retry_s: float = 15.0
+    drain_deadline_s: float = 60.0
