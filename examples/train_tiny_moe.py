@@ -299,7 +299,7 @@ def describe(report: Report) -> str:
     bits = report.loss / math.log(2) / report.bytes_per_token
     loads = "\n".join(f"| {layer} | {' | '.join(map(str, row))} |" for layer, row in enumerate(report.loads))
     num_experts = len(report.loads[0])
-    shown = "\n\n".join(f"`{prompt}`\n\n```python\n{prompt}{text}\n```" for prompt, text in report.completions.items())
+    shown = "\n\n".join(f"`{prompt}`\n\n```text\n{prompt}{text}\n```" for prompt, text in report.completions.items())
     return f"""\
 ## Measured on held-out files
 
