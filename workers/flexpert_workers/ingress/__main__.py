@@ -1,0 +1,44 @@
+"""`python -m flexpert_workers.ingress`: one ingress as a process, configured by its environment (see `config.py`).
+
+Prints one line of JSON when it listens. SIGTERM or SIGINT drains it; a second one ends it at once.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+
+from flexpert_workers.ingress.config import IngressConfig, from_environment
+from flexpert_workers.ingress.server import running
+
+
+async def serve(config: IngressConfig) -> None:
+    """Run an ingress until a signal comes."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    async with running(config) as ingress:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        ready = {"grpc_port": ingress.grpc_port, "http_port": ingress.http_port, "pid": os.getpid()}
+        print(json.dumps(ready), flush=True)
+        await stopping.wait()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def main() -> int:
+    """Read the environment and serve."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s ingress %(levelname)s %(message)s")
+    try:
+        config = from_environment(os.environ)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    asyncio.run(serve(config))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

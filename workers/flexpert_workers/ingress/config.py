@@ -1,0 +1,70 @@
+"""The configuration of an ingress, and how `__main__` reads it from the environment."""
+
+import json
+from collections.abc import Mapping
+
+import msgspec
+
+from flexpert_proto import names
+
+
+class IngressConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What an ingress is told.
+
+    Attributes:
+        pool_control: Address of the pool controller, as `names.resolve` takes it.
+        model_name: Name of the MoEDeployment that is served; "" to take the pool's own.
+        bind_host: Interface to listen on.
+        grpc_port: 0 for any free one.
+        http_port: 0 for any free one.
+        max_streams: Streams open at once; one more is refused.
+        max_waiting: New requests that wait for an engine at once; one more is refused.
+        engine_wait_s: How long a request waits for an engine, at its start and after the loss of one.
+        hang_timeout_s: An engine that says nothing for so long, though asked, counts as lost.
+        drain_grace_s: How long open streams may go on after SIGTERM.
+    """
+
+    pool_control: str
+    model_name: str = ""
+    bind_host: str = "127.0.0.1"
+    grpc_port: int = 0
+    http_port: int = 0
+    max_streams: int = 1024
+    max_waiting: int = 256
+    engine_wait_s: float = 60.0
+    hang_timeout_s: float = 60.0
+    drain_grace_s: float = 25.0
+
+
+def from_environment(environment: Mapping[str, str]) -> IngressConfig:
+    """The configuration that a manifest gave to this container.
+
+    Raises:
+        ValueError: A variable is missing or malformed; the message names it.
+    """
+    if not environment.get(names.ENV_POOL_CONTROL):
+        raise ValueError(f"{names.ENV_POOL_CONTROL} is not set: give it the address of the pool controller")
+    defaults = IngressConfig(pool_control=environment[names.ENV_POOL_CONTROL])
+    return msgspec.structs.replace(
+        defaults,
+        model_name=_model_name(environment.get(names.ENV_POOL, "")),
+        bind_host=environment.get(names.ENV_BIND_HOST, "0.0.0.0"),
+        grpc_port=_number(environment, names.port_variable(names.GRPC_PORT_NAME), 9000),
+        http_port=_number(environment, names.port_variable(names.HTTP_PORT_NAME), 8000),
+    )
+
+
+def _model_name(pool: str) -> str:
+    if not pool:
+        return ""
+    try:
+        return str(json.loads(pool)["name"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{names.ENV_POOL} must be JSON like {{"uid", "name", "namespace"}}: {error}') from error
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    try:
+        return int(environment.get(name, default))
+    except ValueError as error:
+        raise ValueError(f"{name} must be a port number: {error}") from error

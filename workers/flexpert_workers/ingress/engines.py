@@ -1,0 +1,51 @@
+"""Asks the pool controller which engines there are, and keeps the last answer while the controller is away.
+
+`server.py` runs it for the life of the process; each answer goes to the fleet.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+
+from flexpert_proto import names, pool_pb2, pool_pb2_grpc
+from flexpert_workers.ingress.fleet import EngineFacts
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 2.0
+_CHANNEL_OPTIONS = (("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 5_000))
+
+
+async def watch_engines(address: str, tell: Callable[[pool_pb2.EngineList], None]) -> None:
+    """Give each list of engines to `tell`, for ever; dial again, at the address of the moment, when the stream ends."""
+    pause_s = FIRST_PAUSE_S
+    while True:
+        try:
+            async with grpc.aio.insecure_channel(names.resolve(address), options=_CHANNEL_OPTIONS) as channel:
+                async for engines in pool_pb2_grpc.PoolMembershipStub(channel).WatchEngines(
+                    pool_pb2.WatchEnginesRequest()
+                ):
+                    pause_s = FIRST_PAUSE_S
+                    tell(engines)
+        except grpc.aio.AioRpcError as error:
+            log.info("pool controller at %s: %s %s", names.resolve(address), error.code().name, error.details())
+        await asyncio.sleep(pause_s)
+        pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+
+
+def engine_facts(engines: pool_pb2.EngineList) -> list[EngineFacts]:
+    """The engines of a list that can be dialled."""
+    return [
+        EngineFacts(
+            id=engine.id,
+            endpoint=engine.endpoint,
+            ready=engine.state == pool_pb2.Engine.READY,
+            load=engine.running + engine.waiting,
+        )
+        for engine in engines.engines
+        if engine.endpoint and engine.state in (pool_pb2.Engine.READY, pool_pb2.Engine.DRAINING)
+    ]

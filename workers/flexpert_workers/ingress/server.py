@@ -1,0 +1,173 @@
+"""An ingress as a whole: gRPC and HTTP servers, the watch on the engines, and the links to them. Run by `__main__`.
+
+ingress = Ingress(config)
+await ingress.start()       # ports are known from here on
+await ingress.stop()        # takes no more requests, lets open streams end within the grace
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+
+import grpc.aio
+import uvicorn
+import zmq.asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from flexpert_proto import generation_pb2_grpc, pool_pb2
+from flexpert_workers.ingress.admission import Admission
+from flexpert_workers.ingress.balancer import Balancer
+from flexpert_workers.ingress.config import IngressConfig
+from flexpert_workers.ingress.engines import engine_facts, watch_engines
+from flexpert_workers.ingress.fleet import Fleet
+from flexpert_workers.ingress.http import make_app
+from flexpert_workers.ingress.link import EngineLink, LinkListener
+from flexpert_workers.ingress.model import ModelHolder
+from flexpert_workers.ingress.service import SERVICE_NAME, GenerationService
+
+log = logging.getLogger(__name__)
+
+HEALTH_PERIOD_S = 0.2
+
+
+class Ingress:
+    """One ingress; started and stopped within one event loop.
+
+    Attributes:
+        grpc_port: Where it serves gRPC, after `start`.
+        http_port: Where it serves HTTP, after `start`.
+    """
+
+    def __init__(self, config: IngressConfig) -> None:
+        self._config = config
+        self._context = zmq.asyncio.Context()
+        self._models = ModelHolder()
+        self._fleet = Fleet(self._connect, time.monotonic, max_waiting=config.max_waiting)
+        self._balancer = Balancer(self._fleet, time.monotonic, engine_wait_s=config.engine_wait_s)
+        self._admission = Admission(config.max_streams, time.monotonic)
+        self._service = GenerationService(
+            self._models, self._balancer, self._admission, engine_wait_s=config.engine_wait_s
+        )
+        self._health = health_aio.HealthServicer()
+        self._grpc = grpc.aio.server()
+        app = make_app(lambda: self.ready, self.numbers)
+        self._http = _HttpServer(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
+        self._http_task: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
+        self._lists: asyncio.Queue[pool_pb2.EngineList] = asyncio.Queue()
+        self._seen_engine = False
+        self._draining = False
+        self.grpc_port = 0
+        self.http_port = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests may come: not before the first engine did, and not while draining.
+
+        The loss of the engines does not change it: requests wait for the next one.
+        """
+        self._seen_engine = self._seen_engine or self._fleet.num_up > 0
+        return self._models.known and self._seen_engine and not self._draining
+
+    async def start(self) -> None:
+        """Listen, and begin to look for engines.
+
+        Raises:
+            OSError: A port cannot be had.
+        """
+        await self._start_grpc()
+        await self._start_http()
+        self._watches = [
+            asyncio.create_task(watch_engines(self._config.pool_control, self._lists.put_nowait)),
+            asyncio.create_task(self._follow_lists()),
+            asyncio.create_task(self._follow_health()),
+        ]
+
+    async def stop(self) -> None:
+        """Take no more requests, let open streams end within the grace, then end everything."""
+        self._draining = True
+        await self._health.enter_graceful_shutdown()
+        await self._grpc.stop(self._config.drain_grace_s)
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        self._http.should_exit = True
+        if self._http_task is not None:
+            await self._http_task
+        self._fleet.close()
+        self._context.term()
+
+    def numbers(self) -> Mapping[str, float]:
+        """Metrics, for Prometheus."""
+        counts = self._service.counts
+        return {
+            "flexpert_ingress_requests_total": counts.requests,
+            "flexpert_ingress_tokens_total": counts.tokens,
+            "flexpert_ingress_resubmissions_total": self._balancer.num_resubmissions,
+            "flexpert_ingress_streams": self._admission.num_open,
+            "flexpert_ingress_waiting": self._fleet.num_waiting,
+            "flexpert_ingress_engines": self._fleet.num_up,
+            **{f'flexpert_ingress_ended_total{{how="{how}"}}': count for how, count in counts.ended.items()},
+        }
+
+    def _connect(self, engine: str, endpoint: str, listener: LinkListener) -> EngineLink:
+        timeout_s = self._config.hang_timeout_s
+        return EngineLink(self._context, engine, endpoint, listener, hang_timeout_s=timeout_s, clock=time.monotonic)
+
+    async def _start_grpc(self) -> None:
+        generation_pb2_grpc.add_GenerationServicer_to_server(self._service, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        services = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(services, self._grpc)
+        address = f"{self._config.bind_host}:{self._config.grpc_port}"
+        self.grpc_port = self._grpc.add_insecure_port(address)
+        await self._set_health(serving=False)
+        await self._grpc.start()
+
+    async def _start_http(self) -> None:
+        listener = socket.create_server((self._config.bind_host, self._config.http_port))
+        self.http_port = listener.getsockname()[1]
+        self._http_task = asyncio.create_task(self._http.serve(sockets=[listener]))
+
+    async def _follow_lists(self) -> None:
+        while True:
+            engines = await self._lists.get()
+            self._fleet.update(engine_facts(engines))
+            if engines.model.source:
+                called = frozenset(filter(None, (self._config.model_name or engines.pool,)))
+                await self._models.follow(engines.model.source, called, engines.info.context_length)
+
+    async def _follow_health(self) -> None:
+        while True:
+            await self._set_health(serving=self.ready)
+            await asyncio.sleep(HEALTH_PERIOD_S)
+
+    async def _set_health(self, *, serving: bool) -> None:
+        response = health_pb2.HealthCheckResponse
+        status = response.SERVING if serving else response.NOT_SERVING
+        for service in ("", SERVICE_NAME):
+            await self._health.set(service, status)
+
+
+class _HttpServer(uvicorn.Server):
+    """A server that leaves signals to `__main__`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def running(config: IngressConfig) -> AsyncIterator[Ingress]:
+    """A started ingress, stopped at the end."""
+    ingress = Ingress(config)
+    await ingress.start()
+    try:
+        yield ingress
+    finally:
+        await ingress.stop()
