@@ -1,7 +1,8 @@
 """Runs one engine as a process: `python -m flexpert_workers.engine --config JSON`.
 
 Started by the subprocess launcher. When it serves it prints one JSON line {"endpoint", "pid"} on stdout. SIGTERM drains
-it and ends it once no request is left; a second SIGTERM, or SIGINT, ends it at once.
+it and ends it once no request is left; a second SIGTERM, or SIGINT, ends it at once. What a user can mend (a checkpoint, a
+memory limit) ends it with status 3 and a JSON line {"error", "message"}.
 """
 
 import argparse
@@ -22,7 +23,7 @@ _CHECK_S = 0.1
 
 
 def main() -> int:
-    """Serve until told to end; 1 when the engine could not start or broke."""
+    """Serve until told to end; 3 when the engine could not start, 1 when it broke."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     parser = argparse.ArgumentParser(prog="flexpert_workers.engine", description="One attention engine.")
     parser.add_argument("--config", required=True, help="EngineConfig as JSON")
@@ -35,7 +36,7 @@ def main() -> int:
         service.start()
     except FlexpertError as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
-        return 1
+        return 3
     print(json.dumps({"endpoint": service.endpoint, "pid": os.getpid()}), flush=True)
     while not end.wait(_CHECK_S) and service.healthy() and not service.drained:
         if drain.is_set():

@@ -1,7 +1,7 @@
 """The socket that ingresses connect to: a ROUTER in a thread of its own, between them and the engine's loop.
 
-Requests go into a queue that the loop takes from; its batches come back over an in-process socket, so that the
-thread sleeps in one poll. The loop is told at once of an ingress that disconnects: the monitor names the connection's file
+Requests go into a queue that the loop takes from; its batches come back over an in-process socket, so that the thread
+sleeps in one poll. The loop is told at once of an ingress that disconnects: the monitor names the connection's file
 descriptor, and every message tells which identity came over which descriptor.
 """
 

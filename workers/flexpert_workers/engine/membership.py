@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 
 import grpc
 import msgspec
+
 from flexpert_proto import names
 from flexpert_proto.pool_pb2 import Engine as EngineMessage
 from flexpert_proto.pool_pb2 import EngineDirective, EngineReport
 from flexpert_proto.pool_pb2_grpc import PoolMembershipStub
-
 from flexpert_workers.dispatch import TableHolder
 from flexpert_workers.routing import RoutingTable
 

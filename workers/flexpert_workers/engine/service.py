@@ -11,7 +11,6 @@ import time
 
 from flexpert_proto.pool_pb2 import Engine as EngineMessage
 from flexpert_proto.pool_pb2 import Epoch as EpochMessage
-
 from flexpert_workers import threads
 from flexpert_workers.checkpoint import open_checkpoint
 from flexpert_workers.dispatch import DispatchClient, LayerStatistics, TableHolder
