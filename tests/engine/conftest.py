@@ -206,6 +206,10 @@ class _Families(dict[str, Family]):
         path = self._tmp_path_factory.mktemp(name)
         torch.manual_seed(0)
         reference = transformers.AutoModelForCausalLM.from_config(_configs()[name]).eval()
+        with torch.no_grad():
+            for tensor_name, tensor in (*reference.named_parameters(), *reference.named_buffers()):
+                if "bias" in tensor_name:  # zero at first, which would hide one that is not added
+                    tensor.normal_(std=0.2)
         reference.save_pretrained(path)
         self[name] = Family(path, open_checkpoint(f"file://{path}", "Float32"), reference)
         return self[name]

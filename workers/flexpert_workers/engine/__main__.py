@@ -1,8 +1,8 @@
 """Runs one engine as a process: `python -m flexpert_workers.engine --config JSON`.
 
 Started by the subprocess launcher. When it serves it prints one JSON line {"endpoint", "pid"} on stdout. SIGTERM drains
-it and ends it once no request is left; a second SIGTERM, or SIGINT, ends it at once. What a user can mend (a checkpoint, a
-memory limit) ends it with status 3 and a JSON line {"error", "message"}.
+it and ends it once no request is left; a second SIGTERM, or SIGINT, ends it at once. What a user can mend (a
+checkpoint, a memory limit) ends it with status 3 and a JSON line {"error", "message"}.
 """
 
 import argparse
