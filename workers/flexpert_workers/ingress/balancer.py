@@ -121,7 +121,6 @@ def _read_rejection(event: Rejected) -> tuple[Outcome, FlexpertError | None]:
         case "overloaded" | "draining":
             return Outcome.REJECTED, None
         case "invalid":
-            field = event.field or "request"
-            return Outcome.REJECTED, InvalidRequest(field, event.message.removeprefix(f"{field}: "))
+            return Outcome.REJECTED, InvalidRequest(event.field or "request", event.message)
         case _:
             return Outcome.REJECTED, RequestBroke(event.message)

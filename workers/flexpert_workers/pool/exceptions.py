@@ -1,0 +1,46 @@
+"""What the pool controller refuses, and why. `service` turns each into a gRPC status.
+
+FlexpertError
+└── PoolRefusal
+    ├── NotGranted          the caller's or this controller's term does not allow it
+    ├── NotConfigured       no model is known yet, or the pool cannot serve it
+    ├── OperationRunning    one reconfiguration at a time
+    ├── Committed           too late to cancel
+    ├── UnknownName         no such worker or operation
+    └── InvalidPlan         a plan that contradicts itself or the pool
+WorkerUnreachable           a worker did not answer in time (not the user's doing)
+"""
+
+from flexpert_workers.errors import FlexpertError
+
+
+class PoolRefusal(FlexpertError):
+    """Root of what a pool controller refuses."""
+
+
+class NotGranted(PoolRefusal):
+    """A term is missing, or is not higher than an earlier one, or was meant for another incarnation."""
+
+
+class NotConfigured(PoolRefusal):
+    """The pool has no model that it can serve."""
+
+
+class OperationRunning(PoolRefusal):
+    """Another reconfiguration runs; its id is in the message."""
+
+
+class Committed(PoolRefusal):
+    """The operation has committed and rolls forward."""
+
+
+class UnknownName(PoolRefusal):
+    """No such worker or operation."""
+
+
+class InvalidPlan(PoolRefusal):
+    """A plan that contradicts itself or the pool."""
+
+
+class WorkerUnreachable(FlexpertError):
+    """A worker did not answer within the time given."""

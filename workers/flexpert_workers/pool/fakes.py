@@ -1,0 +1,205 @@
+"""Stand-ins for what the controller reaches: workers that speak the control protocol in this process, launchers that
+start nothing. Tests of the controller, and of whoever talks to it, use them.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from flexpert_workers.messages import control
+from flexpert_workers.pool.exceptions import WorkerUnreachable
+from flexpert_workers.pool.state import Expert, LaunchedWorker, ModelFacts, PoolSpec, Slot
+from flexpert_workers.routing import RoutingTable
+
+Answer = control.ControlReply | None
+
+
+class FakeWorker:
+    """A worker without a process. Experts come at once, unless `gate` is closed.
+
+    Attributes:
+        gate: Preparing finishes while it is set.
+        script: Request type → what to answer instead (None: nothing at all); takes effect until removed.
+        asked: Every request, in order.
+        up: Whether it answers.
+    """
+
+    def __init__(self, worker: str, pool: str, model: ModelFacts, memory_experts: int = 10_000) -> None:
+        self.worker = worker
+        self.pool = pool
+        self.model = model
+        self.memory_bytes = memory_experts * model.expert_bytes
+        self.experts: set[Expert] = set()
+        self.table = b""
+        self.tokens = [0] * (model.layers * model.experts)
+        self.up = True
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.script: dict[type, Callable[[control.ControlRequest], Answer]] = {}
+        self.asked: list[control.ControlRequest] = []
+        self.on_break: Callable[[], None] | None = None
+        self._wanted: dict[str, set[Expert]] = {}
+
+    @property
+    def endpoint(self) -> str:
+        """Of the control socket that is not there."""
+        return f"fake://{self.worker}"
+
+    def kill(self) -> None:
+        """Die as a process does: the connection breaks, nobody answers."""
+        self.up = False
+        if self.on_break is not None:
+            self.on_break()
+
+    async def ask(self, request: control.ControlRequest, timeout_s: float) -> control.ControlReply:
+        """Answer as a worker does."""
+        await asyncio.sleep(0)
+        if not self.up:
+            raise WorkerUnreachable("gone")
+        self.asked.append(request)
+        scripted = self.script.get(type(request))
+        answer = scripted(request) if scripted is not None else self._answer(request)
+        if answer is None:
+            raise WorkerUnreachable("silent")
+        return answer
+
+    def close(self) -> None:
+        """The controller gives the connection up."""
+        self.on_break = None
+
+    def _answer(self, request: control.ControlRequest) -> Answer:
+        match request:
+            case control.Describe():
+                return self._state()
+            case control.AskLoads():
+                return control.Loads(tuple(self.tokens))
+            case control.Prepare(operation, experts):
+                self._wanted[operation] = {(layer, index) for layer, index, _ in experts} - self.experts
+                return control.Done()
+            case control.AskPrepare(operation):
+                return self._prepared(operation)
+            case control.Rollback(operation):
+                return self._free(self._wanted.pop(operation, set()) - self._named())
+            case control.StoreTable(table):
+                return self._store(table)
+            case control.Retire(epoch):
+                stored = RoutingTable.decode(self.table) if self.table else None
+                if stored is None or stored.epoch != epoch:
+                    return control.Refused("stale", "another table")
+                return self._free(self.experts - self._named())
+        return control.Refused("internal", f"a fake does not answer {type(request).__name__}")
+
+    def _state(self) -> control.WorkerState:
+        return control.WorkerState(
+            worker=self.worker,
+            incarnation=f"i-{self.worker}",
+            pool=self.pool,
+            digest=self.model.digest,
+            endpoint=f"{self.endpoint}/data",
+            control_endpoint=self.endpoint,
+            pod="",
+            node="",
+            pid=1,
+            memory_bytes=self.memory_bytes,
+            resident_bytes=len(self.experts) * self.model.expert_bytes,
+            experts=tuple(sorted(self.experts)),
+            table=self.table,
+            in_flight=0,
+        )
+
+    def _prepared(self, operation: str) -> control.PrepareStatus:
+        wanted = self._wanted[operation]
+        done = self.gate.is_set()
+        if done:
+            self.experts |= wanted
+        count = len(wanted) if done else 0
+        return control.PrepareStatus(operation, done, count * self.model.expert_bytes, count, count, "")
+
+    def _store(self, table: bytes) -> control.ControlReply:
+        new, old = RoutingTable.decode(table), RoutingTable.decode(self.table) if self.table else None
+        if old is not None and new.epoch < old.epoch:
+            return control.Refused("stale", f"{new.epoch} is older than {old.epoch}")
+        self.table = table
+        return control.Done()
+
+    def _free(self, experts: set[Expert]) -> control.Done:
+        freed = experts & self.experts
+        self.experts -= freed
+        return control.Done(len(freed) * self.model.expert_bytes)
+
+    def _named(self) -> frozenset[Expert]:
+        return RoutingTable.decode(self.table).experts_of(self.worker) if self.table else frozenset()
+
+
+class FakeWorkers:
+    """A `WorkerLauncher` of `FakeWorker`s, and the links to them.
+
+    Attributes:
+        workers: Every worker ever started, by id.
+        broken: Workers that are started die at once while it is set.
+    """
+
+    def __init__(self, model: ModelFacts, slots: Sequence[Slot], memory_experts: int = 10_000) -> None:
+        self.model = model
+        self.workers: dict[str, FakeWorker] = {}
+        self.broken = False
+        self._memory_experts = memory_experts
+        self._slots = {slot.id: slot for slot in slots}
+        self._where: dict[str, str] = {}
+
+    def link(self, endpoint: str, on_break: Callable[[], None]) -> FakeWorker:
+        """The link to a worker: the worker itself."""
+        worker = self.workers[endpoint.removeprefix("fake://")]
+        worker.on_break = on_break
+        return worker
+
+    def add_slot(self, slot: Slot) -> None:
+        """A pod came."""
+        self._slots[slot.id] = slot
+
+    def remove_slot(self, slot: str) -> None:
+        """A pod went, and the worker in it."""
+        del self._slots[slot]
+        for worker in [worker for worker, where in self._where.items() if where == slot]:
+            self.workers[worker].kill()
+
+    def up(self) -> list[FakeWorker]:
+        """Workers whose process runs."""
+        return [worker for worker in self.workers.values() if worker.up]
+
+    async def slots(self) -> tuple[Slot, ...]:
+        """Every slot there is."""
+        return tuple(self._slots.values())
+
+    async def list(self) -> tuple[LaunchedWorker, ...]:
+        """Every worker whose process runs."""
+        return tuple(LaunchedWorker(one.worker, self._where[one.worker], one.endpoint) for one in self.up())
+
+    async def start(self, worker: str, slot: Slot, spec: PoolSpec) -> None:
+        """Start a worker."""
+        self.workers[worker] = FakeWorker(worker, spec.uid, self.model, self._memory_experts)
+        self.workers[worker].up = not self.broken
+        self._where[worker] = slot.id
+
+    async def stop(self, worker: str) -> None:
+        """End a worker."""
+        self.workers[worker].kill()
+
+    async def failure(self, worker: str) -> str:
+        """Why a worker ended."""
+        return "it was built broken" if self.broken else ""
+
+
+class FakeEngines:
+    """An `EngineLauncher` that notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.applied: list[PoolSpec] = []
+
+    async def apply(self, spec: PoolSpec) -> None:
+        """Note a specification."""
+        if not self.applied or self.applied[-1] != spec:
+            self.applied.append(spec)
+
+    async def problem(self) -> str:
+        """Never any."""
+        return ""

@@ -1,0 +1,195 @@
+"""Runs reconfigurations one at a time and remembers them; `Ground` is what they act on. Used by `controller`."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from flexpert_workers.errors import StaleEpoch
+from flexpert_workers.messages.control import ControlReply, ControlRequest
+from flexpert_workers.pool.exceptions import InvalidPlan, OperationRunning, UnknownName
+from flexpert_workers.pool.fleet import WorkerFleet
+from flexpert_workers.pool.keeper import TableKeeper
+from flexpert_workers.pool.leases import EngineRegistry
+from flexpert_workers.pool.reconfigure import Deadlines, Transaction
+from flexpert_workers.pool.state import Cause, ModelFacts, Operation, Phase, Placement, Request
+from flexpert_workers.pool.tables import build_table, placement_of, replicas_gone
+from flexpert_workers.routing import RoutingTable
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED = 64
+_ASSUMED_BYTES_PER_SECOND = 200e6
+
+
+class Ground:
+    """The workers, the engines and the table in force, as a `Transaction` acts on them."""
+
+    def __init__(
+        self,
+        pool: str,
+        workers: WorkerFleet,
+        engines: EngineRegistry,
+        keeper: TableKeeper,
+        model: Callable[[], ModelFacts | None],
+    ) -> None:
+        self._pool = pool
+        self._workers = workers
+        self._engines = engines
+        self._keeper = keeper
+        self._model = model
+
+    def live(self) -> frozenset[str]:
+        """Workers that can be asked."""
+        return self._workers.live()
+
+    def control_endpoint(self, worker: str) -> str | None:
+        """Where peers fetch experts from a worker."""
+        return self._workers.control_endpoint(worker)
+
+    async def ask(self, worker: str, request: ControlRequest, timeout_s: float) -> ControlReply:
+        """Ask a worker; raises `WorkerUnreachable`."""
+        return await self._workers.ask(worker, request, timeout_s)
+
+    async def refresh(self, workers: Iterable[str]) -> None:
+        """Have workers describe themselves anew; raises `WorkerUnreachable`."""
+        await self._workers.refresh(workers)
+
+    def next_table(self, request: Request) -> RoutingTable:
+        """The table that `request` leads to, every replica of which is there."""
+        if self._keeper.term == 0:
+            raise InvalidPlan("this controller has no term; the operator grants one")
+        if request.base_epoch != self._keeper.epoch:
+            raise InvalidPlan(f"the table in force is {self._keeper.epoch} by now, not {request.base_epoch}")
+        gone = replicas_gone(request.target, self._workers.held())
+        for (layer, index), worker in sorted(gone):
+            raise InvalidPlan(f"{worker} does not hold layer {layer} expert {index}, which it was to hold")
+        return self._build(request.operation, request.target)
+
+    def restored_table(self) -> RoutingTable | None:
+        """The table in force again, under the next epoch; None when there is none or it lacks replicas."""
+        table = self._keeper.table
+        placement = placement_of(table)
+        if table is None or self._keeper.term == 0 or replicas_gone(placement, self._workers.held()):
+            return None
+        return self._build(table.operation, placement)
+
+    async def announce(self, table: RoutingTable) -> str:
+        """Put a table in force: the first engine to see it is the commit."""
+        self._keeper.adopt(table)
+        self._engines.publish(table)
+        silent = await self._engines.await_acknowledged(table.epoch)
+        return f"engines expelled for their silence: {', '.join(silent)}" if silent else ""
+
+    def fenced(self, reason: str) -> None:
+        """A worker knows a higher term."""
+        log.warning("this controller gives up its term: %s", reason)
+        self._keeper.give_up_term()
+
+    def _build(self, operation: str, placement: Placement) -> RoutingTable:
+        model = self._model()
+        assert model is not None, "a table is built only once the model is known"
+        addresses = {worker.id: worker.address for worker in self._workers.all() if worker.live}
+        return build_table(self._pool, model, self._keeper.next_epoch(), operation, placement, addresses)
+
+
+class Operations:
+    """One reconfiguration at a time, each known by its id."""
+
+    def __init__(self, ground: Ground, deadlines: Deadlines, on_change: Callable[[], None]) -> None:
+        self._ground = ground
+        self._deadlines = deadlines
+        self._on_change = on_change
+        self._known: dict[str, Operation] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.running: Transaction | None = None
+        self.last: Operation | None = None
+        self.bytes_per_second = _ASSUMED_BYTES_PER_SECOND
+
+    def begin(self, request: Request) -> Operation:
+        """Start a reconfiguration; it goes on in the background.
+
+        Raises:
+            OperationRunning: Another one runs.
+        """
+        if self.running is not None:
+            raise OperationRunning(f"operation {self.running.request.operation} is running")
+        transaction = Transaction(
+            request, self._ground, self._deadlines, lambda operation: self._note(operation, request.recorded)
+        )
+        self.running = transaction
+        self._note(transaction.operation, request.recorded)
+        self._task = asyncio.create_task(self._run(transaction))
+        return transaction.operation
+
+    def find(self, operation: str) -> Operation | None:
+        """An operation of this controller, by its id."""
+        return self._known.get(operation)
+
+    def get(self, operation: str) -> Operation:
+        """An operation of this controller, by its id.
+
+        Raises:
+            UnknownName: There is none.
+        """
+        found = self._known.get(operation)
+        if found is None:
+            raise UnknownName(f"no operation {operation}")
+        return found
+
+    def adopt(self, table: RoutingTable, now: float) -> Operation:
+        """The operation of a table that an earlier controller published: it has committed, so it succeeded."""
+        operation = Operation(
+            table.operation, Cause.UNSPECIFIED, Phase.SUCCEEDED, table.epoch, now, epoch=table.epoch, finished_at=now
+        )
+        self._known[table.operation] = operation
+        return operation
+
+    def cancel(self, operation: str) -> Operation:
+        """End an operation before it commits; a finished one stays as it is.
+
+        Raises:
+            UnknownName: There is none of that id.
+            Committed: It rolls forward.
+        """
+        found = self.get(operation)
+        if self.running is not None and self.running.request.operation == operation and not found.phase.finished:
+            self.running.cancel("cancelled by request")
+        return found
+
+    async def settled(self) -> None:
+        """Wait until no operation runs."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait([self._task])
+
+    async def close(self) -> None:
+        """Abandon what runs, wherever it stands: the next incarnation resumes from what the workers hold."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self, transaction: Transaction) -> None:
+        try:
+            ended = await transaction.run()
+            log.info("operation %s: %s %s", ended.id, ended.phase, ended.message)
+            if ended.moved_bytes:
+                self.bytes_per_second = ended.moved_bytes / max(ended.phase_seconds["prepare"], 1e-3)
+        finally:
+            self.running = None
+            self._on_change()
+
+    def _note(self, operation: Operation, recorded: bool) -> None:
+        if recorded:
+            self._known[operation.id] = self.last = operation
+            while len(self._known) > _REMEMBERED:
+                del self._known[next(iter(self._known))]
+        self._on_change()
+
+
+def check_base(request: Request, keeper: TableKeeper) -> None:
+    """Check that a request starts from the table in force.
+
+    Raises:
+        StaleEpoch: It does not.
+    """
+    if request.base_epoch != keeper.epoch:
+        raise StaleEpoch(f"the plan starts from table {request.base_epoch}, but {keeper.epoch} is in force; plan again")

@@ -1,0 +1,101 @@
+"""One worker per slot: which to start, which to stop, which are dead. Pure; `controller` calls it on every round."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from flexpert_workers.pool.state import Condition, LaunchedWorker, Placement, Slot, Worker
+
+_FIRST_DELAY_S = 1.0
+_LONGEST_DELAY_S = 30.0
+
+
+@dataclass(frozen=True)
+class SlotFailures:
+    """How often in a row workers of a slot have failed to come up, and when the last one did (controller's clock)."""
+
+    count: int
+    at: float
+
+    @property
+    def retry_at(self) -> float:
+        """When the next worker may be started there: the delay doubles with each failure."""
+        return self.at + min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2.0 ** (self.count - 1))
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What to do about workers.
+
+    Attributes:
+        start: Slots that need a worker now.
+        stop: Drained workers that hold nothing and can end.
+        vanished: Workers whose process is gone.
+        forget: Workers whose slot is gone and that matter no more.
+    """
+
+    start: tuple[Slot, ...] = ()
+    stop: tuple[str, ...] = ()
+    vanished: tuple[str, ...] = ()
+    forget: tuple[str, ...] = ()
+
+
+def reconcile(
+    slots: Sequence[Slot],
+    launched: Sequence[LaunchedWorker],
+    workers: Collection[Worker],
+    placement: Placement,
+    failures: Mapping[str, SlotFailures],
+    now: float,
+    lost_kept_s: float,
+) -> Actions:
+    """Decide from what the launcher lists and what is known of the workers.
+
+    A worker that `placement` (of the table in force) names is neither stopped nor forgotten; a lost one stays listed
+    for `lost_kept_s`. `failures` is by slot; a slot without one, or whose `retry_at` has passed, may be filled.
+    """
+    named = {worker for shares in placement.values() for worker in shares}
+    return Actions(
+        start=_to_start(slots, launched, workers, failures, now),
+        stop=tuple(worker.id for worker in workers if _drained(worker) and worker.id not in named),
+        vanished=_vanished(launched, workers),
+        forget=tuple(
+            worker.id
+            for worker in workers
+            if worker.id not in named and _forgotten(worker, {slot.id for slot in slots}, now, lost_kept_s)
+        ),
+    )
+
+
+def _to_start(
+    slots: Sequence[Slot],
+    launched: Sequence[LaunchedWorker],
+    workers: Collection[Worker],
+    failures: Mapping[str, SlotFailures],
+    now: float,
+) -> tuple[Slot, ...]:
+    taken = {one.slot for one in launched}
+    taken |= {worker.slot.id for worker in workers if worker.slot and worker.condition is not Condition.LOST}
+    return tuple(
+        slot
+        for slot in slots
+        if slot.id not in taken and (slot.id not in failures or failures[slot.id].retry_at <= now)
+    )
+
+
+def _drained(worker: Worker) -> bool:
+    return worker.condition is Condition.DRAINING and worker.live and not worker.experts
+
+
+def _vanished(launched: Sequence[LaunchedWorker], workers: Collection[Worker]) -> tuple[str, ...]:
+    there = {one.worker for one in launched}
+    return tuple(
+        worker.id
+        for worker in workers
+        if worker.id not in there and worker.condition is not Condition.LOST and not worker.stopped
+    )
+
+
+def _forgotten(worker: Worker, slot_ids: set[str], now: float, lost_kept_s: float) -> bool:
+    if worker.lost_at is not None:
+        return now - worker.lost_at >= lost_kept_s
+    return worker.stopped and (worker.slot is None or worker.slot.id not in slot_ids)

@@ -1,0 +1,339 @@
+"""A reconfiguration as a transaction: prepare → commit → retire (DESIGN §6). `controller` runs one at a time.
+
+Before commit any failure, cancellation or pre-emption rolls back and the old table stands; the first engine to see the
+new table is the commit, after which it only rolls forward. All that it acts on comes through a `Fleet`.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from flexpert_workers.messages.control import (
+    AskPrepare,
+    ControlReply,
+    ControlRequest,
+    Done,
+    Prepare,
+    PrepareStatus,
+    Refused,
+    Retire,
+    Rollback,
+    StoreTable,
+)
+from flexpert_workers.pool.exceptions import Committed, InvalidPlan, WorkerUnreachable
+from flexpert_workers.pool.state import Move, Operation, Phase, Request
+from flexpert_workers.routing import RoutingTable
+
+
+class Fleet(Protocol):
+    """What a transaction acts on: the workers, the engines, and the table to be."""
+
+    def live(self) -> frozenset[str]:
+        """Workers that can be asked."""
+
+    def control_endpoint(self, worker: str) -> str | None:
+        """Where peers fetch experts from a worker; None when it is not live."""
+
+    async def ask(self, worker: str, request: ControlRequest, timeout_s: float) -> ControlReply:
+        """Ask a worker; raises `WorkerUnreachable`."""
+
+    async def refresh(self, workers: Iterable[str]) -> None:
+        """Have workers describe themselves anew; raises `WorkerUnreachable` when one does not."""
+
+    def next_table(self, request: Request) -> RoutingTable:
+        """The table that `request` leads to, under the next epoch; raises `InvalidPlan` if it cannot be published."""
+
+    def restored_table(self) -> RoutingTable | None:
+        """The table in force under the next epoch; None when there is none or it lacks replicas."""
+
+    async def announce(self, table: RoutingTable) -> str:
+        """Put a table in force: give it to the engines; returns a remark about those that kept silent."""
+
+    def fenced(self, reason: str) -> None:
+        """A worker knows a higher term: this controller may commit no more."""
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Of each phase, and of a single request to a worker, in seconds."""
+
+    prepare_s: float = 600.0
+    store_s: float = 10.0
+    retire_s: float = 30.0
+    rollback_s: float = 10.0
+    ask_s: float = 10.0
+    poll_s: float = 0.02
+    longest_poll_s: float = 0.25
+
+
+class _Abort(Exception):
+    """The operation ends before commit, in `phase`."""
+
+    def __init__(self, phase: Phase, reason: str) -> None:
+        super().__init__(reason)
+        self.phase = phase
+
+
+class Transaction:
+    """One reconfiguration. `operation` is how it stands; `on_change` is called whenever that changes."""
+
+    def __init__(
+        self,
+        request: Request,
+        fleet: Fleet,
+        deadlines: Deadlines,
+        on_change: Callable[[Operation], None],
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.request = request
+        self.operation = Operation(request.operation, request.cause, Phase.PENDING, request.base_epoch, wall())
+        self.committed = False
+        self._fleet = fleet
+        self._deadlines = deadlines
+        self._on_change = on_change
+        self._wall = wall
+        self._monotonic = monotonic
+        self._phase_began = monotonic()
+        self._abort: _Abort | None = None
+        self._interrupted = asyncio.Event()
+        self._stored: set[str] = set()
+
+    async def run(self) -> Operation:
+        """Carry it out; returns how it ended."""
+        try:
+            await self._prepare()
+            table = await self._store()
+        except _Abort as abort:
+            await self._roll_back(abort)
+        else:
+            remarks = [await self._commit(table), await self._retire(table)]
+            self._enter(Phase.SUCCEEDED, message="; ".join(filter(None, remarks)))
+        return self.operation
+
+    def cancel(self, reason: str) -> None:
+        """End it before commit.
+
+        Raises:
+            Committed: It is too late.
+        """
+        if self.committed:
+            raise Committed(f"operation {self.request.operation} has committed and rolls forward")
+        self._interrupt(Phase.CANCELLED, reason)
+
+    def preempt(self, reason: str) -> None:
+        """Make way for recovery: before commit it rolls back, after it the recovery's own retire takes over."""
+        self._interrupt(Phase.ROLLED_BACK, reason)
+
+    def concerns(self, worker: str) -> bool:
+        """Whether the death of a worker spoils this operation."""
+        if any(worker == move.target for move in self.request.moves):
+            return True
+        return any(worker in shares for shares in self.request.target.values())
+
+    # ---- prepare
+
+    async def _prepare(self) -> None:
+        self._enter(Phase.PREPARE)
+        by_target: dict[str, list[Move]] = defaultdict(list)
+        for move in self.request.moves:
+            by_target[move.target].append(move)
+        deadline = self._monotonic() + self._deadlines.prepare_s
+        with _rolling_back():
+            await asyncio.gather(*(self._begin(target, moves) for target, moves in by_target.items()))
+            await self._await_prepared(by_target, deadline)
+            await self._fleet.refresh(sorted({w for shares in self.request.target.values() for w in shares}))
+        self._check_interrupted()
+
+    async def _begin(self, target: str, moves: list[Move]) -> None:
+        experts = tuple((*move.expert, self._peers(move)) for move in moves)
+        prepare = Prepare(self.request.operation, experts)
+        _expect(target, await self._fleet.ask(target, prepare, self._deadlines.ask_s), PrepareStatus, Done)
+
+    def _peers(self, move: Move) -> tuple[str, ...]:
+        endpoints = (
+            self._fleet.control_endpoint(source) for source in move.sources if source and source != move.target
+        )
+        return tuple(endpoint for endpoint in endpoints if endpoint is not None)
+
+    async def _await_prepared(self, targets: Iterable[str], deadline: float) -> None:
+        statuses: dict[str, PrepareStatus] = {}
+        pending, pause = set(targets), self._deadlines.poll_s
+        while pending:
+            for status in await asyncio.gather(*(self._status(target) for target in sorted(pending))):
+                statuses[status[0]] = status[1]
+            self._note_moved(statuses.values())
+            pending = {target for target in pending if not statuses[target].done}
+            if pending and self._monotonic() > deadline:
+                raise _Abort(Phase.ROLLED_BACK, f"{', '.join(sorted(pending))} did not prepare in time")
+            if pending:
+                await self._pause(pause)
+                pause = min(pause * 1.5, self._deadlines.longest_poll_s)
+
+    async def _status(self, target: str) -> tuple[str, PrepareStatus]:
+        reply = await self._fleet.ask(target, AskPrepare(self.request.operation), self._deadlines.ask_s)
+        _expect(target, reply, PrepareStatus)
+        assert isinstance(reply, PrepareStatus)
+        if reply.error:
+            raise _Abort(Phase.ROLLED_BACK, f"{target} could not prepare: {reply.error}")
+        return target, reply
+
+    def _note_moved(self, statuses: Iterable[PrepareStatus]) -> None:
+        told = list(statuses)
+        num_bytes = sum(status.copied_bytes for status in told)
+        num_experts = sum(status.copied_experts for status in told)
+        if (num_bytes, num_experts) != (self.operation.moved_bytes, self.operation.moved_experts):
+            self._change(replace(self.operation, moved_bytes=num_bytes, moved_experts=num_experts))
+
+    # ---- commit
+
+    async def _store(self) -> RoutingTable:
+        self._enter(Phase.COMMIT)
+        try:
+            table = self._fleet.next_table(self.request)
+        except InvalidPlan as wrong:
+            raise _Abort(Phase.ROLLED_BACK, str(wrong)) from wrong
+        named = [address.worker for address in table.workers]
+        replies = await asyncio.gather(*(self._store_on(worker, table) for worker in named))
+        for worker, problem in zip(named, replies, strict=True):
+            if problem is not None:
+                raise _Abort(Phase.ROLLED_BACK, f"{worker} did not store the table: {problem}")
+        self._check_interrupted()
+        return table
+
+    async def _store_on(self, worker: str, table: RoutingTable) -> str | None:
+        """Store a table on a worker; None when it did, else why not."""
+        try:
+            reply = await self._fleet.ask(worker, StoreTable(table.encode()), self._deadlines.store_s)
+        except WorkerUnreachable as unreachable:
+            self._stored.add(worker)  # it may have stored it all the same
+            return str(unreachable)
+        if isinstance(reply, Refused):
+            if reply.kind == "stale":
+                self._fleet.fenced(f"{worker} knows a newer table: {reply.reason}")
+            return reply.reason
+        self._stored.add(worker)
+        return None
+
+    async def _commit(self, table: RoutingTable) -> str:
+        self.committed = True
+        self._change(replace(self.operation, epoch=table.epoch))
+        return await self._fleet.announce(table)
+
+    # ---- retire
+
+    async def _retire(self, table: RoutingTable) -> str:
+        self._enter(Phase.RETIRE)
+        deadline = self._monotonic() + self._deadlines.retire_s
+        problems = await self._until(deadline, self._fleet.live(), lambda worker: self._retire_on(worker, table))
+        try:
+            await self._fleet.refresh(sorted(self._fleet.live()))
+        except WorkerUnreachable as unreachable:
+            problems.append(str(unreachable))
+        return "; ".join(problems)
+
+    async def _until(
+        self, deadline: float, workers: frozenset[str], act: Callable[[str], Awaitable[str | None]]
+    ) -> list[str]:
+        """Do `act` on each of `workers` that lives until it works or the deadline passes; returns what went wrong."""
+        pending = workers
+        while True:
+            asked = sorted(pending & self._fleet.live())
+            answers = await asyncio.gather(*(act(worker) for worker in asked))
+            problems = {worker: answer for worker, answer in zip(asked, answers, strict=True) if answer}
+            pending = frozenset(problems)
+            if not pending or (self.committed and self._interrupted.is_set()) or self._monotonic() > deadline:
+                return [f"{worker}: {answer}" for worker, answer in problems.items()]
+            await self._sleep(self._deadlines.longest_poll_s)
+
+    async def _retire_on(self, worker: str, table: RoutingTable) -> str | None:
+        """Have a worker free what `table` does not give it; None when it did, else why not."""
+        if worker not in self._stored:
+            problem = await self._store_on(worker, table)
+            if problem is not None:
+                return problem
+        try:
+            reply = await self._fleet.ask(worker, Retire(table.epoch), self._deadlines.ask_s)
+        except WorkerUnreachable as unreachable:
+            return str(unreachable)
+        return reply.reason if isinstance(reply, Refused) else None
+
+    # ---- roll back
+
+    async def _roll_back(self, abort: _Abort) -> None:
+        restored = self._fleet.restored_table() if self._stored else None
+        if restored is not None:
+            await asyncio.gather(*(self._store_on(worker, restored) for worker in sorted(self._fleet.live())))
+            await self._fleet.announce(restored)
+        targets = frozenset(move.target for move in self.request.moves)
+        deadline = self._monotonic() + self._deadlines.rollback_s
+        silent = await self._until(deadline, targets, self._roll_back_on)
+        try:
+            await self._fleet.refresh(sorted(targets & self._fleet.live()))
+        except WorkerUnreachable as unreachable:
+            silent.append(str(unreachable))
+        self._enter(abort.phase, message="; ".join(dict.fromkeys([str(abort), *silent])))
+
+    async def _roll_back_on(self, worker: str) -> str | None:
+        """Have a worker undo what it prepared; None when it did, else why not."""
+        try:
+            reply = await self._fleet.ask(worker, Rollback(self.request.operation), self._deadlines.ask_s)
+        except WorkerUnreachable as unreachable:
+            return str(unreachable)
+        return reply.reason if isinstance(reply, Refused) else None
+
+    # ---- progress
+
+    def _enter(self, phase: Phase, message: str = "") -> None:
+        now = self._monotonic()
+        seconds = dict(self.operation.phase_seconds)
+        if self.operation.phase is not Phase.PENDING:
+            seconds[self.operation.phase.lower()] = now - self._phase_began
+        self._phase_began = now
+        finished = self._wall() if phase.finished else None
+        self._change(replace(self.operation, phase=phase, phase_seconds=seconds, finished_at=finished, message=message))
+
+    def _change(self, operation: Operation) -> None:
+        self.operation = operation
+        self._on_change(operation)
+
+    def _interrupt(self, phase: Phase, reason: str) -> None:
+        self._abort = self._abort or _Abort(phase, reason)
+        self._interrupted.set()
+
+    def _check_interrupted(self) -> None:
+        if self._abort is not None:
+            raise self._abort
+
+    async def _pause(self, seconds: float) -> None:
+        await self._sleep(seconds)
+        self._check_interrupted()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, less long when an interruption comes."""
+        if self._interrupted.is_set():
+            await asyncio.sleep(seconds)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._interrupted.wait()
+
+
+@contextmanager
+def _rolling_back() -> Iterator[None]:
+    """Turns an unreachable worker into an abort that rolls back."""
+    try:
+        yield
+    except WorkerUnreachable as unreachable:
+        raise _Abort(Phase.ROLLED_BACK, str(unreachable)) from unreachable
+
+
+def _expect(worker: str, reply: ControlReply, *kinds: type) -> None:
+    if isinstance(reply, Refused):
+        raise _Abort(Phase.ROLLED_BACK, f"{worker} refused: {reply.reason}")
+    if not isinstance(reply, kinds):
+        raise _Abort(Phase.ROLLED_BACK, f"{worker} answered with {type(reply).__name__}")

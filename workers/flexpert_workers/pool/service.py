@@ -1,0 +1,184 @@
+"""gRPC in front of a pool controller: PoolControl for the operator, PoolMembership for engines and ingresses."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+
+from flexpert_proto import pool_pb2, pool_pb2_grpc
+from flexpert_workers import errors
+from flexpert_workers.pool import exceptions, view
+from flexpert_workers.pool.controller import PoolController
+from flexpert_workers.pool.leases import Lease
+
+_STATUSES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
+    (errors.StaleEpoch, grpc.StatusCode.ABORTED),
+    (errors.CheckpointNotFound, grpc.StatusCode.NOT_FOUND),
+    (errors.CheckpointError, grpc.StatusCode.FAILED_PRECONDITION),
+    (exceptions.InvalidPlan, grpc.StatusCode.INVALID_ARGUMENT),
+    (exceptions.UnknownName, grpc.StatusCode.NOT_FOUND),
+    (exceptions.PoolRefusal, grpc.StatusCode.FAILED_PRECONDITION),
+)
+_REFRESH_S = 2.0
+_SMALLEST_PAUSE_S = 0.02
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+_Message = TypeVar("_Message")
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+def status_of(error: errors.FlexpertError) -> grpc.StatusCode:
+    """The gRPC status of what the controller refuses."""
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+
+
+class PoolControlService(pool_pb2_grpc.PoolControlServicer):
+    """What the operator asks."""
+
+    def __init__(self, controller: PoolController) -> None:
+        self._controller = controller
+
+    async def Configure(self, request: pool_pb2.ConfigureRequest, context: Context) -> pool_pb2.ConfigureResponse:  # noqa: N802
+        """Take a specification and a term."""
+        spec = view.spec_of(request.spec)
+        await _answered(
+            context, lambda: self._controller.configure(request.incarnation, request.term, request.generation, spec)
+        )
+        return pool_pb2.ConfigureResponse()
+
+    async def InspectModel(self, request: pool_pb2.InspectModelRequest, context: Context) -> pool_pb2.ModelInfo:  # noqa: N802
+        """Facts of a checkpoint, or why it cannot be served."""
+        model = request.model
+        try:
+            facts = await self._controller.inspect(model.source, model.revision, model.dtype or "Auto")
+        except errors.FlexpertError as refusal:
+            await context.abort(status_of(refusal), str(refusal))
+        return view.model_message(facts)
+
+    async def GetPool(self, request: pool_pb2.GetPoolRequest, context: Context) -> pool_pb2.Pool:  # noqa: N802
+        """All that is known now."""
+        return view.pool_message(self._controller, request.with_placement, request.with_loads)
+
+    async def WatchPool(  # noqa: N802
+        self, request: pool_pb2.GetPoolRequest, context: Context
+    ) -> AsyncIterator[pool_pb2.Pool]:
+        """All that is known, now and at every change."""
+        async for _ in _changes(self._controller):
+            yield view.pool_message(self._controller, request.with_placement, request.with_loads)
+
+    async def Drain(self, request: pool_pb2.DrainRequest, context: Context) -> pool_pb2.DrainResponse:  # noqa: N802
+        """Mark workers to be emptied, or take that back."""
+        await _answered(context, lambda: self._controller.drain(tuple(request.workers), request.undo))
+        return pool_pb2.DrainResponse()
+
+    async def Plan(self, request: pool_pb2.ReconfigureRequest, context: Context) -> pool_pb2.PlanPrediction:  # noqa: N802
+        """The dry run of a plan."""
+        prediction = await _answered(context, lambda: self._controller.predict(view.request_of(request)))
+        return view.prediction_message(prediction)
+
+    async def Reconfigure(self, request: pool_pb2.ReconfigureRequest, context: Context) -> pool_pb2.Operation:  # noqa: N802
+        """Begin a reconfiguration."""
+        operation = await _answered(context, lambda: self._controller.reconfigure(view.request_of(request)))
+        return view.operation_message(operation)
+
+    async def WatchOperation(  # noqa: N802
+        self, request: pool_pb2.WatchOperationRequest, context: Context
+    ) -> AsyncIterator[pool_pb2.Operation]:
+        """An operation as it goes on, until it has finished."""
+        told = None
+        async for _ in _changes(self._controller):
+            operation = await _answered(context, lambda: self._controller.operations.get(request.operation_id))
+            if operation != told:
+                told = operation
+                yield view.operation_message(operation)
+            if operation.phase.finished:
+                return
+
+    async def Cancel(self, request: pool_pb2.CancelRequest, context: Context) -> pool_pb2.Operation:  # noqa: N802
+        """End an operation before it commits."""
+        operation = await _answered(context, lambda: self._controller.operations.cancel(request.operation_id))
+        return view.operation_message(operation)
+
+
+class PoolMembershipService(pool_pb2_grpc.PoolMembershipServicer):
+    """What engines and ingresses ask."""
+
+    def __init__(self, controller: PoolController) -> None:
+        self._controller = controller
+
+    async def Attach(  # noqa: N802
+        self, request_iterator: AsyncIterator[pool_pb2.EngineReport], context: Context
+    ) -> AsyncIterator[pool_pb2.EngineDirective]:
+        """An engine's lease: it reports, and is told tables."""
+        first = await anext(aiter(request_iterator))
+        await self._check(first, context)
+        registry = self._controller.engines
+        lease = registry.register(view.engine_of(first.engine))
+        reader = asyncio.create_task(self._read(request_iterator, lease))
+        try:
+            yield pool_pb2.EngineDirective(lease_seconds=registry.terms.lease_s)
+            while (table := await registry.next_table(lease)) is not None:
+                yield pool_pb2.EngineDirective(routing_table=table, lease_seconds=registry.terms.lease_s)
+        finally:
+            reader.cancel()
+            registry.release(lease)
+
+    async def WatchEngines(  # noqa: N802
+        self, request: pool_pb2.WatchEnginesRequest, context: Context
+    ) -> AsyncIterator[pool_pb2.EngineList]:
+        """The engines to use, now and at every change."""
+        told = None
+        async for _ in _changes(self._controller):
+            engines = view.engine_list_message(self._controller)
+            if engines != told:
+                told = engines
+                yield engines
+
+    async def _read(self, reports: AsyncIterator[pool_pb2.EngineReport], lease: Lease) -> None:
+        try:
+            async for report in reports:
+                self._controller.engines.renew(lease, view.engine_of(report.engine))
+        finally:
+            lease.end()
+
+    async def _check(self, report: pool_pb2.EngineReport, context: Context) -> None:
+        pool, table = self._controller.settings.pool, self._controller.keeper.table
+        if report.pool != pool:
+            text = f"this is pool {pool}, not {report.pool}"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, text)
+        if table is not None and report.digest and report.digest != table.digest:
+            text = f"checkpoint {table.digest} is served here, not {report.digest}"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, text)
+
+
+async def serve(controller: PoolController, address: str) -> tuple[grpc.aio.Server, int]:
+    """Serve a controller at `host:port` (port 0: any); returns the server and its port.
+
+    Raises:
+        RuntimeError: The address is taken.
+    """
+    server = grpc.aio.server(options=[("grpc.max_send_message_length", _MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)])
+    pool_pb2_grpc.add_PoolControlServicer_to_server(PoolControlService(controller), server)
+    pool_pb2_grpc.add_PoolMembershipServicer_to_server(PoolMembershipService(controller), server)
+    port = server.add_insecure_port(address)
+    await server.start()
+    return server, port
+
+
+async def _answered(context: Context, act: Callable[[], _Message]) -> _Message:
+    """What `act` returns; its refusal becomes the call's status."""
+    try:
+        return act()
+    except errors.FlexpertError as refusal:
+        await context.abort(status_of(refusal), str(refusal))
+        raise
+
+
+async def _changes(controller: PoolController) -> AsyncIterator[int]:
+    """Ticks at once, at every change (many in a row make one) and every few seconds, for figures that creep."""
+    while True:
+        seen = controller.changes.count
+        yield seen
+        await asyncio.sleep(_SMALLEST_PAUSE_S)
+        await controller.changes.wait(seen, _REFRESH_S)

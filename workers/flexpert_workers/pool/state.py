@@ -1,0 +1,217 @@
+"""Frozen facts about a pool: slots, workers, engines, operations. Every module of the controller speaks in these."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from flexpert_workers.messages.control import WorkerState
+from flexpert_workers.routing import NO_EPOCH, Epoch, WorkerAddress
+
+Expert = tuple[int, int]
+"""(MoE layer, index in the layer)."""
+
+Placement = Mapping[Expert, Mapping[str, float]]
+"""Expert → worker id → share of the expert's traffic; the shares of an expert add up to 1."""
+
+
+class Condition(StrEnum):
+    """How a worker or an engine is."""
+
+    STARTING = "STARTING"
+    READY = "READY"
+    DRAINING = "DRAINING"
+    LOST = "LOST"
+
+
+class Cause(StrEnum):
+    """Why a reconfiguration happens; unspecified only of one that an earlier controller carried out."""
+
+    UNSPECIFIED = "CAUSE_UNSPECIFIED"
+    SCALE = "SCALE"
+    REBALANCE = "REBALANCE"
+    FAILURE = "FAILURE"
+    UPGRADE = "UPGRADE"
+    INITIAL = "INITIAL"
+
+
+class Phase(StrEnum):
+    """Where a reconfiguration stands (DESIGN §6)."""
+
+    PENDING = "PENDING"
+    PREPARE = "PREPARE"
+    COMMIT = "COMMIT"
+    RETIRE = "RETIRE"
+    SUCCEEDED = "SUCCEEDED"
+    ROLLED_BACK = "ROLLED_BACK"
+    CANCELLED = "CANCELLED"
+    FAILED = "FAILED"
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more happens to an operation in this phase."""
+        return self in (Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.CANCELLED, Phase.FAILED)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where one worker can run. `pod` and `node` may be known only once a worker has run there."""
+
+    id: str
+    pod: str = ""
+    node: str = ""
+    ray_node_id: str = ""
+    failure_domain: str = ""
+    device: int = 0
+
+
+@dataclass(frozen=True)
+class LaunchedWorker:
+    """A worker process as its launcher knows it; `control_endpoint` is empty until it is up."""
+
+    worker: str
+    slot: str
+    control_endpoint: str = ""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What is known of a worker.
+
+    Attributes:
+        slot: None when its slot is gone.
+        state: Its last own description; None while it starts.
+        stopped: It was drained and stopped; it keeps its slot empty.
+        lost_at: When it was found dead, in the controller's clock.
+    """
+
+    id: str
+    slot: Slot | None
+    condition: Condition
+    state: WorkerState | None = None
+    stopped: bool = False
+    lost_at: float | None = None
+
+    @property
+    def live(self) -> bool:
+        """It answers and can hold experts (also while it drains)."""
+        return self.state is not None and not self.stopped and self.condition in (Condition.READY, Condition.DRAINING)
+
+    @property
+    def experts(self) -> frozenset[Expert]:
+        """What it held when it last described itself; nothing once it is lost or stopped."""
+        return frozenset(self.state.experts) if self.state is not None and self.live else frozenset()
+
+    @property
+    def free_bytes(self) -> int:
+        """Room in its memory budget."""
+        return max(0, self.state.memory_bytes - self.state.resident_bytes) if self.state is not None else 0
+
+    @property
+    def address(self) -> WorkerAddress:
+        """How routing tables name it; only of a worker that has described itself."""
+        assert self.state is not None, f"worker {self.id} has not described itself"
+        state = self.state
+        return WorkerAddress(state.worker, state.incarnation, state.endpoint, state.control_endpoint)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What is known of an engine, from its last report."""
+
+    id: str
+    condition: Condition
+    endpoint: str = ""
+    epoch: Epoch = NO_EPOCH
+    pid: int = 0
+    pod: str = ""
+    running: int = 0
+    waiting: int = 0
+    expert_bytes: int = 0
+    kv_bytes: int = 0
+    kv_use: float = 0.0
+    generated_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the controller needs of a checkpoint: `layers` MoE layers of `experts`, `expert_bytes` each."""
+
+    source: str
+    revision: str
+    dtype: str
+    digest: str
+    architecture: str
+    layers: int
+    experts: int
+    experts_per_token: int
+    expert_bytes: int
+    dense_bytes: int = 0
+    kv_bytes_per_token: int = 0
+    context_length: int = 0
+
+    def all_experts(self) -> frozenset[Expert]:
+        """Every (layer, index)."""
+        return frozenset((layer, index) for layer in range(self.layers) for index in range(self.experts))
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """What the operator wants of the pool; see `pool.proto`."""
+
+    uid: str
+    name: str
+    namespace: str
+    source: str
+    revision: str = ""
+    dtype: str = "Auto"
+    engine_replicas: int = 1
+    max_batch_tokens: int = 2048
+    kv_cache_bytes: int = 0
+    engine_threads: int = 0
+    workers_per_pod: int = 1
+    memory_per_worker_bytes: int = 0
+    worker_threads: int = 0
+
+
+@dataclass(frozen=True)
+class Move:
+    """A copy of `expert` that is to come into being on `target`, from the first of `sources` that has it ("": file)."""
+
+    expert: Expert
+    target: str
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A reconfiguration that somebody asks for.
+
+    Attributes:
+        base_epoch: Epoch of the table it starts from.
+        target: The complete placement it leads to.
+        recorded: Whether it shows as the pool's operation; fencing after a new term does not.
+    """
+
+    operation: str
+    cause: Cause
+    base_epoch: Epoch
+    moves: tuple[Move, ...]
+    target: Placement
+    recorded: bool = True
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A reconfiguration as observed. Times are seconds since the Unix epoch; `finished_at` is None while it runs."""
+
+    id: str
+    cause: Cause
+    phase: Phase
+    base_epoch: Epoch
+    started_at: float
+    epoch: Epoch | None = None
+    moved_experts: int = 0
+    moved_bytes: int = 0
+    message: str = ""
+    finished_at: float | None = None
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
