@@ -8,5 +8,6 @@ The life of a request: `service` receives a `Submit` → `loop.Engine.add_reques
 from flexpert_workers.engine.config import EngineConfig
 from flexpert_workers.engine.loop import Engine
 from flexpert_workers.engine.seams import ExpertDispatcher
+from flexpert_workers.engine.service import EngineService
 
-__all__ = ["Engine", "EngineConfig", "ExpertDispatcher"]
+__all__ = ["Engine", "EngineConfig", "EngineService", "ExpertDispatcher"]

@@ -121,6 +121,7 @@ def _read_rejection(event: Rejected) -> tuple[Outcome, FlexpertError | None]:
         case "overloaded" | "draining":
             return Outcome.REJECTED, None
         case "invalid":
-            return Outcome.REJECTED, InvalidRequest(event.field or "request", event.message)
+            field = event.field or "request"
+            return Outcome.REJECTED, InvalidRequest(field, event.message.removeprefix(f"{field}: "))
         case _:
             return Outcome.REJECTED, RequestBroke(event.message)

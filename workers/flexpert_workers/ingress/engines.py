@@ -38,7 +38,10 @@ async def watch_engines(address: str, tell: Callable[[pool_pb2.EngineList], None
 
 
 def engine_facts(engines: pool_pb2.EngineList) -> list[EngineFacts]:
-    """The engines of a list that can be dialled."""
+    """The engines of a list that can be dialled: those that start too, so that they are connected when they are ready.
+
+    One that the controller has given up is left out; the fleet uses it only while it has no other.
+    """
     return [
         EngineFacts(
             id=engine.id,
@@ -47,5 +50,5 @@ def engine_facts(engines: pool_pb2.EngineList) -> list[EngineFacts]:
             load=engine.running + engine.waiting,
         )
         for engine in engines.engines
-        if engine.endpoint and engine.state in (pool_pb2.Engine.READY, pool_pb2.Engine.DRAINING)
+        if engine.endpoint and engine.state != pool_pb2.Engine.LOST
     ]

@@ -1,0 +1,263 @@
+"""The main job, start to end: apply a MoEDeployment, stream text, and change the pool under load without a failure.
+
+`make demo` runs it. It prints a table and writes `build/demo/report.json` and `build/demo/timeline.png`; it exits
+with 1 when a request failed, a text differed or an engine held expert weights.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import timeline
+from cluster import DemoError, Laptop
+from load import SteadyLoad
+from records import WINDOW_S, Event, report, tokens_per_s, tpot_ms_p99
+
+from flexpert_proto import pool_pb2 as pb
+from flexpert_proto.client import AsyncGenerationClient
+
+ROOT = Path(__file__).parents[2]
+OUTPUT = ROOT / "build" / "demo"
+CHECKPOINT = ROOT / "examples" / "models" / "tiny-moe"
+MANIFEST = ROOT / "examples" / "tiny-moe.yaml"
+NAME = "tiny-moe"
+PROMPTS = (
+    "def ",
+    "import os\n",
+    "class ",
+    "    def __init__(self, ",
+    "for i in range(",
+    "try:\n    ",
+    "if not isinstance(",
+    '"""Return ',
+)
+MAX_TOKENS = 48
+STREAMS = 4
+READY_TIMEOUT_S = 120.0
+CHANGE_TIMEOUT_S = 60.0
+
+
+class Demo:
+    """The state of one run."""
+
+    def __init__(self) -> None:
+        self.laptop = Laptop(ROOT, NAME)
+        self.events: list[Event] = []
+        self.workers: list[tuple[float, int]] = []
+        self.phase = "starting"
+        self.load: SteadyLoad | None = None
+        self.engine_expert_bytes = 0
+        self.started = time.monotonic()
+
+    async def run(self) -> dict[str, Any]:
+        """Everything, in order; the cluster is taken down whatever happens."""
+        references = await reference_texts()
+        say(f"reference: {len(references)} greedy texts by transformers' generate, in one process")
+        try:
+            await self.laptop.up()
+            say("laptop cluster is up")
+            ready_s = await self.apply()
+            await self.stream_one(PROMPTS[0])
+            await self.under_load(references)
+        finally:
+            self.phase = "going down"
+            await self.laptop.down()
+        assert self.load is not None
+        return report(self.load.requests, self.events, self.engine_expert_bytes, ready_s)
+
+    async def apply(self) -> float:
+        """Apply the manifest; returns the seconds until the pool is Ready."""
+        started = time.monotonic()
+        await self.laptop.apply(MANIFEST)
+        say(f"applied {MANIFEST.relative_to(ROOT)}; waiting for Ready")
+        await self.laptop.wait_ready(READY_TIMEOUT_S)
+        ready_s = time.monotonic() - started
+        say(f"Ready after {ready_s:.1f} s")
+        return ready_s
+
+    async def stream_one(self, prompt: str) -> None:
+        """Stream one completion to the terminal."""
+        say(f"streaming a completion of {prompt!r}:\n")
+        print(prompt, end="", flush=True)
+        async with AsyncGenerationClient(self.laptop.ingress) as client:
+            async for piece in client.generate_stream(prompt, max_tokens=64, temperature=0):
+                print(piece.text, end="", flush=True)
+        print("\n")
+
+    async def under_load(self, references: dict[str, str]) -> None:
+        """Steady load, the four events, and the watchers beside them."""
+        self.load = SteadyLoad(self.laptop.ingress, references, MAX_TOKENS, STREAMS)
+        self.load.start()
+        watchers = [asyncio.create_task(self.watch_pool()), asyncio.create_task(self.show_progress())]
+        try:
+            self.phase = "steady"
+            await asyncio.sleep(WINDOW_S + 1)
+            await self.event("scale-up", 2, 4, lambda: self.laptop.scale(4), scaled_to(4))
+            await self.event("scale-down", 4, 2, lambda: self.laptop.scale(2), scaled_to(2))
+            await self.event("worker-kill", 2, 2, self.kill_worker, scaled_to(2))
+            await self.event("engine-kill", 1, 1, self.kill_engine, engines_ready(1))
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+            await self.load.stop()
+
+    async def event(
+        self,
+        name: str,
+        before: int,
+        after: int,
+        act: Callable[[], Awaitable[object]],
+        done: Callable[[pb.Pool, pb.Pool], bool],
+    ) -> None:
+        """Act, wait until the pool is as it should be, and record how long it took."""
+        self.phase = name
+        old = await self.laptop.pool()
+        start = time.monotonic()
+        await act()
+        while True:
+            await asyncio.sleep(0.1)
+            new = await self.laptop.pool()
+            if done(old, new):
+                break
+            if time.monotonic() - start > CHANGE_TIMEOUT_S:
+                raise DemoError(f"{name} took more than {CHANGE_TIMEOUT_S:.0f} s; the pool is:\n{new}")
+        moved = new.operation.moved_bytes if new.operation.id != old.operation.id else 0
+        self.events.append(Event(name, before, after, start, time.monotonic(), moved))
+        self.phase = "steady"
+        await asyncio.sleep(WINDOW_S + 1)
+
+    async def kill_worker(self) -> None:
+        """SIGKILL the first expert worker."""
+        os.kill((await self.laptop.pool()).workers[0].pid, signal.SIGKILL)
+
+    async def kill_engine(self) -> None:
+        """SIGKILL the engine."""
+        pool = await self.laptop.pool()
+        self.engine_expert_bytes = max(engine.expert_bytes for engine in pool.engines)
+        os.kill(pool.engines[0].pid, signal.SIGKILL)
+
+    async def watch_pool(self) -> None:
+        """Sample how many workers hold experts."""
+        while True:
+            pool = await self.laptop.pool()
+            self.workers.append((time.monotonic(), sum(bool(worker.experts) for worker in pool.workers)))
+            await asyncio.sleep(0.25)
+
+    async def show_progress(self) -> None:
+        """One line that is rewritten on a terminal; a line every few seconds elsewhere."""
+        live = sys.stdout.isatty()
+        while True:
+            await asyncio.sleep(0.5 if live else 5.0)
+            print(("\r\033[K" if live else "") + self.progress(), end="" if live else "\n", flush=True)
+
+    def progress(self) -> str:
+        """How it goes, in a line."""
+        assert self.load is not None
+        now, requests = time.monotonic(), self.load.requests
+        ended = [request for request in requests if request.finished is not None]
+        failed = sum(request.error is not None for request in ended)
+        holding = self.workers[-1][1] if self.workers else 0
+        return (
+            f"[{now - self.started:5.1f} s] {self.phase:12} workers {holding}  "
+            f"{tokens_per_s(requests, now - 2, now):6.1f} tokens/s  "
+            f"p99 {tpot_ms_p99(requests, now - 2, now):6.1f} ms/token  "
+            f"requests {len(ended)} ended, {failed} failed"
+        )
+
+
+def scaled_to(count: int) -> Callable[[pb.Pool, pb.Pool], bool]:
+    """Whether exactly `count` workers are there, all hold experts, and a newer table than before is in force."""
+
+    def done(old: pb.Pool, new: pb.Pool) -> bool:
+        present = [worker for worker in new.workers if worker.state != pb.Worker.LOST]
+        ready = [worker for worker in present if worker.state == pb.Worker.READY]
+        epoch = (new.epoch.term, new.epoch.sequence)
+        return (
+            len(present) == len(ready) == count
+            and {worker.id for worker in ready} != {worker.id for worker in old.workers}
+            and all(worker.experts for worker in ready)
+            and epoch > (old.epoch.term, old.epoch.sequence)
+            and not new.lost
+            and new.operation.finished_at > 0
+        )
+
+    return done
+
+
+def engines_ready(count: int) -> Callable[[pb.Pool, pb.Pool], bool]:
+    """Whether `count` engines are ready of which at least one is new."""
+
+    def done(old: pb.Pool, new: pb.Pool) -> bool:
+        ready = {engine.id for engine in new.engines if engine.state == pb.Engine.READY}
+        return len(ready) == count and bool(ready - {engine.id for engine in old.engines})
+
+    return done
+
+
+async def reference_texts() -> dict[str, str]:
+    """Prompt → greedy text, from a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(Path(__file__).with_name("reference.py")), str(CHECKPOINT), str(MAX_TOKENS), *PROMPTS),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+        stdout=subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    if process.returncode:
+        raise DemoError("the reference could not be computed; see above")
+    texts: dict[str, str] = json.loads(output)
+    return texts
+
+
+def say(message: str) -> None:
+    """Print a step."""
+    print(f"==> {message}", flush=True)
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The report as a table."""
+    columns = ("event", "workers", "seconds", "moved KiB", "failed", "tokens/s", "time per token p99, ms")
+    print("\n{:12} {:>8} {:>8} {:>10} {:>7} {:>22} {:>26}".format(*columns))
+    for event in result["events"]:
+        rates = " / ".join(f"{event['tokens_per_s'][span]:.0f}" for span in ("before", "during", "after"))
+        latencies = " / ".join(f"{event['tpot_ms_p99'][span]:.0f}" for span in ("before", "during", "after"))
+        print(
+            f"{event['name']:12} {event['from']:>3} → {event['to']:<2} {event['duration_s']:>8.1f} "
+            f"{event['moved_bytes'] / 1024:>10.0f} {event['failed']:>7} {rates:>22} {latencies:>26}"
+        )
+    requests = result["requests"]
+    print(
+        f"\n{requests['total']} requests, {requests['failed']} failed; every greedy text equals the reference: "
+        f"{'yes' if requests['text_identical'] else 'NO'}; "
+        f"expert bytes in the engine: {result['engine_expert_bytes']}; ready after {result['ready_s']} s"
+    )
+    for error in result["errors"]:
+        print(f"failed: {error}")
+
+
+def main() -> int:
+    """Run the demo; 0 when nothing failed."""
+    demo = Demo()
+    try:
+        result = asyncio.run(demo.run())
+    except DemoError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    (OUTPUT / "report.json").write_text(json.dumps(result, indent=1) + "\n")
+    assert demo.load is not None
+    timeline.draw(OUTPUT / "timeline.png", demo.load.requests, demo.events, demo.workers)
+    print_table(result)
+    print(f"written: {OUTPUT.relative_to(ROOT)}/report.json, {OUTPUT.relative_to(ROOT)}/timeline.png")
+    good = result["requests"]["failed"] == 0 and result["requests"]["text_identical"]
+    return 0 if good and result["engine_expert_bytes"] == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Greedy text equals transformers' `generate`, whatever the schedule does."""
+
+import pytest
+
+LENGTHS = (7, 19, 41, 100, 1, 33)
+MAX_TOKENS = 24
+
+
+@pytest.fixture
+def expected(family, make_prompt):
+    return {length: family.greedy(make_prompt(length), MAX_TOKENS) for length in LENGTHS}
+
+
+@pytest.mark.parametrize("max_batch_tokens", [2048, 16], ids=["whole prompts", "chunked prefill"])
+def test_mixed_batch_equals_generate(family, bench_of, make_prompt, expected, max_batch_tokens):
+    bench = bench_of(family, max_batch_tokens=max_batch_tokens, kv_cache_bytes=32 << 20)
+    for length in LENGTHS:
+        bench.add(length, make_prompt(length), max_tokens=MAX_TOKENS)
+        bench.step()  # arrivals between steps, so that prefills meet decodes
+    answers = bench.run()
+    assert {length: answers[length].tokens for length in LENGTHS} == expected
+    assert all(answer.positions == list(range(MAX_TOKENS)) for answer in answers.values())
+    assert bench.blocks.num_used == 0
+
+
+def test_prefix_hits_and_preemption_change_nothing(family, bench_of, make_prompt, expected):
+    bench = bench_of(family, max_batch_tokens=64, block_tokens=8, kv_cache_bytes=1 << 20)
+    # Little more is left than the longest request takes: the six together cannot stay.
+    held = bench.blocks.allocate(bench.blocks.num_free - 22)
+    for length in LENGTHS:
+        bench.add(length, make_prompt(length), max_tokens=MAX_TOKENS)
+    answers = bench.run()
+    assert bench.scheduler.num_preemptions > 0
+    assert {length: answers[length].tokens for length in LENGTHS} == expected
+    bench.add(100, make_prompt(100), max_tokens=MAX_TOKENS)
+    again = bench.run()[100]
+    assert again.tokens == expected[100]
+    assert again.cached_tokens >= 8
+    assert bench.blocks.num_used == len(held)

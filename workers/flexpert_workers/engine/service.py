@@ -1,0 +1,212 @@
+"""An engine as a service: the loop in a thread, the ingresses' socket in another, the lease with the pool in a third.
+
+Started by the Serve replica (`serving`) or as a process (`python -m flexpert_workers.engine`).
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+
+from flexpert_proto.pool_pb2 import Engine as EngineMessage
+from flexpert_proto.pool_pb2 import Epoch as EpochMessage
+from flexpert_workers import threads
+from flexpert_workers.checkpoint import open_checkpoint
+from flexpert_workers.dispatch import DispatchClient, LayerStatistics, TableHolder
+from flexpert_workers.engine.config import EngineConfig
+from flexpert_workers.engine.frontend import Frontend, Gone, Received, Sender
+from flexpert_workers.engine.loop import Engine, EngineStatistics
+from flexpert_workers.engine.membership import Membership
+from flexpert_workers.errors import InvalidRequest, Overloaded, PassAbandoned
+from flexpert_workers.messages.generation import Cancel, Pong, Rejected, Submit
+from flexpert_workers.routing import NO_EPOCH
+
+logger = logging.getLogger(__name__)
+
+STUCK_AFTER_S = 60.0
+"""A step that lasts longer means that the loop hangs: pings go unanswered and `healthy` says no."""
+
+_IDLE_S = 0.5
+_ABANDONED_PAUSE_S = 0.02
+
+
+class EngineService:
+    """One engine.
+
+    Attributes:
+        tables: The routing tables; the lease fills it. Tests publish into it themselves.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.tables = TableHolder()
+        self._draining = threading.Event()
+        self._stopped = threading.Event()
+        self._step_started: float | None = None
+        self._failed = False
+
+    def start(self) -> None:
+        """Load the model and serve; returns when ingresses can connect.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be served.
+            CapacityError: The KV cache does not fit.
+        """
+        config = self.config
+        threads.configure(max(1, config.threads))
+        checkpoint = open_checkpoint(config.source, config.dtype)
+        self._dispatcher = DispatchClient(
+            config.pool,
+            checkpoint.digest,
+            self.tables,
+            deadline_s=config.dispatch_deadline_s,
+            hang_timeout_s=config.dispatch_hang_s,
+            refresh=self._report,
+        )
+        self._engine = Engine(checkpoint, config, self._dispatcher)
+        self._statistics = self._engine.statistics()
+        self._frontend = Frontend(config.bind_host, config.socket_dir, self._pong)
+        self._membership = Membership(
+            config.pool_control, config.pool, checkpoint.digest, self.tables, self._describe, self.drain
+        )
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+        self._frontend.start()
+        if config.pool_control:
+            self._membership.start()
+        logger.info("engine %s serves %s at %s", config.engine, checkpoint.architecture, self.endpoint)
+
+    @property
+    def endpoint(self) -> str:
+        """What ingresses connect to."""
+        return self._frontend.endpoint
+
+    def statistics(self) -> EngineStatistics:
+        """Counts as of the last step."""
+        return self._statistics
+
+    def dispatch_statistics(self) -> tuple[LayerStatistics, ...]:
+        """Times of the recent dispatches, per MoE layer."""
+        return self._dispatcher.statistics()
+
+    def healthy(self) -> bool:
+        """Whether the loop runs: its thread lives, and its present step is not older than `STUCK_AFTER_S`."""
+        started = self._step_started
+        is_stuck = started is not None and time.monotonic() - started > STUCK_AFTER_S
+        return self._thread.is_alive() and not self._failed and not is_stuck
+
+    def drain(self) -> None:
+        """Let no further request in; those here run to their end."""
+        if not self._draining.is_set():
+            self._draining.set()
+            self._report()
+
+    @property
+    def drained(self) -> bool:
+        """Whether a drain has come to its end."""
+        statistics = self._statistics
+        return self._draining.is_set() and statistics.running + statistics.waiting == 0
+
+    def stop(self) -> None:
+        """End at once; the ingresses see their connections end and go elsewhere."""
+        self._stopped.set()
+        self._frontend.events.put(None)
+        self._membership.stop()
+        self._thread.join(timeout=10)
+        self._frontend.stop()
+
+    def _run(self) -> None:
+        sender = self._frontend.sender()
+        try:
+            while not self._stopped.is_set():
+                self._take_events(sender)
+                self._step(sender)
+        except Exception:
+            # A request's own errors never come here. Whoever watches `healthy` replaces this engine.
+            self._failed = True
+            logger.exception("the loop broke")
+        finally:
+            sender.close()
+            self._dispatcher.close()
+
+    def _take_events(self, sender: Sender) -> None:
+        """Act on all that has come; wait for something while there is nothing to compute."""
+        events = self._frontend.events
+        wait = not self._engine.has_work
+        if wait:
+            self._statistics = self._engine.statistics()
+        while True:
+            try:
+                event = events.get(block=wait, timeout=_IDLE_S)
+            except queue.Empty:
+                return
+            wait = False
+            match event:
+                case Gone(source):
+                    self._engine.cancel_source(source)
+                case Received(source, Cancel(request=number)):
+                    self._engine.cancel(number, source)
+                case Received(source, Submit() as submit):
+                    self._submit(source, submit, sender)
+
+    def _submit(self, source: bytes, submit: Submit, sender: Sender) -> None:
+        rejected = None
+        try:
+            if self._draining.is_set():
+                rejected = Rejected(submit.request, "draining", "this engine lets no further request in")
+            else:
+                self._engine.add_request(submit, source)
+        except InvalidRequest as error:
+            rejected = Rejected(submit.request, "invalid", str(error), error.field)
+        except Overloaded as error:
+            rejected = Rejected(submit.request, "overloaded", str(error))
+        if rejected is not None:
+            sender.send(source, [rejected])
+
+    def _step(self, sender: Sender) -> None:
+        if not self._engine.has_work:
+            return
+        self._step_started = time.monotonic()
+        try:
+            outbox = self._engine.step()
+        except PassAbandoned as error:
+            logger.warning("a pass was abandoned and will be computed again: %s", error)
+            self._stopped.wait(_ABANDONED_PAUSE_S)
+            return
+        finally:
+            self._step_started = None
+        for source, replies in outbox.items():
+            sender.send(source, replies)
+        self._statistics = self._engine.statistics()
+
+    def _report(self) -> None:
+        self._membership.report()
+
+    def _pong(self) -> Pong | None:
+        statistics = self._statistics
+        return Pong(statistics.running, statistics.waiting) if self.healthy() else None
+
+    def _describe(self) -> EngineMessage:
+        statistics = self._statistics
+        table = self.tables.current()
+        epoch = NO_EPOCH if table is None else table.epoch
+        return EngineMessage(
+            id=self.config.engine,
+            endpoint=self.endpoint,
+            state=self._state(table is not None),
+            epoch=EpochMessage(term=epoch.term, sequence=epoch.sequence),
+            pid=os.getpid(),
+            running=statistics.running,
+            waiting=statistics.waiting,
+            expert_bytes=statistics.expert_bytes,
+            kv_bytes=statistics.kv_bytes,
+            kv_use=statistics.kv_use,
+            generated_tokens=statistics.generated_tokens,
+            pod=self.config.pod,
+        )
+
+    def _state(self, has_table: bool) -> EngineMessage.State.ValueType:
+        if self._draining.is_set():
+            return EngineMessage.DRAINING
+        return EngineMessage.READY if has_table and self.healthy() else EngineMessage.STARTING
