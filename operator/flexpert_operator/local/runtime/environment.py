@@ -1,0 +1,133 @@
+"""The environment of a container's process: the manifest's, with what a laptop needs differently laid over it. Pure."""
+
+import re
+from collections.abc import Mapping
+
+from flexpert_operator.local.runtime.objects import key_of
+from flexpert_operator.local.runtime.values import GCS_PORT_NAME, HOST, LocalPod, Object
+from flexpert_proto import names
+
+RAY_DRAIN_S = 2
+"""Long enough for Serve to move what still runs, short enough for a laptop's patience."""
+
+_KEPT_OUT = re.compile(r"^(RAY_|FLEXPERT_|KUBE|OMP_|VIRTUAL_ENV$)")
+_REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+class UnservedVariable(ValueError):
+    """A variable of the manifest that cannot be had on a laptop; the message names it."""
+
+
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a container's process keeps of the runtime's own environment: the way to Python and its packages."""
+    return {name: value for name, value in environment.items() if not _KEPT_OUT.match(name)}
+
+
+def declared(spec: Object, pod: Object) -> dict[str, str]:
+    """The manifest's `env` of a container, fields and references filled in.
+
+    Raises:
+        UnservedVariable: A source that is neither a value nor a field of the pod, and not optional.
+    """
+    values: dict[str, str] = {}
+    for entry in spec.get("env") or []:
+        value = _value(entry, pod)
+        if value is not None:
+            values[entry["name"]] = _REFERENCE.sub(lambda match: _referred(match, values), value)
+    return values
+
+
+def _value(entry: Object, pod: Object) -> str | None:
+    source = entry.get("valueFrom")
+    if not source:
+        return str(entry.get("value", ""))
+    if "fieldRef" in source:
+        return _field(pod, source["fieldRef"]["fieldPath"], entry["name"])
+    if any(reference.get("optional") for reference in source.values()):
+        return None
+    raise UnservedVariable(f"variable {entry['name']} comes from {', '.join(source)}, which the laptop does not serve")
+
+
+def _field(pod: Object, path: str, name: str) -> str:
+    if path in ("status.podIP", "status.hostIP", "status.podIPs"):
+        return HOST
+    value: object = pod
+    for part in re.findall(r"[^.\[\]']+|(?<=\[')[^']+", path):
+        value = value.get(part) if isinstance(value, dict) else None
+    if not isinstance(value, str):
+        raise UnservedVariable(f"variable {name} comes from the field {path}, which the pod does not have")
+    return value
+
+
+def _referred(match: re.Match[str], values: Mapping[str, str]) -> str:
+    if match.group() == "$$":
+        return "$"
+    return values.get(match.group(1), match.group())
+
+
+def laptop(local: LocalPod, spec: Object, services: str, volumes: str, num_cores: int) -> dict[str, str]:
+    """What every container gets, whatever its manifest says.
+
+    Args:
+        local: The pod, with its folder and the numbers of its ports.
+        spec: The container's part of the manifest.
+        services: Path of the table of Services.
+        volumes: Folder that holds claims.
+        num_cores: Cores of this host: no process gets more threads than that.
+    """
+    ports = {names.port_variable(port): str(number) for port, number in local.ports.items()}
+    wanted = next((entry["value"] for entry in spec.get("env") or [] if entry["name"] == names.ENV_THREADS), "1")
+    threads = str(max(1, min(int(wanted), num_cores)))
+    return {
+        **ports,
+        names.ENV_BIND_HOST: HOST,
+        names.ENV_SOCKET_DIR: f"{local.folder}/s",
+        names.ENV_SERVICES: services,
+        names.ENV_VOLUMES_ROOT: volumes,
+        names.ENV_THREADS: threads,
+        **dict.fromkeys(_THREADS, threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TMPDIR": f"{local.folder}/t",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def ray(local: LocalPod, token_path: str, gcs_address: str, loopback: bool) -> dict[str, str]:
+    """What every container of a RayCluster's pod gets besides.
+
+    Args:
+        local: The pod.
+        token_path: File with the token that Ray's processes authenticate each other with.
+        gcs_address: Where the head's GCS listens, as this host dials it.
+        loopback: Whether the node keeps to the loopback interface; see `local.ray_start_hook`.
+    """
+    hook = {"RAY_START_HOOK": "flexpert_operator.local.ray_start_hook.keep_to_loopback"} if loopback else {}
+    return {
+        **hook,
+        "RAY_ADDRESS": gcs_address,
+        "RAY_TMPDIR": f"{local.folder}/r",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": token_path,
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(RAY_DRAIN_S),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # another program's memory is no reason to end a worker
+        "RAY_enable_metrics_collection": "0",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+    }
+
+
+def ray_head(storage: str) -> dict[str, str]:
+    """What the head's Ray container gets besides: tables that outlive the process, in the folder `storage`."""
+    return {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": storage}
+
+
+def pod_identity(pod: Object) -> dict[str, str]:
+    """Names by which KubeRay tells a Ray node what it is."""
+    labels = pod["metadata"].get("labels") or {}
+    return {"RAY_CLUSTER_NAME": labels.get("ray.io/cluster", ""), "RAY_CLOUD_INSTANCE_ID": key_of(pod)[1]}
+
+
+def gcs_port(local: LocalPod) -> int:
+    """Where a head's GCS listens."""
+    return local.ports[GCS_PORT_NAME]
