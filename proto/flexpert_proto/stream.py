@@ -129,14 +129,21 @@ def make_request(prompt: str | Sequence[int], **parameters: Unpack[Parameters]) 
         InvalidArgument: A value does not fit into its field at all (a negative count, say).
     """
     fields: dict[str, Any] = {**parameters}
-    model = fields.pop("model", "")
+    request = pb.GenerateRequest(model=fields.pop("model", ""))
+    for name, value in fields.items():
+        try:
+            request.parameters.MergeFrom(pb.SamplingParameters(**{name: value}))
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"parameters.{name}: {error}") from error
+    if isinstance(prompt, str):
+        request.text = prompt
+        return request
     try:
-        sampling = pb.SamplingParameters(**fields)
-        if isinstance(prompt, str):
-            return pb.GenerateRequest(model=model, text=prompt, parameters=sampling)
-        return pb.GenerateRequest(model=model, token_ids=pb.TokenIds(ids=prompt), parameters=sampling)
+        request.token_ids.ids.extend(prompt)
     except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"parameters: {error}") from error
+        raise InvalidArgument(f"token_ids: {error}") from error
+    request.token_ids.SetInParent()
+    return request
 
 
 class StreamState:
