@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+
 from flexpert_operator.local.kubeapi.errors import BadRequest, UnsupportedMediaType
 
 _JSON = frozenset({"", "application/json", "application/octet-stream", "text/plain", "*/*"})

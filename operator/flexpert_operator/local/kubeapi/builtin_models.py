@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import kubernetes.client.models as client_models
+
 from flexpert_operator.local.kubeapi.objects import JsonObject
 from flexpert_operator.local.kubeapi.patch import PATCH_KEY, PATCH_STRATEGY
 from flexpert_operator.local.kubeapi.structural import INT_OR_STRING, LIST_KEYS, LIST_TYPE, MAP_TYPE, PRESERVE

@@ -12,6 +12,7 @@ from typing import Any
 
 import celpy
 from celpy import celtypes
+
 from flexpert_operator.local.kubeapi.cel_library import FUNCTIONS
 from flexpert_operator.local.kubeapi.errors import (
     FieldError,

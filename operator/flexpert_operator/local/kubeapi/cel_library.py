@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from celpy import celtypes
+
 from flexpert_operator.local.kubeapi.objects import parse_quantity
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from aiohttp import web
+
 from flexpert_operator.local.kubeapi import tls
 from flexpert_operator.local.kubeapi.api import Api
 from flexpert_operator.local.kubeapi.kubeconfig import write_kubeconfig

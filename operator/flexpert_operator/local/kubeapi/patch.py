@@ -6,6 +6,7 @@
 from typing import Any
 
 import jsonpatch
+
 from flexpert_operator.local.kubeapi.errors import BadRequest, Invalid
 from flexpert_operator.local.kubeapi.objects import JsonObject, copy_json
 from flexpert_operator.local.kubeapi.structural import child_schema, item_schema

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+
 from flexpert_operator.local.kubeapi import bodies, deletion, discovery, openapi, parameters, reads, tables, urls
 from flexpert_operator.local.kubeapi.api import Api
 from flexpert_operator.local.kubeapi.errors import ApiError, MethodNotAllowed, NotFound, TooLarge, Unauthorized
