@@ -92,7 +92,8 @@ def placement_request(
     targets = target_workers(pool, victims)
     if not targets or len(targets) != pods * deployment.experts.workers_per_pod:
         return None
-    cause = why(pool, targets, deployment.placement, settled * deployment.experts.workers_per_pod)
+    same_size = not victims and len(targets) == settled * deployment.experts.workers_per_pod
+    cause = why(pool, targets, deployment.placement, same_size)
     if cause is None and is_due(deployment.placement, pool, observed.now, solved_at):
         cause = Cause.REBALANCE
     if cause is None or must_wait(pool, observed.now):
@@ -105,15 +106,18 @@ def target_workers(pool: Pool, victims: tuple[str, ...]) -> tuple[Worker, ...]:
     return tuple(worker for worker in pool.workers if worker.state is MemberState.READY and worker.pod not in victims)
 
 
-def why(pool: Pool, targets: tuple[Worker, ...], spec: PlacementSpec, settled_workers: int) -> Cause | None:
-    """Why the placement does not do as it stands, or None when it does."""
+def why(pool: Pool, targets: tuple[Worker, ...], spec: PlacementSpec, same_size: bool) -> Cause | None:
+    """Why the placement does not do as it stands, or None when it does.
+
+    `same_size`: the pool ran with as many workers before, so that a new one stands for one that was lost.
+    """
     wanted = {worker.id for worker in targets}
     if not pool.placement:
         return Cause.INITIAL
     if pool.lost:
         return Cause.FAILURE
     if pool.holders != wanted:
-        return Cause.FAILURE if len(wanted) == settled_workers else Cause.SCALE
+        return Cause.FAILURE if same_size else Cause.SCALE
     too_few = any(len(row) < spec.min_replicas for row in pool.placement.values())
     return Cause.SCALE if too_few else None
 

@@ -1,0 +1,178 @@
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+
+from flexpert_operator import manifests
+from flexpert_operator.api import Model, MoEDeployment, Resources
+from flexpert_operator.decide.sizing import GroupSize
+from flexpert_operator.decide.sizing_state import Sizing
+from flexpert_proto import names
+
+Object = dict[str, Any]
+
+
+@pytest.fixture
+def cluster(deployment: MoEDeployment) -> Callable[..., Object]:
+    def make(**changes: Any) -> Object:
+        asked = replace(deployment, **changes)
+        sizing = Sizing(settled=2, victims=("p",))
+        return manifests.ray_cluster(
+            asked, "image:1", GroupSize(1), GroupSize(3, ("p", "q")), sizing, Model("file:///models/tiny")
+        )
+
+    return make
+
+
+def strict(schema: Any) -> Any:
+    """The schema, refusing fields that it does not know, as `fieldValidation=Strict` does."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: strict(value) for key, value in schema.items() if key != "x-kubernetes-int-or-string"}
+    if schema.get("x-kubernetes-int-or-string"):
+        result.pop("type", None)
+        result["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    elif "properties" in schema and isinstance(schema["properties"], dict) and "type" in schema:
+        result.setdefault("additionalProperties", False)
+    return result
+
+
+@pytest.mark.parametrize("source", ["file:///models/tiny", "pvc://models/tiny"])
+def test_the_ray_cluster_is_valid(cluster: Callable[..., Object], kuberay_schema: Object, source: str) -> None:
+    body = cluster(model=Model(source))
+    jsonschema.Draft4Validator(strict(kuberay_schema["properties"]["spec"])).validate(body["spec"])
+
+
+def test_the_check_above_can_fail(cluster: Callable[..., Object], kuberay_schema: Object) -> None:
+    body = cluster()
+    body["spec"]["workerGroupSpecs"][0]["template"]["spec"]["conatiners"] = []
+    validator = jsonschema.Draft4Validator(strict(kuberay_schema["properties"]["spec"]))
+    assert any("conatiners" in error.message for error in validator.iter_errors(body["spec"]))
+
+
+def test_the_ray_cluster_says_what_the_design_asks_for(cluster: Callable[..., Object]) -> None:
+    body = cluster()
+    spec = body["spec"]
+    assert spec["enableInTreeAutoscaling"] is False
+    assert spec["authOptions"] == {"mode": "token"}
+    head = spec["headGroupSpec"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert json.loads(json.loads(head["rayStartParams"]["resources"])) == {"head": 1}
+    assert [one["name"] for one in head["template"]["spec"]["containers"]] == ["ray-head", "pool-launcher"]
+    engines, experts = spec["workerGroupSpecs"]
+    assert (engines["groupName"], engines["replicas"]) == ("engines", 1)
+    assert (experts["groupName"], experts["replicas"]) == ("experts", 3)
+    assert experts["scaleStrategy"] == {"workersToDelete": ["p", "q"]}
+    assert json.loads(json.loads(experts["rayStartParams"]["resources"])) == {names.WORKER_RESOURCE: 1}
+    for group in (engines, experts):
+        assert group["minReplicas"] == 0
+        assert group["maxReplicas"] >= 4096
+        assert "readinessProbe" in group["template"]["spec"]["containers"][0]
+    assert json.loads(body["metadata"]["annotations"]["flexpert.io/sizing"])["victims"] == ["p"]
+
+
+def ray_containers(body: Object) -> Iterator[Object]:
+    yield from body["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    for group in body["spec"]["workerGroupSpecs"]:
+        yield from group["template"]["spec"]["containers"]
+
+
+def environment(container: Object) -> dict[str, Any]:
+    return {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]}
+
+
+def test_every_ray_container_has_its_environment(cluster: Callable[..., Object]) -> None:
+    for container in ray_containers(cluster()):
+        found = environment(container)
+        assert json.loads(found[names.ENV_POOL]) == {"uid": "uid-1", "name": "tiny", "namespace": "default"}
+        assert found[names.ENV_POD] == {"fieldRef": {"fieldPath": "metadata.name"}}
+        assert found[names.ENV_NODE] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+        assert int(found[names.ENV_THREADS]) >= 1
+        assert found[names.ENV_BIND_HOST] == "0.0.0.0"
+        assert found["RAY_AUTH_MODE"] == "token"
+        assert found["RAY_gcs_rpc_server_reconnect_timeout_s"] == "600"
+        grace = cluster()["spec"]["headGroupSpec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        assert int(found["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < grace
+
+
+def test_threads_follow_the_limit(cluster: Callable[..., Object], deployment: MoEDeployment) -> None:
+    experts = replace(deployment.experts, resources=Resources(limits={"cpu": "3500m"}))
+    group = cluster(experts=experts)["spec"]["workerGroupSpecs"][1]
+    container = group["template"]["spec"]["containers"][0]
+    assert environment(container)[names.ENV_THREADS] == "3"
+    assert group["rayStartParams"]["num-cpus"] == "3"
+    assert container["resources"]["requests"]["cpu"] == "3500m"
+
+
+def test_workers_of_a_pod_share_its_memory(cluster: Callable[..., Object], deployment: MoEDeployment) -> None:
+    experts = replace(deployment.experts, workers=4, workers_per_pod=2)
+    group = cluster(experts=experts)["spec"]["workerGroupSpecs"][1]
+    assert json.loads(json.loads(group["rayStartParams"]["resources"])) == {names.WORKER_RESOURCE: 2}
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert int(limits["memory"]) > 2 * experts.memory_per_worker_bytes
+    assert limits["cpu"] == "2"
+
+
+def test_a_claim_is_mounted_where_the_pool_looks_for_it(
+    cluster: Callable[..., Object], deployment: MoEDeployment
+) -> None:
+    model = Model("pvc://models/tiny")
+    body = cluster(model=model)
+    ingress = manifests.ingress_deployment(replace(deployment, model=model), "image:1", 2)
+    pods = [
+        body["spec"]["headGroupSpec"]["template"]["spec"],
+        *(group["template"]["spec"] for group in body["spec"]["workerGroupSpecs"]),
+        ingress["spec"]["template"]["spec"],
+    ]
+    for pod in pods:
+        claims = [one["persistentVolumeClaim"] for one in pod["volumes"] if "persistentVolumeClaim" in one]
+        assert claims == [{"claimName": "models", "readOnly": True}]
+        for container in pod["containers"]:
+            mounts = [one["mountPath"] for one in container["volumeMounts"] if one["name"] == "model"]
+            assert str(names.model_path(model.source)).startswith(mounts[0] + "/")
+
+
+def test_services_select_the_pods_they_are_for(cluster: Callable[..., Object], deployment: MoEDeployment) -> None:
+    control = manifests.pool_control_service(deployment)
+    assert control["metadata"]["name"] == "tiny-pool-control"
+    assert control["spec"]["ports"][0]["port"] == names.POOL_CONTROL_PORT
+    head = cluster()["spec"]["headGroupSpec"]["template"]
+    assert control["spec"]["selector"].items() <= head["metadata"]["labels"].items()
+    ports = [port["name"] for container in head["spec"]["containers"] for port in container.get("ports", ())]
+    assert control["spec"]["ports"][0]["targetPort"] in ports
+    ingress = manifests.ingress_deployment(deployment, "image:1", 2)
+    service = manifests.ingress_service(deployment)
+    template = ingress["spec"]["template"]
+    assert service["spec"]["selector"] == ingress["spec"]["selector"]["matchLabels"]
+    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    named = {port["name"]: port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
+    assert named == {"grpc": 9000, "http": 8000}
+    assert [port["targetPort"] for port in service["spec"]["ports"]] == ["grpc", "http"]
+
+
+def test_the_ingress(deployment: MoEDeployment) -> None:
+    body = manifests.ingress_deployment(deployment, "image:1", 2)
+    (container,) = body["spec"]["template"]["spec"]["containers"]
+    found = environment(container)
+    assert found[names.ENV_POOL_CONTROL] == "tiny-pool-control.default.svc:7000"
+    assert found[names.port_variable("grpc")] == "9000"
+    assert found[names.port_variable("http")] == "8000"
+    assert container["readinessProbe"]
+    assert container["livenessProbe"]
+
+
+def test_everything_belongs_to_the_deployment(cluster: Callable[..., Object], deployment: MoEDeployment) -> None:
+    for body in (
+        cluster(),
+        manifests.pool_control_service(deployment),
+        manifests.ingress_service(deployment),
+        manifests.ingress_deployment(deployment, "image:1", 2),
+    ):
+        (owner,) = body["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["uid"], owner["controller"]) == ("MoEDeployment", "uid-1", True)
+        assert body["metadata"]["namespace"] == "default"

@@ -1,0 +1,214 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from flexpert_operator.api import MoEDeployment, PlacementSpec, Rebalance
+from flexpert_operator.decide import placing
+from flexpert_operator.decide.observation import (
+    NO_EPOCH,
+    Cause,
+    Epoch,
+    MemberState,
+    Observation,
+    Operation,
+    Phase,
+    Pool,
+    Worker,
+)
+from flexpert_operator.decide.sizing import count_ready
+from flexpert_placement.solver import solve
+from flexpert_placement.types import ExpertId
+
+MakePool = Callable[..., Pool]
+Observe = Callable[..., Observation]
+MakeWorker = Callable[..., Worker]
+
+NO_REBALANCE = PlacementSpec(rebalance=Rebalance(enabled=False))
+
+
+def ask(
+    deployment: MoEDeployment, observed: Observation, pods: int = 2, settled: int = 2, victims: tuple[str, ...] = ()
+) -> placing.PlacementRequest | None:
+    return placing.placement_request(deployment, observed, pods, settled, victims, solved_at=0.0)
+
+
+def test_a_placement_that_does_is_left_alone(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
+    assert ask(deployment, observed(pool())) is None
+
+
+def test_the_first_placement(deployment: MoEDeployment, pool: MakePool, observed: Observe, worker: MakeWorker) -> None:
+    fresh = pool((), workers=(worker("a", experts=0), worker("b", experts=0)), epoch=NO_EPOCH)
+    request = ask(deployment, observed(fresh), settled=0)
+    assert request is not None
+    assert request.cause is Cause.INITIAL
+    assert [one.id for one in request.problem.workers] == ["w-a", "w-b"]
+    assert {one.memory_bytes for one in request.problem.workers} == {9000}, "room for one expert stays free"
+    assert request.problem.loads == ((0.0,) * 4,) * 2
+    wanted = placing.reconfiguration(deployment, fresh, request, solve(request.problem))
+    assert wanted is not None
+    assert len(wanted.plan.target) == 8
+    assert all(move.sources == () for move in wanted.plan.moves)
+
+
+def test_growth(deployment: MoEDeployment, pool: MakePool, observed: Observe, worker: MakeWorker) -> None:
+    grown = replace(pool(), workers=(*pool().workers, worker("c", experts=0), worker("d", experts=0)))
+    request = ask(deployment, observed(grown, "abcd"), pods=4)
+    assert request is not None
+    assert request.cause is Cause.SCALE
+    wanted = placing.reconfiguration(deployment, grown, request, solve(request.problem))
+    assert wanted is not None
+    assert {move.target for move in wanted.plan.moves} >= {"w-c", "w-d"}
+    assert all(move.sources for move in wanted.plan.moves), "copied from peers"
+
+
+def test_growth_waits_for_all(deployment: MoEDeployment, pool: MakePool, observed: Observe, worker: MakeWorker) -> None:
+    starting = worker("d", MemberState.STARTING, experts=0)
+    half = replace(pool(), workers=(*pool().workers, worker("c", experts=0), starting))
+    assert ask(deployment, observed(half, "abcd"), pods=4) is None
+
+
+def test_a_shrink_empties_the_victims(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
+    four = pool("abcd")
+    request = ask(deployment, observed(four, "abcd"), settled=4, victims=("d", "c"))
+    assert request is not None
+    assert request.cause is Cause.SCALE
+    wanted = placing.reconfiguration(deployment, four, request, solve(request.problem))
+    assert wanted is not None
+    assert {worker for row in wanted.plan.target.values() for worker in row} == {"w-a", "w-b"}
+
+
+def test_a_replacement_of_a_lost_worker(
+    deployment: MoEDeployment, pool: MakePool, observed: Observe, worker: MakeWorker
+) -> None:
+    """The pool itself gave the lost experts to `a`; the replacement on the same pod stands empty."""
+    survivors = {expert: {"w-a": 1.0} for expert in pool().placement}
+    new = replace(worker("b", experts=0), id="w-new")
+    request = ask(deployment, observed(pool(placement=survivors, workers=(worker("a", experts=8), new))))
+    assert request is not None
+    assert request.cause is Cause.FAILURE
+
+
+def test_lost_experts_are_placed_when_the_workers_are_there(
+    deployment: MoEDeployment, pool: MakePool, observed: Observe
+) -> None:
+    request = ask(deployment, observed(pool(lost=(ExpertId(0, 1),))))
+    assert request is not None
+    assert request.cause is Cause.FAILURE
+
+
+def test_more_replicas_asked_for(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
+    request = ask(replace(deployment, placement=PlacementSpec(min_replicas=2)), observed(pool()))
+    assert request is not None
+    assert request.cause is Cause.SCALE
+    assert request.problem.min_replicas == 2
+
+
+RUNNING = Operation("x.0", Cause.SCALE, Phase.PREPARE, Epoch(1, 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"operation": RUNNING}, {"term": 0}, {"model": None}],
+    ids=["one at a time", "no term", "no model"],
+)
+def test_nothing_is_asked_when_nothing_can_be_done(
+    deployment: MoEDeployment, pool: MakePool, observed: Observe, worker: MakeWorker, change: dict[str, object]
+) -> None:
+    grown = replace(pool(), workers=(*pool().workers, worker("c", experts=0)))
+    assert ask(deployment, observed(grown, "abc"), pods=3) is not None
+    assert ask(deployment, observed(replace(grown, **change), "abc"), pods=3) is None  # type: ignore[arg-type]
+
+
+def undone(attempt: int, finished_at: float) -> Operation:
+    return Operation(f"scale-x.{attempt}", Cause.SCALE, Phase.ROLLED_BACK, Epoch(1, 1), finished_at=finished_at)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "ago", "waits"), [(0, 1.0, True), (0, 2.0, False), (3, 15.0, True), (3, 16.0, False), (9, 60.0, False)]
+)
+def test_what_came_to_nothing_is_tried_again_ever_later(
+    deployment: MoEDeployment, pool: MakePool, observed: Observe, attempt: int, ago: float, waits: bool
+) -> None:
+    seen = observed(pool("abcd", operation=undone(attempt, 1000.0 - ago)), "abcd")
+    assert (ask(deployment, seen, victims=("d", "c")) is None) == waits
+
+
+def test_an_operation_is_known_by_what_it_leads_to(
+    deployment: MoEDeployment, pool: MakePool, observed: Observe
+) -> None:
+    four = pool("abcd")
+
+    def identity(deployment: MoEDeployment, pool: Pool) -> str:
+        request = ask(deployment, observed(pool, "abcd"), victims=("d", "c"))
+        assert request is not None
+        wanted = placing.reconfiguration(deployment, pool, request, solve(request.problem))
+        assert wanted is not None
+        return wanted.operation_id
+
+    first = identity(deployment, four)
+    assert first == identity(deployment, four), "a retry is the same operation"
+    assert first.startswith("scale-")
+    assert first.endswith(".0")
+    assert first != identity(replace(deployment, generation=2), four)
+    assert first != identity(deployment, replace(four, epoch=Epoch(1, 2)))
+    again = identity(deployment, replace(four, operation=undone(0, 0.0)))
+    assert again == first[:-1] + "1", "an operation that came to nothing is not repeated under its id"
+
+
+SKEWED = (90, 0, 0, 30, 0, 90, 30, 0)
+"""Under the fixture's placement everything is on worker a (layer 0: index 0) and b (layer 0: 3), and so on."""
+
+
+def test_rebalancing_is_due_after_its_interval(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
+    seen = observed(pool(loads=SKEWED))
+    assert placing.placement_request(deployment, seen, 2, 2, (), solved_at=970.0) is None
+    request = placing.placement_request(deployment, seen, 2, 2, (), solved_at=930.0)
+    assert request is not None
+    assert request.cause is Cause.REBALANCE
+    assert request.problem.loads == ((90.0, 0.0, 0.0, 30.0), (0.0, 90.0, 30.0, 0.0))
+    still = replace(deployment, placement=NO_REBALANCE)
+    assert placing.placement_request(still, seen, 2, 2, (), solved_at=0.0) is None
+    assert ask(deployment, observed(pool(loads=(0,) * 8))) is None, "nothing is known without traffic"
+
+
+@pytest.mark.parametrize(("min_gain", "moves"), [(5, True), (90, False)])
+def test_experts_move_only_for_a_gain(
+    deployment: MoEDeployment, pool: MakePool, observed: Observe, min_gain: int, moves: bool
+) -> None:
+    asked = replace(deployment, placement=PlacementSpec(rebalance=Rebalance(min_gain_percent=min_gain)))
+    skewed = pool(loads=SKEWED)
+    request = ask(asked, observed(skewed))
+    assert request is not None
+    result = solve(request.problem)
+    assert placing.gain_percent(skewed, request, result) > 5
+    assert (placing.reconfiguration(asked, skewed, request, result) is not None) == moves
+
+
+def test_a_question_whose_answer_was_to_stay_is_known_again(
+    deployment: MoEDeployment, pool: MakePool, observed: Observe
+) -> None:
+    """Nine workers for eight experts: one stays empty for ever, and is not asked about for ever."""
+    request = ask(deployment, observed(pool("abcd"), "abcd"), victims=("d", "c"))
+    assert placing.question_of(request) == placing.question_of(request)
+    later = ask(deployment, observed(pool("abcd", epoch=Epoch(1, 2)), "abcd"), victims=("d", "c"))
+    assert placing.question_of(later) != placing.question_of(request)
+    assert placing.question_of(None) is None
+
+
+def test_the_solution_in_whole_numbers(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
+    request = ask(deployment, observed(pool("abcd"), "abcd"), victims=("d", "c"))
+    assert request is not None
+    solution = placing.solution_of(request, solve(request.problem))
+    assert 10000 <= solution.bound <= solution.objective
+    assert solution.gap_percent >= 0
+
+
+def test_imbalance_in_percent(pool: MakePool) -> None:
+    assert placing.imbalance_percent(pool()) is None
+    assert placing.imbalance_percent(pool(loads=(1,) * 8)) == 0
+    assert placing.imbalance_percent(pool(loads=(3, 1, 3, 1, 1, 3, 1, 3))) == 50
+
+
+def test_ready_workers(pool: MakePool, worker: MakeWorker) -> None:
+    assert count_ready(pool("ab", workers=(worker("a"), worker("b", MemberState.DRAINING)))) == 1
