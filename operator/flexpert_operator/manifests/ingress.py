@@ -54,9 +54,9 @@ def ingress_container(deployment: MoEDeployment, image: str) -> dict[str, Any]:
             ),
         ],
         "ports": [{"name": name, "containerPort": number, "protocol": "TCP"} for name, number in ports.items()],
-        "readinessProbe": {"tcpSocket": {"port": grpc}, "periodSeconds": 2, "failureThreshold": 3},
+        "readinessProbe": {"httpGet": {"path": "/ready", "port": http}, "periodSeconds": 2, "failureThreshold": 3},
         "livenessProbe": {
-            "tcpSocket": {"port": http},
+            "httpGet": {"path": "/health", "port": http},
             "initialDelaySeconds": 30,
             "periodSeconds": 10,
             "failureThreshold": 6,
