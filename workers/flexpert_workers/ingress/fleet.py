@@ -122,10 +122,14 @@ class _Waiter:
 class Fleet:
     """Keeps a link to each engine and gives each attempt the least busy one, first come, first served."""
 
-    def __init__(self, connect: Connect, clock: Callable[[], float], *, max_waiting: int) -> None:
+    def __init__(
+        self, connect: Connect, clock: Callable[[], float], *, max_waiting: int, retry_after_s: Callable[[], float]
+    ) -> None:
         self._connect = connect
         self._clock = clock
         self._max_waiting = max_waiting
+        self._retry_after_s = retry_after_s
+        self._listed: dict[str, EngineFacts] = {}
         self._engines: dict[str, _Engine] = {}
         self._waiting: deque[_Waiter] = deque()
         self._numbers = itertools.count(1)
@@ -147,20 +151,19 @@ class Fleet:
         An engine that it omits is kept while connected, and used only when no listed one is: a controller that has
         just started may not know it yet.
         """
-        listed = {facts.id: facts for facts in engines}
+        self._listed = {facts.id: facts for facts in engines}
         for known in list(self._engines.values()):
-            facts = listed.pop(known.facts.id, None)
+            facts = self._listed.get(known.facts.id)
             if facts is None:
                 known.listed = False
                 if not known.up:
                     self._drop(known, "the pool controller no longer lists it")
             elif facts.endpoint != known.facts.endpoint:
                 self._drop(known, "it moved to another address")
-                listed[facts.id] = facts
             else:
                 known.facts, known.listed = facts, True
-        for facts in listed.values():
-            self._add(facts)
+        for id_ in self._listed:
+            self._connect_listed(id_)
         self._grant()
 
     async def submit(self, submission: Callable[[int], Submit], *, wait_s: float, resumed: bool) -> Attempt:
@@ -183,7 +186,7 @@ class Fleet:
         self._grant()
         if not resumed and not waiter.granted.done() and len(self._waiting) > self._max_waiting:
             self._waiting.remove(waiter)
-            raise Overloaded(f"{self._max_waiting} requests wait for an engine", retry_after_s=1.0)
+            raise Overloaded(f"{self._max_waiting} requests wait for an engine", self._retry_after_s())
         return await self._wait(waiter, wait_s)
 
     def end(self, attempt: Attempt) -> None:
@@ -213,8 +216,7 @@ class Fleet:
             return
         log.warning("engine %s lost with %d requests: %s", link.engine, len(engine.attempts), reason)
         self._drop(engine, reason)
-        if engine.listed and not self._closed:
-            asyncio.get_running_loop().call_later(RECONNECT_PAUSE_S, self._reconnect, engine.facts)
+        asyncio.get_running_loop().call_later(RECONNECT_PAUSE_S, self._connect_listed, link.engine)
 
     def link_replies(self, link: EngineLink, replies: list[GenerationReply]) -> None:
         """See `link.LinkListener`. Replies to attempts that have ended are dropped."""
@@ -243,12 +245,11 @@ class Fleet:
         engine = self._engines.get(link.engine)
         return engine if engine is not None and engine.link is link else None
 
-    def _add(self, facts: EngineFacts) -> None:
-        self._engines[facts.id] = _Engine(facts, self._connect(facts.id, facts.endpoint, self))
-
-    def _reconnect(self, facts: EngineFacts) -> None:
-        if facts.id not in self._engines and not self._closed:
-            self._add(facts)
+    def _connect_listed(self, id_: str) -> None:
+        """Make a link to an engine, if it is listed and has none."""
+        facts = self._listed.get(id_)
+        if facts is not None and id_ not in self._engines and not self._closed:
+            self._engines[id_] = _Engine(facts, self._connect(id_, facts.endpoint, self))
 
     def _drop(self, engine: _Engine, reason: str) -> None:
         engine.link.close()
@@ -280,7 +281,7 @@ class Fleet:
         except TimeoutError:
             self._give_up(waiter)
             if self.num_up:
-                raise Overloaded(f"no engine had room for {wait_s:.1f} s", retry_after_s=1.0) from None
+                raise Overloaded(f"no engine had room for {wait_s:.1f} s", self._retry_after_s()) from None
             raise NoEngine(f"no engine came within {wait_s:.1f} s") from None
         except asyncio.CancelledError:
             self._give_up(waiter)

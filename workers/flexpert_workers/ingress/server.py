@@ -33,6 +33,7 @@ from flexpert_workers.ingress.service import SERVICE_NAME, GenerationService
 log = logging.getLogger(__name__)
 
 HEALTH_PERIOD_S = 0.2
+_SERVER_OPTIONS = (("grpc.so_reuseport", 0),)  # a port that is taken is an error, not shared
 
 
 class Ingress:
@@ -47,14 +48,19 @@ class Ingress:
         self._config = config
         self._context = zmq.asyncio.Context()
         self._models = ModelHolder()
-        self._fleet = Fleet(self._connect, time.monotonic, max_waiting=config.max_waiting)
-        self._balancer = Balancer(self._fleet, time.monotonic, engine_wait_s=config.engine_wait_s)
         self._admission = Admission(config.max_streams, time.monotonic)
+        self._fleet = Fleet(
+            self._connect,
+            time.monotonic,
+            max_waiting=config.max_waiting,
+            retry_after_s=self._admission.retry_after_s,
+        )
+        self._balancer = Balancer(self._fleet, time.monotonic, engine_wait_s=config.engine_wait_s)
         self._service = GenerationService(
             self._models, self._balancer, self._admission, engine_wait_s=config.engine_wait_s
         )
         self._health = health_aio.HealthServicer()
-        self._grpc = grpc.aio.server()
+        self._grpc = grpc.aio.server(options=_SERVER_OPTIONS)
         app = make_app(lambda: self.ready, self.numbers)
         self._http = _HttpServer(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
         self._http_task: asyncio.Task[None] | None = None
