@@ -1,9 +1,6 @@
 """Tensors as message frames and back, without a copy: bytes are what is sent, also for bfloat16, which NumPy lacks."""
 
-from typing import Any
-
 import torch
-import zmq
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -44,8 +41,3 @@ def from_frame(frame: bytes | bytearray | memoryview, dtype: torch.dtype, shape:
     if len(frame) != needed:
         raise ValueError(f"a frame of {len(frame)} bytes does not hold {list(shape)} of {dtype}")
     return torch.frombuffer(frame, dtype=dtype).view(shape) if needed else torch.empty(shape, dtype=dtype)
-
-
-def is_readable(sock: "zmq.Socket[Any]") -> bool:
-    """Whether a message can be received without waiting."""
-    return bool(int(sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN)

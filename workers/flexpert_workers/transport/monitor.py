@@ -10,7 +10,7 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from flexpert_workers.transport.frames import is_readable
+from flexpert_workers.transport.sockets import is_readable
 
 
 class PeerEvent(enum.Enum):
