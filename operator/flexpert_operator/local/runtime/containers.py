@@ -58,9 +58,9 @@ def port_names(pod: Object) -> list[str]:
     return sorted({*declared, *([GCS_PORT_NAME] if is_head else [])})
 
 
-def log_file(host: Host, local: LocalPod, name: str) -> Path:
+def container_log(layout: Layout, local: LocalPod, name: str) -> Path:
     """Where a container's output goes."""
-    return host.layout.logs / f"{local.name}.{name}.log"
+    return layout.logs / f"{local.name}.{name}.log"
 
 
 def gcs_address(host: Host, head: LocalPod) -> str:
@@ -87,7 +87,7 @@ def command(host: Host, pod: Object, name: str, local: LocalPod, head: LocalPod 
         return Command(
             argv=_argv(host, spec, local, head, group),
             environment=_environment(host, pod, spec, local, head),
-            log=log_file(host, local, name),
+            log=container_log(host.layout, local, name),
             folder=Path(local.folder),
         )
     except ValueError as error:

@@ -95,6 +95,6 @@ class Runtime:
     async def _ask(self, pod: Object, name: str) -> None:
         local = self._books.pods[uid_of(pod)]
         spec = containers.container_spec(pod, name)
-        ready = await probes.is_ready(spec, local, containers.log_file(self._host, local, name))
+        ready = await probes.is_ready(spec, local, containers.container_log(self._host.layout, local, name))
         self._books.note_ready(local.uid, name, ready)
         self._next_probe[local.uid, name] = time.monotonic() + (_STEADY_PROBE_S if ready else 0)

@@ -1,0 +1,95 @@
+"""`flexpert generate PROMPT`: a client of the ingress."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from flexpert_operator.cli import access
+from flexpert_operator.cli.errors import CliError
+from flexpert_proto import generation_pb2 as pb
+from flexpert_proto import names as pool_names
+from flexpert_proto.client import GenerationClient, Piece
+
+DEFAULT_MAX_TOKENS = 64
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The command."""
+    parser = commands.add_parser("generate", help="complete a prompt")
+    parser.add_argument("prompt", help="text to go on from, or - for standard input")
+    parser.add_argument("--name", help="MoEDeployment (default: the only one)")
+    parser.add_argument("--endpoint", help="host:port of the ingress's gRPC (default: the MoEDeployment's status)")
+    parser.add_argument("--stream", action="store_true", help="print text as it comes")
+    parser.add_argument("--max-tokens", type=int, default=DEFAULT_MAX_TOKENS)
+    parser.add_argument("--temperature", type=float, help="0 is greedy")
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--stop", action="append", help="text before which to end; up to 4 times")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--ignore-eos", action="store_true", help="go on behind the end of the text")
+    parser.add_argument("--timeout", type=float, help="seconds for the whole text")
+    parser.add_argument("-o", "--output", choices=["json"])
+    access.add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Generate and print: prompt and text together when streaming, the text alone otherwise."""
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    show = _printer(options, prompt)
+    pieces = []
+    with GenerationClient(address_of(options)) as client:
+        for piece in client.generate_stream(prompt, timeout_s=options.timeout, **parameters_of(options)):
+            pieces.append(piece)
+            show(piece)
+    _finish(options, pieces)
+    return 0
+
+
+def address_of(options: argparse.Namespace) -> str | Callable[[], str]:
+    """Where the ingress is; looked up again whenever the connection breaks."""
+    if options.endpoint:
+        return str(options.endpoint)
+    kube = access.connect(options)
+    endpoints = (access.find_deployment(kube, options.namespace, options.name).get("status") or {}).get("endpoints")
+    if not endpoints:
+        raise CliError("the MoEDeployment has no endpoint yet: wait until it is Ready (`flexpert status`)")
+    return lambda: pool_names.resolve(endpoints["grpc"])
+
+
+def parameters_of(options: argparse.Namespace) -> Any:
+    """The sampling parameters that were given."""
+    named = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
+    given = {name: getattr(options, name) for name in named if getattr(options, name) is not None}
+    return {**given, **({"ignore_eos": True} if options.ignore_eos else {})}
+
+
+def _printer(options: argparse.Namespace, prompt: str) -> Callable[[Piece], None]:
+    if not options.stream or options.output == "json":
+        return lambda piece: None
+    print(prompt, end="", flush=True)
+    return lambda piece: print(piece.text, end="", flush=True)
+
+
+def _finish(options: argparse.Namespace, pieces: list[Piece]) -> None:
+    text = "".join(piece.text for piece in pieces)
+    if options.output == "json":
+        print(json.dumps(_summary(text, pieces)))
+    else:
+        print("" if options.stream else text)
+
+
+def _summary(text: str, pieces: list[Piece]) -> dict[str, Any]:
+    last = pieces[-1]
+    reason = pb.FinishReason.Name(last.finish_reason or pb.FINISH_REASON_UNSPECIFIED)
+    usage = last.usage
+    return {
+        "text": text,
+        "finish_reason": reason.removeprefix("FINISH_").lower(),
+        "seed": last.seed,
+        "prompt_tokens": usage.prompt_tokens if usage else 0,
+        "completion_tokens": usage.completion_tokens if usage else 0,
+        "cached_tokens": usage.cached_tokens if usage else 0,
+    }

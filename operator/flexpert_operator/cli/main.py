@@ -1,0 +1,45 @@
+"""`flexpert`: the command line's parser and its one place of error handling.
+
+Each command is a module beside this one with `add_parser`, whose function returns the exit status.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from flexpert_operator.cli import apply, generate, local, status
+from flexpert_operator.cli.errors import CliError
+from flexpert_operator.errors import OperatorError
+from flexpert_operator.local.state import LocalError
+from flexpert_proto.client import GenerationError
+
+COMMANDS = (local, apply, generate, status)
+INTERRUPTED = 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(prog="flexpert", description="Elastic mixture-of-experts serving for Kubernetes.")
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command: 0 when it worked, 1 when it failed, 2 when it was written wrongly."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (CliError, LocalError, OperatorError, GenerationError) as error:
+        print(f"flexpert: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

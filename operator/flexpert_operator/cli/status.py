@@ -1,0 +1,175 @@
+"""`flexpert status [NAME]`: what a MoEDeployment is doing; `--placement` asks the pool where each expert is."""
+
+import argparse
+import json
+from typing import Any
+
+import grpc
+
+from flexpert_operator.api import names
+from flexpert_operator.cli import access
+from flexpert_operator.cli.errors import CliError
+from flexpert_operator.cli.tables import mebibytes, table
+from flexpert_proto import names as pool_names
+from flexpert_proto import pool_pb2 as pb
+from flexpert_proto.pool_pb2_grpc import PoolControlStub
+
+_POOL_TIMEOUT_S = 5.0
+_MAX_MESSAGE_BYTES = 64 * 2**20
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The command."""
+    parser = commands.add_parser("status", help="show workers, epoch, replicas, imbalance and conditions")
+    parser.add_argument("name", nargs="?", help="MoEDeployment (default: all)")
+    parser.add_argument("--placement", action="store_true", help="show which worker holds which experts")
+    parser.add_argument("-o", "--output", choices=["json"])
+    access.add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the overview, one MoEDeployment, or its placement."""
+    kube = access.connect(options)
+    if options.placement:
+        _show_placement(options, access.find_deployment(kube, options.namespace, options.name))
+    elif options.name is None:
+        _show_all(options, access.list_deployments(kube, options.namespace))
+    else:
+        _show_one(options, access.find_deployment(kube, options.namespace, options.name))
+    return 0
+
+
+def _show_all(options: argparse.Namespace, deployments: list[dict[str, Any]]) -> None:
+    if options.output == "json":
+        print(json.dumps([summary(item) for item in deployments], indent=2))
+    elif not deployments:
+        print(f"no MoEDeployment in namespace {options.namespace}")
+    else:
+        rows = [_row(summary(item)) for item in deployments]
+        print(table(["NAME", "READY", "WORKERS", "ENGINES", "EPOCH", "REPLICAS", "IMBALANCE", "MESSAGE"], rows))
+
+
+def _row(item: dict[str, Any]) -> list[object]:
+    experts, engines = item["experts"], item["engines"]
+    return [
+        item["name"],
+        item["conditions"].get("Ready", {}).get("status", "Unknown"),
+        f"{experts.get('ready', 0)}/{experts.get('desired', '?')}",
+        f"{engines.get('ready', 0)}/{engines.get('desired', '?')}",
+        experts.get("epoch"),
+        experts.get("replicas"),
+        f"{experts['imbalancePercent']}%" if "imbalancePercent" in experts else None,
+        _trouble(item["conditions"]),
+    ]
+
+
+def _trouble(conditions: dict[str, Any]) -> str | None:
+    degraded, ready = conditions.get("Degraded", {}), conditions.get("Ready", {})
+    if degraded.get("status") == "True":
+        return f"{degraded['reason']}: {degraded['message']}"
+    return None if ready.get("status") == "True" else ready.get("message")
+
+
+def summary(deployment: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a MoEDeployment that the command shows, conditions by type."""
+    status = deployment.get("status") or {}
+    return {
+        "name": deployment["metadata"]["name"],
+        "namespace": deployment["metadata"]["namespace"],
+        "model": deployment["spec"]["model"],
+        "endpoints": status.get("endpoints") or {},
+        "experts": status.get("experts") or {},
+        "engines": status.get("engines") or {},
+        "placement": status.get("placement") or {},
+        "lastReconfiguration": status.get("lastReconfiguration") or {},
+        "conditions": {item["type"]: item for item in status.get("conditions") or []},
+    }
+
+
+def _show_one(options: argparse.Namespace, deployment: dict[str, Any]) -> None:
+    item = summary(deployment)
+    if options.output == "json":
+        print(json.dumps(item, indent=2))
+        return
+    for title in ("experts", "engines", "endpoints", "placement", "lastReconfiguration"):
+        print(f"{title}:" + (" -" if not item[title] else ""))
+        for key, value in item[title].items():
+            print(f"  {key}: {value}")
+    conditions = item["conditions"].values()
+    rows = [[c["type"], c["status"], c["reason"], c.get("message", ""), c["lastTransitionTime"]] for c in conditions]
+    print(table(["CONDITION", "STATUS", "REASON", "MESSAGE", "SINCE"], rows))
+
+
+def _show_placement(options: argparse.Namespace, deployment: dict[str, Any]) -> None:
+    metadata = deployment["metadata"]
+    pool = read_pool(names.pool_control_address(metadata["name"], metadata["namespace"]))
+    holdings = placement_of(pool)
+    if options.output == "json":
+        print(json.dumps({"epoch": epoch_of(pool), "workers": holdings}, indent=2))
+        return
+    print(f"epoch {epoch_of(pool)}, {len(pool.placement)} replicas")
+    for worker in holdings:
+        size = mebibytes(worker["residentBytes"])
+        print(f"{worker['id']} on {worker['pod']}: {worker['state']}, {size}, load {worker['loadPercent']:.1f}%")
+        for layer, experts in worker["layers"].items():
+            print(f"  layer {layer}: {' '.join(experts)}")
+
+
+def read_pool(address: str) -> pb.Pool:
+    """The pool as its controller sees it.
+
+    Raises:
+        CliError: The controller does not answer.
+    """
+    target = pool_names.resolve(address)
+    options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
+    with grpc.insecure_channel(target, options=options) as channel:
+        request = pb.GetPoolRequest(with_placement=True, with_loads=True)
+        try:
+            pool: pb.Pool = PoolControlStub(channel).GetPool(request, timeout=_POOL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise CliError(f"the pool controller does not answer at {target}: {error.details()}") from error
+    return pool
+
+
+def epoch_of(pool: pb.Pool) -> str:
+    """The epoch as the status writes it."""
+    return f"{pool.epoch.term}.{pool.epoch.sequence}"
+
+
+def placement_of(pool: pb.Pool) -> list[dict[str, Any]]:
+    """What each worker holds, by layer; an expert with several replicas carries its share of the traffic in percent."""
+    return [
+        {
+            "id": worker.id,
+            "pod": worker.pod,
+            "state": pb.Worker.State.Name(worker.state).lower(),
+            "residentBytes": worker.resident_bytes,
+            "loadPercent": _load_percent(pool, worker.id),
+            "layers": _layers(pool, worker.id),
+        }
+        for worker in pool.workers
+    ]
+
+
+def _layers(pool: pb.Pool, worker: str) -> dict[int, list[str]]:
+    layers: dict[int, list[str]] = {}
+    for replica in pool.placement:
+        if replica.worker == worker:
+            share = "" if replica.share >= 1 else f"({round(100 * replica.share)}%)"
+            layers.setdefault(replica.expert.layer, []).append(f"{replica.expert.index}{share}")
+    return dict(sorted(layers.items()))
+
+
+def _load_percent(pool: pb.Pool, worker: str) -> float:
+    total = sum(pool.loads)
+    if not total:
+        return 0.0
+    experts = pool.model.experts
+    carried = sum(
+        replica.share * pool.loads[replica.expert.layer * experts + replica.expert.index]
+        for replica in pool.placement
+        if replica.worker == worker
+    )
+    return 100 * carried / total
