@@ -8,12 +8,14 @@ class, so every variant of the library computes as the library does. The product
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from flexpert_workers.errors import UnsupportedArchitecture
+from flexpert_workers.expert.kernels import GroupedLinear
 from flexpert_workers.expert.store import ResidentExpert
 
 IntArray = npt.NDArray[np.int64]
@@ -46,52 +48,23 @@ def sort_pairs(pairs: npt.NDArray[np.int32], num_experts: int) -> SortedPairs:
     return SortedPairs(indices, counts[indices], pairs[order, 0].astype(np.int64), order)
 
 
-class GroupedLinear(Protocol):
-    """Products of consecutive groups of rows with one matrix each."""
-
-    def __call__(
-        self, inputs: torch.Tensor, weights: Sequence[torch.Tensor], counts: IntArray, is_transposed: bool
-    ) -> torch.Tensor:
-        """Multiply.
-
-        Args:
-            inputs: [rows, in] rows, group after group.
-            weights: Per group a matrix [out, in], or [in, out] when `is_transposed`.
-            counts: [groups] rows of each group, none of them 0.
-            is_transposed: How the matrices lie.
-
-        Returns:
-            [rows, out] in the type of `inputs`, accumulated in float32.
-        """
-        ...
-
-
-def torch_grouped_linear(
-    inputs: torch.Tensor, weights: Sequence[torch.Tensor], counts: IntArray, is_transposed: bool
-) -> torch.Tensor:
-    """`GroupedLinear` with torch alone, on any device."""
-    out_features = weights[0].shape[1 if is_transposed else 0]
-    outputs = inputs.new_empty(inputs.shape[0], out_features)
-    start = 0
-    for weight, count in zip(weights, counts.tolist(), strict=True):
-        matrix = weight.to(inputs.dtype)
-        torch.mm(
-            inputs[start : start + count], matrix if is_transposed else matrix.t(), out=outputs[start : start + count]
-        )
-        start += count
-    return outputs
-
-
 class ExpertCompute:
     """The forward pass of some experts of one architecture.
 
     Args:
         module: The architecture's experts class on the meta device; only its functions and flags are used.
         linear: How products are computed.
+
+    Raises:
+        UnsupportedArchitecture: The experts share weights that do not travel in pages.
     """
 
     def __init__(self, module: torch.nn.Module, linear: GroupedLinear) -> None:
-        self._module: Any = module
+        self._module = cast(Any, module)
+        if self._module.has_post_expert_norm and list(self._module.post_expert_norm.parameters()):
+            raise UnsupportedArchitecture(
+                f"{type(module).__name__}: a norm with weights behind its experts is not served"
+            )
         self._linear = linear
         self._up = "gate_up_proj" if module.has_gate else "up_proj"
 
@@ -126,7 +99,7 @@ class ExpertCompute:
         self, name: str, inputs: torch.Tensor, experts: Sequence[ResidentExpert], counts: IntArray
     ) -> torch.Tensor:
         weights = [expert.tensors[name] for expert in experts]
-        outputs = self._linear(inputs, weights, counts, self._module.is_transposed)
+        outputs = self._linear(inputs, weights, counts)
         if self._module.has_bias:
             biases = torch.stack([expert.tensors[f"{name}_bias"] for expert in experts]).to(outputs.dtype)
             outputs += biases.repeat_interleave(torch.from_numpy(counts), dim=0)

@@ -63,7 +63,7 @@ class ExpertWorker:
         store = ExpertStore(
             checkpoint.num_layers, checkpoint.num_experts, layout.page_bytes, memory_bytes=config.memory_bytes
         )
-        compute = ExpertCompute(checkpoint.experts_module(), grouped_linear(config.threads))
+        compute = _expert_compute(checkpoint, config.threads)
         data, control = self._context.socket(zmq.ROUTER), self._context.socket(zmq.ROUTER)
         self._address = WorkerAddress(
             config.worker,
@@ -115,6 +115,12 @@ class ExpertWorker:
     def _fetch(self, endpoint: str, key: ExpertKey) -> bytearray:
         with ControlClient(endpoint, self._context) as peer:
             return peer.fetch(*key)
+
+
+def _expert_compute(checkpoint: Checkpoint, num_threads: int) -> ExpertCompute:
+    module = checkpoint.experts_module()
+    shapes = [segment.shape for segment in checkpoint.layout.segments if len(segment.shape) == 2]
+    return ExpertCompute(module, grouped_linear(shapes, checkpoint.dtype, bool(module.is_transposed), num_threads))
 
 
 def _hidden_size(checkpoint: Checkpoint) -> int:
