@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 WATCH_TIMEOUT_S = 300
 FINALIZE_POLL_S = 0.5
 CONFLICT_RETRY_S = 0.1
+STOP_TIMEOUT_S = 5.0
 
 MakeReconciler = Callable[[str, str], Reconciler]
 """(namespace, name) → a reconciler."""
@@ -75,13 +76,15 @@ def operator_registry(
         if type == "DELETED" and uid in tended:
             tended.pop(uid).reconciler.close()
 
-    @kopf.daemon(*resource, registry=registry, cancellation_timeout=5.0)
+    @kopf.daemon(*resource, registry=registry, cancellation_backoff=STOP_TIMEOUT_S, cancellation_timeout=STOP_TIMEOUT_S)
     async def reconcile_forever(
         stopped: kopf.DaemonStopped, uid: str, namespace: str | None, name: str, **_: Any
     ) -> None:
         own = tend(uid, namespace, name)
+        ringing = asyncio.create_task(ring_when_stopped(stopped, own.bell))
         while not stopped:
             await rest(own.bell, await reconcile_once(own.reconciler, settings))
+        await ringing
 
     @kopf.on.delete(*resource, registry=registry)
     async def drain(uid: str, namespace: str | None, name: str, **_: Any) -> None:
@@ -90,6 +93,12 @@ def operator_registry(
             await rest(own.bell, FINALIZE_POLL_S)
 
     return registry
+
+
+async def ring_when_stopped(stopped: kopf.DaemonStopped, bell: asyncio.Event) -> None:
+    """Ring the bell once kopf wants the loop to end."""
+    await stopped.wait()
+    bell.set()
 
 
 async def rest(bell: asyncio.Event, seconds: float) -> None:

@@ -15,7 +15,7 @@ from flexpert_operator.api.conditions import PROGRESSING
 from flexpert_operator.api.spec import Model, MoEDeployment, parse_deployment
 from flexpert_operator.children import delete_children, ensure_children
 from flexpert_operator.decide import difference, drains, model, placing, progress, status, terms
-from flexpert_operator.decide.observation import Event, Inspection, Observation, Pool, Problem
+from flexpert_operator.decide.observation import Cause, Event, Inspection, Observation, Pool, Problem
 from flexpert_operator.decide.sizing import Size, decide_size
 from flexpert_operator.errors import KubeNotFound, ModelRefused, PoolError, PoolUnavailable
 from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, Kube, Object
@@ -89,15 +89,17 @@ class Reconciler:
         problem = model.model_problem(deployment, observed) or size.problem
         serving = model.model_to_serve(deployment, observed)
         events = size.events + ensure_children(self._kube, self._settings, deployment, seen.raw, size, serving)
-        solution = None
+        solution, due = None, False
         if serving is not None and observed.pool is not None:
+            question = self._question(deployment, observed, observed.pool, size)
+            due = question is not None and question.cause is not Cause.REBALANCE
             try:
                 solution, failure = self._steer(deployment, observed, observed.pool, size, serving)
             except PoolError as refusal:
                 log.info("%s/%s: %s", self._namespace, self._name, refusal)
                 failure = None
             problem = problem or failure
-        outcome = status.Outcome(size, problem, solution, local_endpoints(deployment))
+        outcome = status.Outcome(size, problem, solution, local_endpoints(deployment), due and problem is None)
         return self._report(body, deployment, observed, outcome, events)
 
     def _observe(self, deployment: MoEDeployment, seen: Seen) -> Observation:
@@ -154,11 +156,8 @@ class Reconciler:
         self, deployment: MoEDeployment, observed: Observation, pool: Pool, size: Size
     ) -> tuple[placing.Solution | None, Problem | None]:
         """Ask the solver where that is called for, and have its answer carried out."""
-        settled = observed.cluster.sizing.settled if observed.cluster else 0
-        solved_at = status.from_rfc3339(deployment.status.get("placement", {}).get("solvedAt"))
-        request = placing.placement_request(deployment, observed, size.pods, settled, size.sizing.victims, solved_at)
-        question = placing.question_of(request)
-        if request is None or (question is not None and question == self._answered):
+        request = self._question(deployment, observed, pool, size)
+        if request is None or not placing.may_start(pool, observed.now):
             return None, None
         try:
             result = self._solve(request.problem)
@@ -166,10 +165,25 @@ class Reconciler:
             return None, Problem("ExpertsDoNotFit", str(infeasible))
         wanted = placing.reconfiguration(deployment, pool, request, result)
         if wanted is None:
-            self._answered = question
+            self._answered = placing.question_of(request)
         else:
             self._pool.reconfigure(wanted)
         return placing.solution_of(request, result), None
+
+    def _question(
+        self, deployment: MoEDeployment, observed: Observation, pool: Pool, size: Size
+    ) -> placing.PlacementRequest | None:
+        """What to ask the solver; what it answered with "leave it" is not asked again."""
+        settled = observed.cluster.sizing.settled if observed.cluster else 0
+        cause = placing.placement_cause(deployment, observed, size.pods, settled, size.sizing.victims)
+        if cause is not None:
+            request = placing.placement_request(deployment, pool, cause, size.sizing.victims)
+            return request if placing.question_of(request) != self._answered else None
+        solved_at = status.from_rfc3339(deployment.status.get("placement", {}).get("solvedAt"))
+        settled_now = size.sizing.settled == size.pods and not size.sizing.victims
+        if settled_now and placing.is_rebalance_due(deployment.placement, pool, observed.now, solved_at):
+            return placing.placement_request(deployment, pool, Cause.REBALANCE, ())
+        return None
 
     def _report(
         self,

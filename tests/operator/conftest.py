@@ -1,6 +1,7 @@
 """Factories of the values that decisions are made of: each test names only what it is about."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from flexpert_operator.decide.observation import (
 )
 from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_placement.types import ExpertId
+
+sys.path.insert(0, str(Path(__file__).parent))  # the simulated pool and cluster lie beside the tests
 
 FACTS = ModelFacts("MixtralForCausalLM", "digest", layers=2, experts=4, expert_bytes=1000)
 

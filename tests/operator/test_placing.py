@@ -30,7 +30,11 @@ NO_REBALANCE = PlacementSpec(rebalance=Rebalance(enabled=False))
 def ask(
     deployment: MoEDeployment, observed: Observation, pods: int = 2, settled: int = 2, victims: tuple[str, ...] = ()
 ) -> placing.PlacementRequest | None:
-    return placing.placement_request(deployment, observed, pods, settled, victims, solved_at=0.0)
+    cause = placing.placement_cause(deployment, observed, pods, settled, victims)
+    pool = observed.pool
+    return (
+        placing.placement_request(deployment, pool, cause, victims) if cause is not None and pool is not None else None
+    )
 
 
 def test_a_placement_that_does_is_left_alone(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
@@ -109,8 +113,8 @@ RUNNING = Operation("x.0", Cause.SCALE, Phase.PREPARE, Epoch(1, 1))
 
 @pytest.mark.parametrize(
     "change",
-    [{"operation": RUNNING}, {"term": 0}, {"model": None}],
-    ids=["one at a time", "no term", "no model"],
+    [{"term": 0}, {"model": None}],
+    ids=["no term", "no model"],
 )
 def test_nothing_is_asked_when_nothing_can_be_done(
     deployment: MoEDeployment, pool: MakePool, observed: Observe, worker: MakeWorker, change: dict[str, object]
@@ -120,6 +124,11 @@ def test_nothing_is_asked_when_nothing_can_be_done(
     assert ask(deployment, observed(replace(grown, **change), "abc"), pods=3) is None  # type: ignore[arg-type]
 
 
+def test_one_at_a_time(pool: MakePool) -> None:
+    assert placing.may_start(pool(), now=1000.0)
+    assert not placing.may_start(pool(operation=RUNNING), now=1000.0)
+
+
 def undone(attempt: int, finished_at: float) -> Operation:
     return Operation(f"scale-x.{attempt}", Cause.SCALE, Phase.ROLLED_BACK, Epoch(1, 1), finished_at=finished_at)
 
@@ -127,11 +136,9 @@ def undone(attempt: int, finished_at: float) -> Operation:
 @pytest.mark.parametrize(
     ("attempt", "ago", "waits"), [(0, 1.0, True), (0, 2.0, False), (3, 15.0, True), (3, 16.0, False), (9, 60.0, False)]
 )
-def test_what_came_to_nothing_is_tried_again_ever_later(
-    deployment: MoEDeployment, pool: MakePool, observed: Observe, attempt: int, ago: float, waits: bool
-) -> None:
-    seen = observed(pool("abcd", operation=undone(attempt, 1000.0 - ago)), "abcd")
-    assert (ask(deployment, seen, victims=("d", "c")) is None) == waits
+def test_what_came_to_nothing_is_tried_again_ever_later(pool: MakePool, attempt: int, ago: float, waits: bool) -> None:
+    last = undone(attempt, 1000.0 - ago)
+    assert placing.may_start(pool("abcd", operation=last), now=1000.0) != waits
 
 
 def test_an_operation_is_known_by_what_it_leads_to(
@@ -160,26 +167,23 @@ SKEWED = (90, 0, 0, 30, 0, 90, 30, 0)
 """Under the fixture's placement everything is on worker a (layer 0: index 0) and b (layer 0: 3), and so on."""
 
 
-def test_rebalancing_is_due_after_its_interval(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
-    seen = observed(pool(loads=SKEWED))
-    assert placing.placement_request(deployment, seen, 2, 2, (), solved_at=970.0) is None
-    request = placing.placement_request(deployment, seen, 2, 2, (), solved_at=930.0)
-    assert request is not None
-    assert request.cause is Cause.REBALANCE
-    assert request.problem.loads == ((90.0, 0.0, 0.0, 30.0), (0.0, 90.0, 30.0, 0.0))
-    still = replace(deployment, placement=NO_REBALANCE)
-    assert placing.placement_request(still, seen, 2, 2, (), solved_at=0.0) is None
-    assert ask(deployment, observed(pool(loads=(0,) * 8))) is None, "nothing is known without traffic"
+def test_rebalancing_is_due_after_its_interval(deployment: MoEDeployment, pool: MakePool) -> None:
+    def due(solved_at: float, placement: PlacementSpec = deployment.placement, loads: tuple[int, ...] = SKEWED) -> bool:
+        return placing.is_rebalance_due(placement, pool(loads=loads), 1000.0, solved_at)
+
+    assert not due(970.0)
+    assert due(930.0)
+    assert not due(930.0, placement=NO_REBALANCE)
+    assert not due(930.0, loads=(0,) * 8), "nothing is known without traffic"
 
 
 @pytest.mark.parametrize(("min_gain", "moves"), [(5, True), (90, False)])
-def test_experts_move_only_for_a_gain(
-    deployment: MoEDeployment, pool: MakePool, observed: Observe, min_gain: int, moves: bool
-) -> None:
+def test_experts_move_only_for_a_gain(deployment: MoEDeployment, pool: MakePool, min_gain: int, moves: bool) -> None:
     asked = replace(deployment, placement=PlacementSpec(rebalance=Rebalance(min_gain_percent=min_gain)))
     skewed = pool(loads=SKEWED)
-    request = ask(asked, observed(skewed))
+    request = placing.placement_request(asked, skewed, Cause.REBALANCE, ())
     assert request is not None
+    assert request.problem.loads == ((90.0, 0.0, 0.0, 30.0), (0.0, 90.0, 30.0, 0.0))
     result = solve(request.problem)
     assert placing.gain_percent(skewed, request, result) > 5
     assert (placing.reconfiguration(asked, skewed, request, result) is not None) == moves

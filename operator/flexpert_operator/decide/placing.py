@@ -68,15 +68,10 @@ class Solution:
     gap_percent: int
 
 
-def placement_request(
-    deployment: MoEDeployment,
-    observed: Observation,
-    pods: int,
-    settled: int,
-    victims: tuple[str, ...],
-    solved_at: float,
-) -> PlacementRequest | None:
-    """The question for the solver, or None when nothing has to be, or can be, placed now.
+def placement_cause(
+    deployment: MoEDeployment, observed: Observation, pods: int, settled: int, victims: tuple[str, ...]
+) -> Cause | None:
+    """Why experts have to be placed anew, or None when they need not, or cannot yet.
 
     Args:
         deployment: What is asked for.
@@ -84,21 +79,30 @@ def placement_request(
         pods: Expert pods to aim for.
         settled: Expert pods that the pool last ran with.
         victims: Pods that are to lose their experts.
-        solved_at: When the solver last answered, seconds since the Unix epoch.
     """
     pool = observed.pool
-    if pool is None or pool.model is None or pool.term == 0 or (pool.operation is not None and pool.operation.running):
+    if pool is None or pool.model is None or pool.term == 0:
         return None
     targets = target_workers(pool, victims)
     if not targets or len(targets) != pods * deployment.experts.workers_per_pod:
         return None
     same_size = not victims and len(targets) == settled * deployment.experts.workers_per_pod
-    cause = why(pool, targets, deployment.placement, same_size)
-    if cause is None and is_due(deployment.placement, pool, observed.now, solved_at):
-        cause = Cause.REBALANCE
-    if cause is None or must_wait(pool, observed.now):
+    return why(pool, targets, deployment.placement, same_size)
+
+
+def placement_request(
+    deployment: MoEDeployment, pool: Pool, cause: Cause, victims: tuple[str, ...]
+) -> PlacementRequest | None:
+    """The question for the solver, or None when the model is not known yet."""
+    if pool.model is None:
         return None
-    return PlacementRequest(cause, problem_of(deployment, pool, pool.model, targets), pool.epoch)
+    problem = problem_of(deployment, pool, pool.model, target_workers(pool, victims))
+    return PlacementRequest(cause, problem, pool.epoch)
+
+
+def may_start(pool: Pool, now: float) -> bool:
+    """Whether a reconfiguration may begin: none runs, and none came to nothing a short time ago."""
+    return not (pool.operation is not None and pool.operation.running) and not must_wait(pool, now)
 
 
 def target_workers(pool: Pool, victims: tuple[str, ...]) -> tuple[Worker, ...]:
@@ -122,8 +126,8 @@ def why(pool: Pool, targets: tuple[Worker, ...], spec: PlacementSpec, same_size:
     return Cause.SCALE if too_few else None
 
 
-def is_due(spec: PlacementSpec, pool: Pool, now: float, solved_at: float) -> bool:
-    """Whether it is time to see if moving experts pays."""
+def is_rebalance_due(spec: PlacementSpec, pool: Pool, now: float, solved_at: float) -> bool:
+    """Whether it is time to see if moving experts pays; `solved_at`: when the solver last answered (Unix epoch)."""
     return spec.rebalance.enabled and any(pool.loads) and now - solved_at >= spec.rebalance.interval_s
 
 

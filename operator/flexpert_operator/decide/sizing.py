@@ -172,10 +172,11 @@ def engine_size(replicas: int, group: Group, pool: Pool | None) -> GroupSize:
 
 
 def is_settled(group: GroupSize, sizing: Sizing, pods: int, spec: Experts, pool: Pool | None) -> bool:
-    """Whether the pool runs with the size aimed for: every worker ready, none on its way out."""
+    """Whether the pool runs with the size aimed for: every worker ready and in use, none on its way out."""
     if pool is None or sizing.victims or group.replicas != pods:
         return False
-    return pods == 0 or (count_ready(pool) == pods * spec.workers_per_pod and pool.epoch.sequence > 0)
+    ready = {worker.id for worker in pool.workers if worker.state is MemberState.READY}
+    return pods == 0 or (len(ready) == pods * spec.workers_per_pod and pool.holders == ready)
 
 
 def count_ready(pool: Pool) -> int:

@@ -30,12 +30,14 @@ class Outcome:
     Attributes:
         solution: The solver's answer, None when it was not asked.
         local_endpoints: What the ingress's addresses resolve to on this host, where that differs.
+        due: Whether experts have to be placed anew.
     """
 
     size: Size
     problem: Problem | None
     solution: Solution | None = None
     local_endpoints: Mapping[str, str] | None = None
+    due: bool = False
 
 
 def rfc3339(seconds: float) -> str:
@@ -179,6 +181,8 @@ def step_under_way(deployment: MoEDeployment, observed: Observation, outcome: Ou
     pool, size = observed.pool, outcome.size
     if pool is None:
         return "WaitingForController", f"the pool controller does not answer yet: {observed.pool_error}"
+    if outcome.problem is not None and pool.generation == 0:
+        return None
     if pool.operation is not None and pool.operation.running:
         return "Reconfiguring", f"{pool.operation.cause} {pool.operation.id}"
     if size.sizing.victims:
@@ -190,8 +194,8 @@ def step_under_way(deployment: MoEDeployment, observed: Observation, outcome: Ou
         return "RemovingWorkers", f"{len(pool.alive) - wanted} workers are going"
     if ready_engines(pool) != deployment.engines.replicas:
         return "WaitingForEngines", f"{ready_engines(pool)} of {deployment.engines.replicas} engines are ready"
-    if outcome.problem is None and wanted > 0 and (not pool.placement or size.sizing.settled != size.pods):
-        return "WaitingForPlacement", "the experts are about to be placed"
+    if outcome.due or (outcome.problem is None and pool.generation != deployment.generation):
+        return "WaitingForPlacement", "the pool controller is about to be told what to do"
     return ("WaitingForIngress", "no ingress is ready") if observed.ingress_ready == 0 else None
 
 

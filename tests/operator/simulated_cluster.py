@@ -1,0 +1,138 @@
+"""Plays KubeRay, the Deployment controller and kube-proxy for tests: pods are objects only, pools are `SimulatedPool`s.
+
+It deletes a random pod where KubeRay would, and counts that: the operator must never let it come to this.
+"""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from simulated_pool import SimulatedPool
+
+from flexpert_operator.api import names
+from flexpert_operator.errors import KubeError
+from flexpert_operator.kube import DEPLOYMENTS, PODS, RAY_CLUSTERS, Kube
+
+NAMESPACE = "default"
+TICK_S = 0.02
+
+Object = dict[str, Any]
+
+
+class SimulatedCluster:
+    """A thread that makes pods for every RayCluster and ingress Deployment of the namespace.
+
+    Attributes:
+        pools: By name of the MoEDeployment.
+        random_deletions: Pods that went without being named.
+        unschedulable: Names of MoEDeployments whose new expert pods stay pending.
+    """
+
+    def __init__(self, kube: Kube, services: Path) -> None:
+        self.pools: dict[str, SimulatedPool] = {}
+        self.random_deletions: list[str] = []
+        self.unschedulable: set[str] = set()
+        self._kube = kube
+        self._services = services
+        self._stop = threading.Event()
+        self._count = 0
+        self._thread = threading.Thread(target=self._run, name="simulated-cluster", daemon=True)
+
+    def __enter__(self) -> "SimulatedCluster":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(10)
+        for pool in self.pools.values():
+            pool.stop()
+
+    def _run(self) -> None:
+        while not self._stop.wait(TICK_S):
+            try:
+                self._tick()
+            except KubeError:
+                continue
+
+    def _tick(self) -> None:
+        clusters = self._kube.list(RAY_CLUSTERS, NAMESPACE, "")
+        deployments = self._kube.list(DEPLOYMENTS, NAMESPACE, "")
+        pods = self._kube.list(PODS, NAMESPACE, "")
+        for cluster in clusters:
+            self._play_kuberay(cluster, [pod for pod in pods if owned(pod, cluster)])
+        for deployment in deployments:
+            own = [pod for pod in pods if owned(pod, deployment)]
+            for _ in range(deployment["spec"]["replicas"] - len(own)):
+                self._create(deployment, deployment["spec"]["template"], ready=True)
+        whole = self._services.with_suffix(".new")
+        whole.write_text(json.dumps(self._table(clusters)))
+        whole.replace(self._services)
+
+    def _play_kuberay(self, cluster: Object, pods: list[Object]) -> None:
+        name = cluster["metadata"]["name"]
+        if not with_role(pods, names.HEAD_ROLE):
+            self._create(cluster, cluster["spec"]["headGroupSpec"]["template"], ready=True)
+        pool = self.pools.setdefault(name, SimulatedPool())
+        for group in cluster["spec"]["workerGroupSpecs"]:
+            self._play_group(cluster, group, with_role(pods, group["groupName"]))
+        running = [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]
+        pool.set_pods(named(with_role(running, names.EXPERTS_ROLE)), named(with_role(running, names.ENGINES_ROLE)))
+
+    def _play_group(self, cluster: Object, group: Object, pods: list[Object]) -> None:
+        listed = group["scaleStrategy"]["workersToDelete"]
+        staying = [pod for pod in pods if pod["metadata"]["name"] not in listed]
+        for pod in pods:
+            if pod not in staying:
+                self._kube.delete(PODS, NAMESPACE, pod["metadata"]["name"])
+        for pod in staying[: max(len(staying) - group["replicas"], 0)]:
+            self.random_deletions.append(pod["metadata"]["name"])
+            self._kube.delete(PODS, NAMESPACE, pod["metadata"]["name"])
+        stuck = group["groupName"] == names.EXPERTS_ROLE and cluster["metadata"]["name"] in self.unschedulable
+        for _ in range(group["replicas"] - len(staying)):
+            self._create(cluster, group["template"], ready=not stuck)
+
+    def _create(self, owner: Object, template: Object, ready: bool) -> None:
+        self._count += 1
+        metadata = owner["metadata"]
+        reference = {key: owner[key] for key in ("apiVersion", "kind")}
+        reference |= {"name": metadata["name"], "uid": metadata["uid"]}
+        labels = template["metadata"]["labels"]
+        name = f"{metadata['name']}-{labels[names.ROLE_LABEL]}-{self._count:04}"
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "labels": labels, "ownerReferences": [reference]},
+            "spec": template["spec"],
+        }
+        self._kube.create(PODS, NAMESPACE, pod)
+        stuck = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available: 3 Insufficient cpu"}
+        up = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+        status = up if ready else {"phase": "Pending", "conditions": [stuck]}
+        self._kube.patch(PODS, NAMESPACE, name, {"status": status}, subresource="status")
+
+    def _table(self, clusters: list[Object]) -> dict[str, str]:
+        table = {}
+        for cluster in clusters:
+            name = cluster["metadata"]["name"]
+            if name in self.pools:
+                table[names.pool_control_address(name, NAMESPACE)] = f"127.0.0.1:{self.pools[name].port}"
+            table[names.ingress_address(name, NAMESPACE, 9000)] = "127.0.0.1:45678"
+        return table
+
+
+def owned(pod: Object, owner: Object) -> bool:
+    """Whether `owner` is the owner of a pod that is not on its way out."""
+    references = pod["metadata"].get("ownerReferences") or []
+    return any(reference["uid"] == owner["metadata"]["uid"] for reference in references)
+
+
+def with_role(pods: list[Object], role: str) -> list[Object]:
+    """The pods that play a role."""
+    return [pod for pod in pods if pod["metadata"]["labels"].get(names.ROLE_LABEL) == role]
+
+
+def named(pods: list[Object]) -> tuple[str, ...]:
+    """Names of pods."""
+    return tuple(pod["metadata"]["name"] for pod in pods)
