@@ -1,4 +1,4 @@
-"""A pool controller that lists the engines it is told to, and nothing else."""
+"""A pool controller that lists the engines it is told to, or that attach, and gives those one routing table."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -20,6 +20,8 @@ class FakePool(pool_pb2_grpc.PoolMembershipServicer):
         )
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
+        self._attached: dict[str, pool_pb2.Engine] = {}
+        self.routing_table = b""
         self.port = 0
 
     @property
@@ -40,6 +42,9 @@ class FakePool(pool_pb2_grpc.PoolMembershipServicer):
         """`engines`: id → endpoint."""
         del self._list.engines[:]
         self._list.engines.extend(pool_pb2.Engine(id=id_, endpoint=at, state=state) for id_, at in engines.items())
+        self._announce()
+
+    def _announce(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -49,5 +54,19 @@ class FakePool(pool_pb2_grpc.PoolMembershipServicer):
             yield self._list
             await changed.wait()
 
-    async def Attach(self, requests: Any, context: Any) -> None:  # noqa: N802
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "engines of the ingress's tests do not attach")
+    async def Attach(self, requests: Any, context: Any) -> AsyncIterator[pool_pb2.EngineDirective]:  # noqa: N802
+        yield pool_pb2.EngineDirective(routing_table=self.routing_table, lease_seconds=10)
+        id_ = ""
+        try:
+            async for report in requests:
+                id_ = report.engine.id
+                self._attached[id_] = report.engine
+                self._list_attached()
+        finally:
+            self._attached.pop(id_, None)
+            self._list_attached()
+
+    def _list_attached(self) -> None:
+        del self._list.engines[:]
+        self._list.engines.extend(self._attached.values())
+        self._announce()
