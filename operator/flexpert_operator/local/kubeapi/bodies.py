@@ -1,4 +1,4 @@
-"""Request bodies: JSON or YAML, and the fields that stand twice in them.
+"""Request bodies: JSON, YAML or protobuf, and the fields that stand twice in them.
 
 `server` parses every body with it.
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from flexpert_operator.local.kubeapi import protobuf
 from flexpert_operator.local.kubeapi.errors import BadRequest, UnsupportedMediaType
 
 _JSON = frozenset({"", "application/json", "application/octet-stream", "text/plain", "*/*"})
@@ -43,11 +44,13 @@ def parse(raw: bytes, content_type: str) -> Body:
 
     Raises:
         BadRequest: it is not JSON, or not YAML.
-        UnsupportedMediaType: it is neither.
+        UnsupportedMediaType: it is of another media type.
     """
     if not raw.strip():
         return Body({})
     media = content_type.partition(";")[0].strip()
+    if media == protobuf.MEDIA_TYPE:
+        return Body(protobuf.decode(raw))
     if "yaml" in media:
         return _parse_yaml(raw)
     if media in _JSON or media.endswith("+json"):

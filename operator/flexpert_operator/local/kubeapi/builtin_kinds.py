@@ -3,6 +3,7 @@
 `server` starts its registry with them. Most are plain storage with the real schema; nothing here runs a controller.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,6 +20,12 @@ NAMESPACES = Storage("", "namespaces")
 PODS = Storage("", "pods")
 EVENTS = Storage("", "events")
 BUDGETS = Storage("policy", "poddisruptionbudgets")
+
+# A delete answers with the object itself, not with a Status.
+RETURN_DELETED = frozenset(
+    Storage("", plural)
+    for plural in ("pods", "services", "serviceaccounts", "persistentvolumeclaims", "resourcequotas")
+)
 
 _EVENT_FIELDS = frozenset(
     ["reason", "type", "source", "reportingComponent"]
@@ -74,7 +81,7 @@ def _kind(
         short_names=tuple(short.split()),
         categories=tuple(categories.split()),
         subresources=subs,
-        schema=structural(model),
+        load_schema=functools.partial(structural, model),
         definition=model,
         columns=shown,
         scale=_WORKLOAD_SCALE if "scale" in subs else None,

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import kubernetes.client.models as client_models
+from kubernetes.client import models as client_models
 
 from flexpert_operator.local.kubeapi.objects import JsonObject
 from flexpert_operator.local.kubeapi.patch import PATCH_KEY, PATCH_STRATEGY

@@ -96,7 +96,7 @@ def _resource_type(spec: JsonObject, version: JsonObject) -> ResourceType:
         short_names=tuple(names.get("shortNames") or ()),
         categories=tuple(names.get("categories") or ()),
         subresources=frozenset(subresources),
-        schema=schema,
+        load_schema=lambda: schema,
         columns=_columns(version),
         scale=_scale(subresources.get("scale")),
         is_custom=True,

@@ -65,7 +65,7 @@ def _add_schema(schemas: dict[str, JsonObject], item: ResourceType) -> str:
     else:
         _add_models(schemas, _OBJECT_META)
         name = ".".join([*reversed(item.group.split(".")), item.version, item.kind])
-        schema = dict(item.schema or {"type": "object"})
+        schema = dict(item.schema)
         text = {"type": "string"}
         own = {"apiVersion": text, "kind": text, "metadata": {"$ref": _PREFIX + _OBJECT_META}}
         schema["properties"] = {**(schema.get("properties") or {}), **own}

@@ -297,6 +297,7 @@ class Operations:
         """Change an object outside of any request, as controllers of the control plane do."""
         obj: JsonObject = copy_json(self.live(resource, key))
         change(obj)
+        obj["metadata"] = strategy.clean_metadata(obj["metadata"])
         if deletion.is_finished(resource, obj):
             self._remove(resource, key, obj)
         else:

@@ -4,6 +4,7 @@
 know how objects of a type are named, validated, shown and scaled.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,8 +43,8 @@ class ResourceType:
     """One version of one resource.
 
     Attributes:
-        schema: structural schema of the whole object, or None where anything goes.
-        definition: name of the schema's component in OpenAPI, or None for one of its own.
+        load_schema: makes `schema`, when it is first needed.
+        definition: the model behind a built-in kind's schema, None for a custom one.
         has_generation: whether `metadata.generation` counts changes of the spec.
         fields: what a field selector may name besides `metadata.name` and `metadata.namespace`.
         name_rule: `subdomain`, `label`, `label1035` or `path`.
@@ -62,7 +63,7 @@ class ResourceType:
     short_names: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     subresources: frozenset[str] = frozenset()
-    schema: JsonObject | None = None
+    load_schema: Callable[[], JsonObject] = field(default=lambda: {})
     definition: str | None = None
     columns: tuple[Column, ...] = ()
     scale: ScalePaths | None = None
@@ -75,6 +76,11 @@ class ResourceType:
     storage: Storage = field(default=Storage("", ""))
     to_storage: Convert | None = None
     from_storage: Convert | None = None
+
+    @functools.cached_property
+    def schema(self) -> JsonObject:
+        """Structural schema of the whole object."""
+        return self.load_schema()
 
     @property
     def api_version(self) -> str:

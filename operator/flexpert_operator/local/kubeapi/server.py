@@ -13,6 +13,7 @@ from aiohttp import web
 
 from flexpert_operator.local.kubeapi import bodies, deletion, discovery, openapi, parameters, reads, tables, urls
 from flexpert_operator.local.kubeapi.api import Api
+from flexpert_operator.local.kubeapi.builtin_kinds import RETURN_DELETED
 from flexpert_operator.local.kubeapi.errors import ApiError, MethodNotAllowed, NotFound, TooLarge, Unauthorized
 from flexpert_operator.local.kubeapi.objects import JsonObject, name_of
 from flexpert_operator.local.kubeapi.operations import APPLY_PATCH, WriteOptions, Written
@@ -244,7 +245,7 @@ class _Handlers:
         body = bodies.parse(await request.read(), request.content_type).value
         options = deletion.parse_options(body, dict(request.query))
         obj, gone = self._api.operations.delete(resource, resource.key(target.namespace, target.name), options)
-        if not gone:
+        if not gone or resource.where in RETURN_DELETED:
             return json_response(obj)
         details: JsonObject = {"name": target.name, "group": resource.group, "kind": resource.plural}
         details["uid"] = obj["metadata"]["uid"]

@@ -56,15 +56,13 @@ def decode(resource: ResourceType, body: JsonObject) -> Decoded:
         )
     obj: JsonObject = {"apiVersion": version, "kind": kind}
     obj |= copy_json(body) if resource.is_custom else drop_nulls(body)
-    obj["metadata"] = _clean(obj.get("metadata") or {})
+    obj["metadata"] = clean_metadata(obj.get("metadata") or {})
     meta_schema = structural("V1ObjectMeta")
     unknown = [f"metadata.{name}" for name in unknown_fields(meta_schema, obj["metadata"])]
     obj["metadata"] = prune(meta_schema, obj["metadata"])
     rest = {name: value for name, value in obj.items() if name != "metadata"}
-    if resource.schema:
-        unknown = unknown_fields(resource.schema, rest) + unknown
-        obj = prune(resource.schema, obj)
-    return Decoded(obj, tuple(unknown))
+    unknown = unknown_fields(resource.schema, rest) + unknown
+    return Decoded(prune(resource.schema, obj), tuple(unknown))
 
 
 def for_create(resource: ResourceType, obj: JsonObject, namespace: str | None, now: str, rules: CelRules) -> JsonObject:
@@ -124,7 +122,7 @@ def same_but_bookkeeping(new: JsonObject, old: JsonObject) -> bool:
 
 
 def _admit(resource: ResourceType, obj: JsonObject, old: JsonObject | None, rules: CelRules) -> JsonObject:
-    if resource.schema and resource.is_custom:
+    if resource.is_custom:
         fill_defaults(resource.schema, obj)
     resource.defaults(obj)
     if resource.where == CRDS:
@@ -141,8 +139,6 @@ def _admit(resource: ResourceType, obj: JsonObject, old: JsonObject | None, rule
 def _schema_errors(
     resource: ResourceType, obj: JsonObject, old: JsonObject | None, rules: CelRules
 ) -> list[FieldError]:
-    if not resource.schema:
-        return []
     checked = obj if resource.is_custom else {name: value for name, value in obj.items() if name != "status"}
     errors = validate(resource.schema, checked)
     if not resource.has_rules:
@@ -154,7 +150,7 @@ def _schema_errors(
     return errors + rules.check(resource.schema, seen, before)
 
 
-def _clean(meta: JsonObject) -> JsonObject:
+def clean_metadata(meta: JsonObject) -> JsonObject:
     """Metadata without what is null or empty, which the API server's types leave out."""
     return {name: value for name, value in drop_nulls(meta).items() if value not in ({}, [])}
 
