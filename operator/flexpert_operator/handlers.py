@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 WATCH_TIMEOUT_S = 300
 FINALIZE_POLL_S = 0.5
 CONFLICT_RETRY_S = 0.1
-STOP_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 1.0
 
 MakeReconciler = Callable[[str, str], Reconciler]
 """(namespace, name) → a reconciler."""
@@ -144,7 +144,8 @@ def configure_kopf(settings: kopf.OperatorSettings) -> None:
     settings.persistence.finalizer = names.FINALIZER
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"kopf.{names.GROUP}")
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=f"kopf.{names.GROUP}")
-    settings.background.cancellation_polling = 5.0
+    settings.background.instant_exit_timeout = STOP_TIMEOUT_S
+    settings.background.cancellation_polling = STOP_TIMEOUT_S
 
 
 def connection_info(kubeconfig: Path | None) -> kopf.ConnectionInfo:
