@@ -38,6 +38,16 @@ def ray_namespace(pool_uid: str) -> str:
     return f"flexpert-{pool_uid}"
 
 
+def pool_control_service(name: str) -> str:
+    """Name of the Service in front of the pool controller of the MoEDeployment `name`."""
+    return f"{name}-pool-control"
+
+
+def pool_control_address(name: str, namespace: str) -> str:
+    """Where that Service answers, as `resolve` takes it."""
+    return f"{pool_control_service(name)}.{namespace}.svc:{POOL_CONTROL_PORT}"
+
+
 def port_variable(port_name: str) -> str:
     """Environment variable that tells a container which number its named port has, e.g. `FLEXPERT_GRPC_PORT`.
 

@@ -192,3 +192,26 @@ async def attach() -> AsyncIterator[Callable[[Rig, str], AttachedEngine]]:
 
 Make = Callable[[Rig, str], AttachedEngine]
 Awaits = Awaitable[None]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Source of a Mixtral with random weights: 2 MoE layers of 8 experts, top-2."""
+    import torch
+    import transformers
+
+    torch.manual_seed(7)
+    config = transformers.MixtralConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        max_position_embeddings=128,
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    transformers.MixtralForCausalLM(config).save_pretrained(folder)
+    return f"file://{folder}"

@@ -1,0 +1,70 @@
+"""`python -m flexpert_workers.serving.head`: the container beside the Ray head that creates the pool controller.
+
+It joins the local Ray, creates the detached controller actor where there is none, and keeps watch: a head that came
+back without its tables gets a new one. The controller itself outlives this process.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+
+import ray
+
+from flexpert_proto import names
+from flexpert_workers.pool import controller_actor
+
+log = logging.getLogger(__name__)
+
+_WATCH_S = 2.0
+_ANSWER_S = 30.0
+
+
+def main() -> int:
+    """Keep a controller until SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    pool = json.loads(os.environ[names.ENV_POOL])
+    bind_host = os.environ.get(names.ENV_BIND_HOST, "127.0.0.1")
+    listen = f"{bind_host}:{names.port_number(names.POOL_CONTROL_PORT_NAME, names.POOL_CONTROL_PORT)}"
+    while not ending.is_set():
+        try:
+            _join(pool["uid"])
+            _watch(pool, listen, ending)
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as failure:
+            log.info("no Ray here (yet): %s", failure)
+            ray.shutdown()
+            ending.wait(_WATCH_S)
+    ray.shutdown()
+    return 0
+
+
+def _join(uid: str) -> None:
+    """Join the Ray node of this pod; raises `ConnectionError` while there is none."""
+    if not ray.is_initialized():
+        ray.init(address="auto", namespace=names.ray_namespace(uid), log_to_driver=False, logging_level=logging.WARNING)
+
+
+def _watch(pool: dict[str, str], listen: str, ending: threading.Event) -> None:
+    """Create the controller and see that it stays; returns when this process is to end, raises when Ray is away."""
+    control = names.pool_control_address(pool["name"], pool["namespace"])
+    known = None
+    while not ending.is_set():
+        controller = controller_actor.create(pool["uid"], control, listen)
+        try:
+            port = ray.get(controller.port.remote(), timeout=_ANSWER_S)
+        except ray.exceptions.GetTimeoutError:
+            log.info("the pool controller does not serve yet")
+            continue
+        if port != known:
+            log.info("the pool controller serves port %d", port)
+            known = port
+        ending.wait(_WATCH_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""The expert worker as a Ray actor of the pod it lands in. `ray_launcher` creates it."""
+
+import msgspec
+
+from flexpert_workers.expert import WorkerConfig
+from flexpert_workers.expert.worker_actor import WorkerActor
+from flexpert_workers.serving.node import NodeFacts
+
+
+class PodWorker(WorkerActor):
+    """An expert worker that takes names, addresses and threads from its pod's environment.
+
+    Args:
+        config: `WorkerConfig` as JSON; what only the pod knows is left empty in it.
+        workers_per_pod: Workers that share the pod's cores.
+    """
+
+    def __init__(self, config: str, workers_per_pod: int) -> None:
+        wanted = msgspec.json.decode(config, type=WorkerConfig)
+        super().__init__(msgspec.json.encode(localised(wanted, NodeFacts.of(), workers_per_pod)).decode())
+
+
+def localised(config: WorkerConfig, node: NodeFacts, workers_per_pod: int) -> WorkerConfig:
+    """The configuration with what the pod knows."""
+    return msgspec.structs.replace(
+        config,
+        pod=node.pod,
+        node=node.node,
+        bind_host=node.bind_host,
+        socket_dir=node.socket_dir,
+        threads=node.threads_each(config.threads, workers_per_pod),
+    )
