@@ -174,6 +174,10 @@ def load(file: Path) -> dict[str, LocalPod]:
 
 
 def end_pods(pods: Iterable[LocalPod], grace_s: float) -> None:
-    """End all processes of these pods, also those that have lost their leader, whichever runtime started them."""
-    leaders = [item.process for pod in pods for item in pod.containers if item.process is not None]
-    processes.end_sessions(leaders, grace_s)
+    """End all processes of these pods, also those that have lost their leader, whichever runtime started them.
+
+    A pod gets its own grace, but at most `grace_s`.
+    """
+    found = list(pods)
+    leaders = [item.process for pod in found for item in pod.containers if item.process is not None]
+    processes.end_sessions(leaders, min(grace_s, max((pod.grace_s for pod in found), default=0.0)))

@@ -9,10 +9,12 @@ from pathlib import Path
 from flexpert_operator.local.layout import Layout
 from flexpert_operator.local.processes import Command
 from flexpert_operator.local.runtime import environment, ray_command
+from flexpert_operator.local.runtime.objects import label_of
 from flexpert_operator.local.runtime.values import (
     CLUSTER_LABEL,
     GCS_PORT_NAME,
     HEAD_CONTAINER,
+    NODE_TYPE_LABEL,
     WORKER_CONTAINER,
     LocalPod,
     Object,
@@ -54,7 +56,7 @@ def port_names(pod: Object) -> list[str]:
     declared = [
         port["name"] for spec in pod["spec"]["containers"] for port in spec.get("ports") or [] if "name" in port
     ]
-    is_head = any(spec["name"] == HEAD_CONTAINER for spec in pod["spec"]["containers"])
+    is_head = label_of(pod, NODE_TYPE_LABEL) == "head"
     return sorted({*declared, *([GCS_PORT_NAME] if is_head else [])})
 
 

@@ -12,6 +12,7 @@ RAY_DRAIN_S = 2
 
 _KEPT_OUT = re.compile(r"^(RAY_|FLEXPERT_|KUBE|OMP_|VIRTUAL_ENV$)")
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
+_MAPPED_FIELD = re.compile(r"^metadata\.(?P<map>labels|annotations)\['(?P<key>.+)'\]$")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -52,8 +53,10 @@ def _value(entry: Object, pod: Object) -> str | None:
 def _field(pod: Object, path: str, name: str) -> str:
     if path in ("status.podIP", "status.hostIP", "status.podIPs"):
         return HOST
+    mapped = _MAPPED_FIELD.match(path)
+    parts = ["metadata", mapped["map"], mapped["key"]] if mapped else path.split(".")
     value: object = pod
-    for part in re.findall(r"[^.\[\]']+|(?<=\[')[^']+", path):
+    for part in parts:
         value = value.get(part) if isinstance(value, dict) else None
     if not isinstance(value, str):
         raise UnservedVariable(f"variable {name} comes from the field {path}, which the pod does not have")
