@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import torch
 
+from flexpert_proto import names
 from flexpert_workers.checkpoint import architectures, skeleton
 from flexpert_workers.checkpoint.boxes import Assembly
-from flexpert_workers.checkpoint.conversion import Conversion, Recipe, assemble, convert_names
+from flexpert_workers.checkpoint.conversion import Conversion, Recipe, assemble, check_complete, convert_names
 from flexpert_workers.checkpoint.files import CONFIG_FILE, CheckpointFiles, open_files, read_json
 from flexpert_workers.checkpoint.layout import (
     READABLE_DTYPES,
@@ -93,10 +93,10 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str, dtype: str = "Auto") -> Checkpoint:
-    """Open the checkpoint that `source` names ("file:///folder"), to be served in `dtype`.
+    """Open the checkpoint that `source` names, to be served in `dtype`.
 
     Args:
-        source: Where it lies.
+        source: "file:///folder" or "pvc://claim/folder" (see `names.model_path`).
         dtype: "Float32", "BFloat16", "Float16", or "Auto" for the checkpoint's own.
 
     Raises:
@@ -107,13 +107,17 @@ def open_checkpoint(source: str, dtype: str = "Auto") -> Checkpoint:
     path = checkpoint_path(source)
     raw_config = read_json(path / CONFIG_FILE)
     architecture = _architecture(path, raw_config)
+    architectures.check_name(architecture)
     config = skeleton.load_config(path)
     architectures.check_config(config, architecture)
+    architectures.check_recorded(architecture)
     files = open_files(path)
     model = skeleton.build_skeleton(config, architecture)
     experts = tuple(skeleton.experts_modules(model))
-    architectures.check_model(tuple(found.module for found in experts), architecture)
+    architectures.check_experts(tuple(found.module for found in experts), architecture)
+    architectures.check_windows(config, skeleton.attention_modules(model), architecture)
     conversion = convert_names(model, files)
+    check_complete(model, conversion, files)
     served = _served_dtype(dtype, config, path)
     canonical = json.dumps(raw_config, sort_keys=True).encode()
     opened = Checkpoint(
@@ -131,7 +135,7 @@ def open_checkpoint(source: str, dtype: str = "Auto") -> Checkpoint:
         kv_bytes_per_token=skeleton.kv_bytes_per_token(model, config, served),
         context_length=int(config.max_position_embeddings),
         files=files,
-        recipes=tuple(_layer_recipes(found, conversion, path) for found in experts),
+        recipes=tuple(_layer_recipes(found, conversion) for found in experts),
         experts=experts[0].module,
     )
     _check_experts(opened, experts)
@@ -139,15 +143,15 @@ def open_checkpoint(source: str, dtype: str = "Auto") -> Checkpoint:
 
 
 def checkpoint_path(source: str) -> Path:
-    """The folder that a source names.
+    """The folder that a source names, whether or not it exists.
 
     Raises:
-        CheckpointNotFound: The source is not of the form file:///folder.
+        CheckpointNotFound: The source names no folder on this node.
     """
-    parts = urlsplit(source)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-        raise CheckpointNotFound(f"{source!r} cannot be opened here: give a folder on this node as file:///path")
-    return Path(unquote(parts.path))
+    try:
+        return names.model_path(source)
+    except names.ModelSourceError as error:
+        raise CheckpointNotFound(str(error)) from error
 
 
 def _architecture(path: Path, config: Mapping[str, Any]) -> str:
@@ -168,12 +172,8 @@ def _served_dtype(dtype: str, config: Any, path: Path) -> torch.dtype:
     return own
 
 
-def _layer_recipes(found: skeleton.ExpertsModule, conversion: Conversion, path: Path) -> tuple[Recipe, ...]:
-    names = [f"{found.path}.{name}" for name, _ in skeleton.parameter_shapes(found.module)]
-    for name in names:
-        if name not in conversion.recipes:
-            raise CorruptCheckpoint(f"{path}: no stored tensor gives {name}")
-    return tuple(conversion.recipes[name] for name in names)
+def _layer_recipes(found: skeleton.ExpertsModule, conversion: Conversion) -> tuple[Recipe, ...]:
+    return tuple(conversion.recipes[f"{found.path}.{name}"] for name, _ in skeleton.parameter_shapes(found.module))
 
 
 def _check_experts(checkpoint: Checkpoint, experts: tuple[skeleton.ExpertsModule, ...]) -> None:

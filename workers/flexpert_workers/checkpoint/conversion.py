@@ -78,6 +78,19 @@ def convert_names(model: Any, files: CheckpointFiles) -> Conversion:
     return Conversion(recipes, frozenset(targets))
 
 
+def check_complete(model: Any, conversion: Conversion, files: CheckpointFiles) -> None:
+    """Every parameter of `model` is stored, or tied to one that is, or one that the class says may be missing.
+
+    Raises:
+        CorruptCheckpoint: Naming the first parameter that is not.
+    """
+    optional = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    for name, _ in model.named_parameters():
+        stored = name in conversion.targets or model.all_tied_weights_keys.get(name) in conversion.targets
+        if not stored and not any(pattern.search(name) for pattern in optional):
+            raise CorruptCheckpoint(f"{files.path}: no stored tensor gives {name}")
+
+
 def assemble(recipe: Recipe, index: int, num_experts: int, files: CheckpointFiles) -> Assembly:
     """The part of a parameter `[experts, …]` that belongs to expert `index`, without the leading dimension.
 
@@ -144,11 +157,13 @@ def _own_slice(
 
 
 def _missing_expert(names: tuple[str, ...], num_experts: int) -> str:
-    """Name the first tensor that is missing, by the numbers in the names of its neighbours."""
-    for index in range(num_experts):
-        if not any(re.search(rf"\.{index}\.[^\d]*$", name) for name in names):
-            pattern = re.sub(r"\.\d+(\.[^\d]*)$", rf".{index}\1", names[0])
-            return f"{pattern!r} is missing"
+    """Name the first tensor that is missing, by the one number in which its neighbours' names differ."""
+    first, last = names[0].split("."), names[-1].split(".")
+    differing = [position for position, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]]
+    for index in range(num_experts if len(differing) == 1 else 0):
+        name = ".".join([*first[: differing[0]], str(index), *first[differing[0] + 1 :]])
+        if name not in names:
+            return f"{name!r} is missing"
     return f"the stored ones begin with {names[0]!r}"
 
 

@@ -113,12 +113,16 @@ def kv_bytes_per_token(model: torch.nn.Module, config: Any, dtype: torch.dtype) 
 
     Read off the attention modules' projections; where a module names them otherwise, off the configuration.
     """
-    attention = [module for module in model.modules() if hasattr(module, "layer_idx") and _is_attention(module)]
-    return sum(_cached_elements(module, config) for module in attention) * dtype.itemsize
+    return sum(_cached_elements(module, config) for module in attention_modules(model)) * dtype.itemsize
+
+
+def attention_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules that hand keys and values to a cache, in layer order."""
+    return [module for module in model.modules() if hasattr(module, "layer_idx") and _is_attention(module)]
 
 
 def _is_attention(module: torch.nn.Module) -> bool:
-    return hasattr(module, "o_proj") or hasattr(module, "dense") or hasattr(module, "k_proj")
+    return any(hasattr(module, name) for name in ("k_proj", "kv_a_proj_with_mqa", "o_proj", "dense"))
 
 
 def _cached_elements(attention: Any, config: Any) -> int:
