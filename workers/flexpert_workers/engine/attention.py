@@ -54,7 +54,7 @@ def attend(
     `expander` is the module when the cache holds its latent.
 
     Returns:
-        [1, rows, heads, head size of the values].
+        [1, rows, heads, head size of the values], contiguous: some models view it in another shape.
     """
     outputs = []
     for group in batch.decode_groups(variant.window):
@@ -67,7 +67,7 @@ def attend(
         else:
             keys, values = _gather(cache, layer_idx, chunk.table, chunk.position + chunk.stop - chunk.start, expander)
         outputs.append(_prefill(query[:, :, rows], keys, values, chunk, variant))
-    return outputs[0][None] if len(outputs) == 1 else torch.cat(outputs)[None]
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).contiguous()[None]
 
 
 def _gather(

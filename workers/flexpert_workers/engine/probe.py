@@ -86,7 +86,7 @@ def _shapes(model: Any, checkpoint: Checkpoint) -> dict[int, LayerShape]:
         arguments: Mapping[str, Any],
     ) -> torch.Tensor:
         refuse_unknown(arguments)
-        _check_window(mask, arguments.get("sliding_window"))
+        _check_window(mask, arguments.get("sliding_window"), checkpoint.context_length)
         layer: int = module.layer_idx  # type: ignore[assignment]
         if layer not in recorder.shapes:
             raise UnsupportedArchitecture(f"attention layer {layer} keeps nothing in the cache")
@@ -115,17 +115,21 @@ def _shapes(model: Any, checkpoint: Checkpoint) -> dict[int, LayerShape]:
     return recorder.shapes
 
 
-def _check_window(mask: torch.Tensor | None, window: int | None) -> None:
-    """What the mask shows and what the attention layer says it sees have to agree."""
+def _check_window(mask: torch.Tensor | None, window: int | None, context_tokens: int) -> None:
+    """What the mask shows and what the attention layer says it sees have to agree, as far as the context goes."""
     if mask is None:
         raise UnsupportedArchitecture("an attention layer asks for no mask")
     wanted = int(mask.flatten()[0])
     if wanted == OTHER_MASK:
         raise UnsupportedArchitecture("an attention layer's mask is neither causal nor a sliding window")
-    if wanted != (window or ALL_TOKENS):
+    if _within(wanted, context_tokens) != _within(window or ALL_TOKENS, context_tokens):
         raise UnsupportedArchitecture(
             f"an attention layer's mask shows {wanted or 'all'} tokens, but it passes sliding_window={window}"
         )
+
+
+def _within(window: int, context_tokens: int) -> int:
+    return ALL_TOKENS if window >= context_tokens else window
 
 
 def _check_packing(model: Any, checkpoint: Checkpoint, shapes: Mapping[int, LayerShape]) -> None:
