@@ -16,7 +16,7 @@ def crd_folder() -> Path:
         FileNotFoundError: The installation is broken: neither place exists.
     """
     package = Path(__file__).parent
-    places = (package / "crds", package.parents[1] / "charts" / "flexpert" / "crds")
+    places = (package / "custom_resources", package.parents[1] / "charts" / "flexpert" / "crds")
     for place in places:
         if place.is_dir():
             return place
