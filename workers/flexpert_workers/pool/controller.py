@@ -93,6 +93,7 @@ class PoolController:
         self._caretaker = Caretaker(self.fleet, workers, self._found, settings.lost_kept_s, clock)
         self._engine_launcher = engines
         self._inspector = inspector
+        self._inspected: ModelFacts | None = None
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._inspecting: tuple[str, str, str] | None = None
@@ -142,9 +143,11 @@ class PoolController:
 
     async def inspect(self, source: str, revision: str, dtype: str) -> ModelFacts:
         """Facts of a checkpoint; raises `errors.CheckpointError`."""
-        if self.model is not None and (source, revision, dtype) == _key(self.model):
-            return self.model
-        return await self._inspector(source, revision, dtype)
+        for known in (self.model, self._inspected):
+            if known is not None and (source, revision, dtype) == _key(known):
+                return known
+        self._inspected = await self._inspector(source, revision, dtype)
+        return self._inspected
 
     def drain(self, workers: tuple[str, ...], undo: bool) -> None:
         """Mark workers to be emptied, or take that back.
@@ -276,7 +279,7 @@ class PoolController:
         self._note_problem("model", f"inspecting the checkpoint {spec.source}")
         problem = ""
         try:
-            facts = await self._inspector(*wanted)
+            facts = await self.inspect(*wanted)
         except CheckpointError as unusable:
             problem = str(unusable)
         else:
