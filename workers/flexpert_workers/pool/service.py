@@ -23,6 +23,12 @@ _STATUSES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 _REFRESH_S = 2.0
 _SMALLEST_PAUSE_S = 0.02
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_SERVER_OPTIONS = (
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # watchers ping every 10 s, silent or not
+    ("grpc.keepalive_permit_without_calls", 1),
+)
 
 _Message = TypeVar("_Message")
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -158,7 +164,7 @@ async def serve(controller: PoolController, address: str) -> tuple[grpc.aio.Serv
     Raises:
         RuntimeError: The address is taken.
     """
-    server = grpc.aio.server(options=[("grpc.max_send_message_length", _MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(options=_SERVER_OPTIONS)
     pool_pb2_grpc.add_PoolControlServicer_to_server(PoolControlService(controller), server)
     pool_pb2_grpc.add_PoolMembershipServicer_to_server(PoolMembershipService(controller), server)
     port = server.add_insecure_port(address)
