@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from flexpert_workers.checkpoint import architectures, open_checkpoint
+from flexpert_workers.checkpoint import architectures, inspect, open_checkpoint
 from flexpert_workers.checkpoint.files import SINGLE_FILE
 from flexpert_workers.checkpoint.walk import tiny_config, tiny_model
 from flexpert_workers.errors import (
@@ -80,6 +80,11 @@ def test_auto_is_the_checkpoints_own_dtype(copied):
     assert open_checkpoint(folder.as_uri()).dtype == torch.float32
     edit_config(folder, dtype="bfloat16")
     assert open_checkpoint(folder.as_uri()).dtype == torch.bfloat16
+    edit_config(folder, dtype=None)
+    assert open_checkpoint(folder.as_uri()).dtype == torch.float32
+    edit_config(folder, dtype="float64")
+    with pytest.raises(UnsupportedArchitecture, match=r"float64.*set model\.dtype"):
+        open_checkpoint(folder.as_uri())
     with pytest.raises(CheckpointError, match="Float8"):
         open_checkpoint(folder.as_uri(), "Float8")
 
@@ -199,16 +204,12 @@ def test_a_model_without_experts_is_refused(tmp_path, monkeypatch):
         open_checkpoint(tmp_path.as_uri())
 
 
-def inspect(source, dtype="Auto"):
-    command = [sys.executable, "-m", "flexpert_workers.checkpoint.inspect", source, dtype]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_inspect_prints_the_facts(saved):
     source = saved("glm4_moe").as_uri()
-    checkpoint = open_checkpoint(source)
-    result = inspect(source)
+    command = [sys.executable, "-m", "flexpert_workers.checkpoint.inspect", source, "Auto"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    checkpoint = open_checkpoint(source)
     assert json.loads(result.stdout) == {
         "architecture": "Glm4MoeForCausalLM",
         "digest": checkpoint.digest,
@@ -222,9 +223,8 @@ def test_inspect_prints_the_facts(saved):
     }
 
 
-def test_inspect_says_what_is_wrong(tmp_path):
-    result = inspect((tmp_path / "none").as_uri())
-    assert result.returncode == 3
-    refusal = json.loads(result.stdout)
+def test_inspect_says_what_is_wrong(tmp_path, capsys):
+    assert inspect.main([(tmp_path / "none").as_uri(), "Auto"]) == inspect.EXIT_REFUSED == 3
+    refusal = json.loads(capsys.readouterr().out)
     assert refusal["error"] == "CheckpointNotFound"
     assert "none" in refusal["message"]

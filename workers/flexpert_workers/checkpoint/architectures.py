@@ -59,7 +59,7 @@ def check_name(architecture: str) -> None:
         UnsupportedArchitecture: Naming the architecture and why.
     """
     if not architecture.endswith("ForCausalLM"):
-        raise _refused(architecture, "it is not a text model (…ForCausalLM): it takes or gives more than token ids")
+        raise _refused(architecture, "it is not a causal language model (…ForCausalLM), from token ids to token ids")
 
 
 def check_config(config: Any, architecture: str) -> None:

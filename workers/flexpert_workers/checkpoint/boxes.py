@@ -6,7 +6,7 @@ the resulting boxes from the files into an expert's page.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,18 @@ class Assembly:
         def swap(values: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(values[dim] for dim in order)
 
-        boxes = (replace(box, shape=swap(box.shape), strides=swap(box.strides), at=swap(box.at)) for box in self.boxes)
+        boxes = (Box(box.tensor, box.start, swap(box.shape), swap(box.strides), swap(box.at)) for box in self.boxes)
         return Assembly(swap(self.shape), tuple(boxes))
 
     def with_leading(self) -> "Assembly":
         """The same with a first dimension of size 1."""
-        boxes = (replace(box, shape=(1, *box.shape), strides=(0, *box.strides), at=(0, *box.at)) for box in self.boxes)
+        boxes = (Box(box.tensor, box.start, (1, *box.shape), (0, *box.strides), (0, *box.at)) for box in self.boxes)
         return Assembly((1, *self.shape), tuple(boxes))
 
     def without_leading(self) -> "Assembly":
         """The same without its first dimension, which has size 1."""
         assert self.shape[0] == 1, "only a dimension of size 1 can be dropped"
-        boxes = (replace(box, shape=box.shape[1:], strides=box.strides[1:], at=box.at[1:]) for box in self.boxes)
+        boxes = (Box(box.tensor, box.start, box.shape[1:], box.strides[1:], box.at[1:]) for box in self.boxes)
         return Assembly(self.shape[1:], tuple(boxes))
 
 
@@ -86,7 +86,10 @@ def concatenate(parts: Sequence[Assembly], dim: int) -> Assembly:
     boxes: list[Box] = []
     position = 0
     for part in parts:
-        boxes += [replace(box, at=_with(box.at, dim, box.at[dim] + position)) for box in part.boxes]
+        boxes += [
+            Box(box.tensor, box.start, box.shape, box.strides, _with(box.at, dim, box.at[dim] + position))
+            for box in part.boxes
+        ]
         position += part.shape[dim]
     return Assembly(_with(parts[0].shape, dim, position), tuple(boxes))
 
@@ -106,8 +109,8 @@ def _slice_box(box: Box, dim: int, start: int, stop: int, step: int) -> Box | No
     if end <= begin:
         return None
     skipped = start + begin * step - first
-    return replace(
-        box,
+    return Box(
+        box.tensor,
         start=box.start + skipped * box.strides[dim],
         shape=_with(box.shape, dim, end - begin),
         strides=_with(box.strides, dim, box.strides[dim] * step),

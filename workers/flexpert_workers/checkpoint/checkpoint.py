@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,7 +19,6 @@ from flexpert_workers.checkpoint.boxes import Assembly
 from flexpert_workers.checkpoint.conversion import Conversion, Recipe, assemble, check_complete, convert_names
 from flexpert_workers.checkpoint.files import CONFIG_FILE, CheckpointFiles, open_files, read_json
 from flexpert_workers.checkpoint.layout import (
-    READABLE_DTYPES,
     ExpertLayout,
     check_readable,
     fill_segment,
@@ -118,7 +117,8 @@ def open_checkpoint(source: str, dtype: str = "Auto") -> Checkpoint:
     architectures.check_windows(config, skeleton.attention_modules(model), architecture)
     conversion = convert_names(model, files)
     check_complete(model, conversion, files)
-    served = _served_dtype(dtype, config, path)
+    recipes = tuple(_layer_recipes(found, conversion) for found in experts)
+    served = _served_dtype(dtype, config, files, recipes[0][0])
     canonical = json.dumps(raw_config, sort_keys=True).encode()
     opened = Checkpoint(
         path=path,
@@ -135,7 +135,7 @@ def open_checkpoint(source: str, dtype: str = "Auto") -> Checkpoint:
         kv_bytes_per_token=skeleton.kv_bytes_per_token(model, config, served),
         context_length=int(config.max_position_embeddings),
         files=files,
-        recipes=tuple(_layer_recipes(found, conversion) for found in experts),
+        recipes=recipes,
         experts=experts[0].module,
     )
     _check_experts(opened, experts)
@@ -161,15 +161,20 @@ def _architecture(path: Path, config: Mapping[str, Any]) -> str:
     raise CorruptCheckpoint(f"{path / CONFIG_FILE} does not name its architecture (field architectures)")
 
 
-def _served_dtype(dtype: str, config: Any, path: Path) -> torch.dtype:
-    if dtype != "Auto":
-        if dtype not in _SPEC_DTYPES:
-            raise CheckpointError(f"dtype {dtype!r} is none of Auto, {', '.join(_SPEC_DTYPES)}")
+def _served_dtype(dtype: str, config: Any, files: CheckpointFiles, recipe: Recipe) -> torch.dtype:
+    """What the spec asks for; with "Auto" what the configuration says, or else what experts are stored in."""
+    if dtype in _SPEC_DTYPES:
         return _SPEC_DTYPES[dtype]
-    own = config.dtype if config.dtype is not None else torch.float32
-    if own not in READABLE_DTYPES:
-        raise UnsupportedArchitecture(f"{path / CONFIG_FILE}: dtype {own} is not served; set model.dtype")
-    return own
+    if dtype != "Auto":
+        raise CheckpointError(f"dtype {dtype!r} is none of Auto, {', '.join(_SPEC_DTYPES)}")
+    stored = files.tensors[next(iter(recipe.sources.values()))[0]]
+    own = config.dtype if config.dtype is not None else stored.torch_dtype
+    if own not in _SPEC_DTYPES.values():
+        raise UnsupportedArchitecture(
+            f"{files.path}: its own dtype, {own or stored.dtype}, is not served; set model.dtype to one of "
+            f"{', '.join(_SPEC_DTYPES)}"
+        )
+    return cast(torch.dtype, own)
 
 
 def _layer_recipes(found: skeleton.ExpertsModule, conversion: Conversion) -> tuple[Recipe, ...]:
