@@ -1,5 +1,6 @@
 """A running embedded API, kubectl against it, and an API without a server for tests of single verbs."""
 
+import copy
 import json
 import os
 import shutil
@@ -25,8 +26,7 @@ from flexpert_operator.local.kubeapi.resources import ResourceType
 WIDGETS = Path(__file__).with_name("widgets.yaml")
 
 
-def widget(name: str = "a", **spec: Any) -> dict[str, Any]:
-    """A valid Widget; keywords are laid over its spec."""
+def _widget(name: str = "a", **spec: Any) -> dict[str, Any]:
     return {
         "apiVersion": "example.dev/v1",
         "kind": "Widget",
@@ -123,7 +123,7 @@ class Bench:
     def create(
         self, path: str, obj: dict[str, Any], namespace: str | None = "default", **options: Any
     ) -> dict[str, Any]:
-        return self.written(path, obj, namespace, **options).object
+        return copy.deepcopy(self.written(path, obj, namespace, **options).object)
 
     def written(self, path: str, obj: dict[str, Any], namespace: str | None = "default", **options: Any) -> Written:
         chosen = WriteOptions(**{"manager": "test"} | options)
@@ -131,7 +131,7 @@ class Bench:
 
     def get(self, path: str, name: str, namespace: str | None = "default") -> dict[str, Any]:
         resource = self.resource(path)
-        return self.api.operations.live(resource, resource.key(namespace, name))
+        return copy.deepcopy(self.api.operations.live(resource, resource.key(namespace, name)))
 
     def patch(
         self,
@@ -146,7 +146,7 @@ class Bench:
     ) -> dict[str, Any]:
         resource, chosen = self.resource(path), WriteOptions(**{"manager": "test"} | options)
         key = resource.key(namespace, name)
-        return self.api.operations.patch(resource, key, kind, body, subresource, chosen).object
+        return copy.deepcopy(self.api.operations.patch(resource, key, kind, body, subresource, chosen).object)
 
     def apply(self, path: str, obj: dict[str, Any], manager: str, *, force: bool = False) -> dict[str, Any]:
         name, kind = obj["metadata"]["name"], "application/apply-patch+yaml"
@@ -159,7 +159,10 @@ class Bench:
         collect(self.api.store, self.api.registry, self.api.operations)
 
 
-WD = "example.dev/v1/widgets"
+@pytest.fixture
+def widget() -> Callable[..., dict[str, Any]]:
+    """A valid Widget of a name; keywords are laid over its spec."""
+    return _widget
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from flexpert_operator.local.kubeapi.resources import Registry
 from flexpert_operator.local.kubeapi.store import Event, Key, Store
 
 _NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
-_SAVE_DELAY_S = 0.25
+_SAVE_DELAY_S = 0.5
+_EXPIRY_INTERVAL_S = 60.0
 
 
 class Api:
@@ -33,19 +34,22 @@ class Api:
         self._has_garbage = asyncio.Event()
         self._is_unsaved = asyncio.Event()
         self._has_garbage.set()
+        if loaded is None:
+            self._is_unsaved.set()
         self.store.subscribe(self._notice)
 
     async def background(self) -> None:
-        """Collect garbage and save the state until cancelled."""
+        """Collect garbage, expire Events and save the state until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._collect_forever())
+            tasks.create_task(self._expire_forever())
             if self._state_file:
                 tasks.create_task(self._save_forever(self._state_file))
 
     def close(self) -> None:
         """Save what is not saved yet."""
         if self._state_file and self._is_unsaved.is_set():
-            snapshot.save(self.store, self._state_file)
+            snapshot.write(snapshot.encode(self.store), self._state_file)
 
     def _create_namespaces(self) -> None:
         resource = self.registry.find("", "v1", "namespaces")
@@ -64,11 +68,15 @@ class Api:
             await self._has_garbage.wait()
             self._has_garbage.clear()
             gc.collect(self.store, self.registry, self.operations)
-            await asyncio.sleep(0)
+
+    async def _expire_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRY_INTERVAL_S)
+            gc.expire_events(self.store, self.clock())
 
     async def _save_forever(self, path: Path) -> None:
         while True:
             await self._is_unsaved.wait()
             await asyncio.sleep(_SAVE_DELAY_S)
             self._is_unsaved.clear()
-            snapshot.save(self.store, path)
+            await asyncio.to_thread(snapshot.write, snapshot.encode(self.store), path)

@@ -4,6 +4,7 @@
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from flexpert_operator.local.kubeapi import jsonpath
@@ -13,8 +14,11 @@ from flexpert_operator.local.kubeapi.errors import FieldError, invalid_value, re
 from flexpert_operator.local.kubeapi.objects import JsonObject, name_of, split_path
 from flexpert_operator.local.kubeapi.resources import Column, ResourceType, ScalePaths
 from flexpert_operator.local.kubeapi.store import Storage
-from flexpert_operator.local.kubeapi.structural import PRESERVE
+from flexpert_operator.local.kubeapi.structural import INT_OR_STRING, LIST_KEYS, LIST_TYPE, PRESERVE, unknown_fields
 from flexpert_operator.local.kubeapi.validation import validate
+
+# What Python's regular expressions have and the API server's do not.
+_NOT_RE2 = re.compile(r"\(\?(=|!|<=|<!)|\\[1-9]")
 
 CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
 
@@ -158,21 +162,63 @@ def _version_errors(version: JsonObject, path: str, rules: CelRules) -> list[Fie
             rules.compile(rule["rule"])
         except RuleSyntaxError as error:
             errors.append(invalid_value(f"{where}.rule", rule["rule"], f"compilation failed: {error}"))
-    return errors + _schema_errors(schema, below)
+    return errors + list(_schema_errors(schema, below, rules))
 
 
-def _schema_errors(schema: JsonObject, path: str) -> list[FieldError]:
-    """Defaults that break their own schema and patterns that do not compile."""
-    errors = []
-    if schema.get("default") is not None:
-        errors += validate({**schema, "required": []}, schema["default"], f"{path}.default")
-    try:
-        re.compile(schema.get("pattern") or "")
-    except re.error as error:
-        errors.append(invalid_value(f"{path}.pattern", schema["pattern"], f"must be a regular expression: {error}"))
+def _schema_errors(schema: JsonObject, path: str, rules: CelRules) -> Iterator[FieldError]:
+    """Where a schema is not structural, or contradicts itself."""
+    if not schema.get("type") and not schema.get(INT_OR_STRING) and not schema.get(PRESERVE):
+        yield required(f"{path}.type", "must not be empty for specified object fields")
+    if schema.get("type") == "array" and not isinstance(schema.get("items"), dict):
+        yield required(f"{path}.items", "must be specified")
+    yield from _default_errors(schema, f"{path}.default", rules)
+    yield from _pattern_errors(schema.get("pattern") or "", f"{path}.pattern")
+    yield from _list_key_errors(schema, path)
     for name, below in (schema.get("properties") or {}).items():
-        errors += _schema_errors(below, f"{path}.properties[{name}]")
+        if not _is_type_meta(path, name):
+            yield from _schema_errors(below, f"{path}.properties[{name}]", rules)
     for name in ("items", "additionalProperties"):
         if isinstance(schema.get(name), dict):
-            errors += _schema_errors(schema[name], f"{path}.{name}")
-    return errors
+            yield from _schema_errors(schema[name], f"{path}.{name}", rules)
+
+
+def _is_type_meta(path: str, name: str) -> bool:
+    return path.endswith(".openAPIV3Schema") and name in ("apiVersion", "kind", "metadata")
+
+
+def _default_errors(schema: JsonObject, path: str, rules: CelRules) -> Iterator[FieldError]:
+    """A default must be valid as it stands: nested defaults are filled in later, so rules see it without them."""
+    default = schema.get("default")
+    if default is None:
+        return
+    found = validate(schema, default, path)
+    for name in unknown_fields(schema, default, path):
+        yield invalid_value(name, default, "must not have unknown fields")
+    yield from found or rules.check(schema, default, default, path)
+
+
+def _pattern_errors(pattern: str, path: str) -> Iterator[FieldError]:
+    if _NOT_RE2.search(pattern):
+        yield invalid_value(path, pattern, "must be a valid regular expression: look-around and references are not")
+        return
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        yield invalid_value(path, pattern, f"must be a valid regular expression, but isn't: {error}")
+
+
+def _list_key_errors(schema: JsonObject, path: str) -> Iterator[FieldError]:
+    if schema.get(LIST_TYPE) != "map":
+        return
+    items = schema.get("items") or {}
+    if not schema.get(LIST_KEYS):
+        yield required(f"{path}.{LIST_KEYS}", "must not be empty if x-kubernetes-list-type is map")
+    for key in schema.get(LIST_KEYS) or ():
+        below = (items.get("properties") or {}).get(key)
+        if below is None:
+            yield invalid_value(f"{path}.{LIST_KEYS}", key, "must name a property of the items")
+        elif key not in (items.get("required") or ()) and "default" not in below:
+            detail = (
+                "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property"
+            )
+            yield required(f"{path}.items.properties[{key}].default", detail)

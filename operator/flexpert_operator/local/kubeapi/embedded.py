@@ -58,15 +58,14 @@ async def serve(config: ServerConfig) -> AsyncIterator[str]:
     certificate = tls.load_or_create(keep, config.host) if keep else tls.create(config.host)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
-    background = asyncio.create_task(api.background())
     try:
         await web.TCPSite(runner, config.host, config.port, ssl_context=certificate.context()).start()
         host, port = runner.addresses[0][:2]
-        yield f"https://{f'[{host}]' if ':' in host else host}:{port}"
+        async with asyncio.TaskGroup() as tasks:
+            background = tasks.create_task(api.background())
+            yield f"https://{f'[{host}]' if ':' in host else host}:{port}"
+            background.cancel()
     finally:
-        background.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await background
         await runner.cleanup()
         api.close()
 

@@ -4,19 +4,21 @@
 until nothing is left to do. Semantics: Kubernetes documentation, "Garbage Collection".
 """
 
+import datetime as dt
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from flexpert_operator.local.kubeapi import crds
-from flexpert_operator.local.kubeapi.builtin_kinds import CRDS, NAMESPACES
+from flexpert_operator.local.kubeapi.builtin_kinds import CRDS, EVENTS, NAMESPACES
 from flexpert_operator.local.kubeapi.deletion import FOREGROUND, ORPHAN, DeleteOptions
-from flexpert_operator.local.kubeapi.objects import JsonObject, finalizers_of, is_terminating, metadata
+from flexpert_operator.local.kubeapi.objects import JsonObject, finalizers_of, is_terminating, metadata, parse_time
 from flexpert_operator.local.kubeapi.operations import Operations
 from flexpert_operator.local.kubeapi.resources import Registry
 from flexpert_operator.local.kubeapi.store import Event, Key, Store
 
 _MAX_ROUNDS = 100
+_EVENT_LIFETIME = dt.timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,14 @@ def collect(store: Store, registry: Registry, operations: Operations) -> None:
             _act(action, store, registry, operations)
         if not actions:
             return
+
+
+def expire_events(store: Store, now: dt.datetime) -> None:
+    """Remove the Events that have not been written for an hour, as an API server does."""
+    for key, obj in store.items(EVENTS):
+        written = obj.get("lastTimestamp") or obj.get("eventTime") or metadata(obj)["creationTimestamp"]
+        if now - max(parse_time(written), parse_time(metadata(obj)["creationTimestamp"])) > _EVENT_LIFETIME:
+            store.remove(key)
 
 
 def decide(objects: Mapping[Key, JsonObject], registry: Registry) -> list[Action]:

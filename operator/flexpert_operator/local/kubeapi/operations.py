@@ -351,7 +351,8 @@ class Operations:
         elif not entries and old is not None:
             new["metadata"]["managedFields"] = metadata(old).get("managedFields") or []
         writer = self._writer(resource, options, subresource)
-        new["metadata"]["managedFields"] = apply.track_update(old, new, resource.schema, writer)
+        entries = apply.track_update(old, new, resource.schema, writer)
+        new["metadata"] = strategy.clean_metadata(new["metadata"] | {"managedFields": entries})
 
     def _writer(self, resource: ResourceType, options: WriteOptions, subresource: str) -> apply.Writer:
         return apply.Writer(options.manager, resource.api_version, subresource, self._now())

@@ -15,14 +15,19 @@ from flexpert_operator.local.kubeapi.store import Key, Storage, Store
 REVISION_GAP = 100_000
 
 
-def save(store: Store, path: Path) -> None:
-    """Write all objects to `path`; readers see the old file or the new one."""
+def encode(store: Store) -> str:
+    """The state as text."""
     objects = [[key.storage.group, key.storage.plural, key.namespace, key.name, obj] for key, obj in store.all()]
+    return json.dumps({"revision": store.revision, "objects": objects}, separators=(",", ":"))
+
+
+def write(text: str, path: Path) -> None:
+    """Write an encoded state to `path`; readers see the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        json.dump({"revision": store.revision, "objects": objects}, file, separators=(",", ":"))
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

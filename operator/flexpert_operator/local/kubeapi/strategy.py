@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Literal
 
-from flexpert_operator.local.kubeapi import crds
+from flexpert_operator.local.kubeapi import builtin_rules, crds
 from flexpert_operator.local.kubeapi.builtin_kinds import CRDS
 from flexpert_operator.local.kubeapi.builtin_models import structural
 from flexpert_operator.local.kubeapi.cel import CelRules
@@ -141,6 +141,8 @@ def _schema_errors(
 ) -> list[FieldError]:
     checked = obj if resource.is_custom else {name: value for name, value in obj.items() if name != "status"}
     errors = validate(resource.schema, checked)
+    if not resource.is_custom and not errors:
+        return builtin_rules.errors(resource.kind, obj, old)
     if not resource.has_rules:
         return errors
     if any(error.blocking for error in errors):

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flexpert_operator.local.kubeapi.errors import Expired, FieldError, forbidden_field, invalid_object
+from flexpert_operator.local.kubeapi.errors import Expired, FieldError, Timeout, forbidden_field, invalid_object
 from flexpert_operator.local.kubeapi.objects import JsonObject
 from flexpert_operator.local.kubeapi.reads import parse_revision
 from flexpert_operator.local.kubeapi.resources import ResourceType
@@ -96,12 +96,19 @@ class Watch:
                 yield self._bookmark({INITIAL_EVENTS_END: "true"})
             return
         try:
-            events = self._store.events_since(where, parse_revision(self._store, options.resource_version))
+            events = self._events_since(options.resource_version)
         except Expired as error:
             yield Change("ERROR", error.status())
             return
         for event in events:
             yield from self._seen(event)
+
+    def _events_since(self, version: str) -> list[Event]:
+        """Events after a revision; one from the future is of a server that lost its state, so list again."""
+        try:
+            return self._store.events_since(self._resource.where, parse_revision(self._store, version))
+        except Timeout as error:
+            raise Expired(error.message) from error
 
     def _receive(self, event: Event) -> None:
         if event.key.storage == self._resource.where:
