@@ -9,6 +9,7 @@ OperatorError
 └── PoolError             the pool controller refused or did not answer
     ├── PoolUnavailable   no answer
     ├── PoolRefused       a precondition does not hold (stale epoch, another incarnation); observe again
+    │   └── PlanRefused   a plan cannot be carried out on the pool as it is; the message says why
     └── ModelRefused      a checkpoint cannot be served; `reason` is for the condition, the message for the user
 """
 
@@ -47,6 +48,10 @@ class PoolUnavailable(PoolError):
 
 class PoolRefused(PoolError):
     """A precondition does not hold."""
+
+
+class PlanRefused(PoolRefused):
+    """A plan cannot be carried out on the pool as it is."""
 
 
 class ModelRefused(PoolError):

@@ -17,7 +17,7 @@ from flexpert_operator.decide.observation import (
     Worker,
 )
 from flexpert_operator.decide.placing import Reconfiguration
-from flexpert_operator.errors import ModelRefused, PoolError, PoolRefused, PoolUnavailable
+from flexpert_operator.errors import ModelRefused, PlanRefused, PoolError, PoolRefused, PoolUnavailable
 from flexpert_placement.types import ExpertId, Placement, Plan
 from flexpert_proto import names as pool_names
 from flexpert_proto import pool_pb2 as pb
@@ -111,7 +111,12 @@ class PoolClient:
             raise self._translate(failure) from failure
 
     def reconfigure(self, wanted: Reconfiguration) -> Operation:
-        """Begin a reconfiguration, or find the one with the same id; raises `PoolRefused` on a stale base."""
+        """Begin a reconfiguration, or find the one with the same id.
+
+        Raises:
+            PlanRefused: It cannot be carried out.
+            PoolRefused: Its base is not the newest table, or another operation runs: observe again.
+        """
         request = pb.ReconfigureRequest(
             operation_id=wanted.operation_id,
             base_epoch=pb.Epoch(term=wanted.base_epoch.term, sequence=wanted.base_epoch.sequence),
@@ -121,6 +126,8 @@ class PoolClient:
         try:
             return operation_of(self._stub().Reconfigure(request, timeout=CALL_TIMEOUT_S))
         except grpc.RpcError as failure:
+            if failure.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                raise PlanRefused(failure.details()) from failure
             raise self._translate(failure) from failure
 
     def _stub(self) -> PoolControlStub:

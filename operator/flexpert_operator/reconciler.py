@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flexpert_operator.api import names
@@ -17,7 +17,7 @@ from flexpert_operator.children import delete_children, ensure_children
 from flexpert_operator.decide import difference, drains, model, placing, progress, status, terms
 from flexpert_operator.decide.observation import Cause, Event, Inspection, Observation, Pool, Problem
 from flexpert_operator.decide.sizing import Size, decide_size
-from flexpert_operator.errors import KubeNotFound, ModelRefused, PoolError, PoolUnavailable
+from flexpert_operator.errors import KubeNotFound, ModelRefused, PlanRefused, PoolError, PoolUnavailable
 from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, Kube, Object
 from flexpert_operator.observe import Seen, read_cluster
 from flexpert_operator.pool_client import PoolClient
@@ -32,6 +32,15 @@ Tell = Callable[[Object, Event], None]
 """Posts an Event about an object."""
 
 Solve = Callable[[PlacementProblem], PlacementResult]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A question to the solver that need not be asked again yet: the answer was to leave it, or `problem`."""
+
+    question: tuple[object, ...] | None
+    at: float
+    problem: Problem | None
 
 
 class Reconciler:
@@ -59,7 +68,7 @@ class Reconciler:
         self._lock = threading.Lock()
         self._inspected: tuple[str, Model, float, Inspection] | None = None
         self._before: Pool | None = None
-        self._answered: object = None
+        self._known: Known | None = None
 
     def close(self) -> None:
         """Give up the connection to the pool controller."""
@@ -157,17 +166,28 @@ class Reconciler:
     ) -> tuple[placing.Solution | None, Problem | None]:
         """Ask the solver where that is called for, and have its answer carried out."""
         request = self._question(deployment, observed, pool, size)
+        question = placing.question_of(request)
+        known = self._known
         if request is None or not placing.may_start(pool, observed.now):
             return None, None
+        if (
+            known is not None
+            and question == known.question
+            and observed.now - known.at < self._settings.inspect_retry_s
+        ):
+            return None, known.problem
         try:
             result = self._solve(request.problem)
+            wanted = placing.reconfiguration(deployment, pool, request, result)
+            if wanted is not None:
+                self._pool.reconfigure(wanted)
         except InfeasiblePlacement as infeasible:
-            return None, Problem("ExpertsDoNotFit", str(infeasible))
-        wanted = placing.reconfiguration(deployment, pool, request, result)
-        if wanted is None:
-            self._answered = placing.question_of(request)
-        else:
-            self._pool.reconfigure(wanted)
+            self._known = Known(question, observed.now, Problem("ExpertsDoNotFit", str(infeasible)))
+            return None, self._known.problem
+        except PlanRefused as refusal:
+            self._known = Known(question, observed.now, Problem("PlanRefused", str(refusal)))
+            return None, self._known.problem
+        self._known = Known(question, observed.now, None) if wanted is None else None
         return placing.solution_of(request, result), None
 
     def _question(
@@ -178,7 +198,9 @@ class Reconciler:
         cause = placing.placement_cause(deployment, observed, size.pods, settled, size.sizing.victims)
         if cause is not None:
             request = placing.placement_request(deployment, pool, cause, size.sizing.victims)
-            return request if placing.question_of(request) != self._answered else None
+            known = self._known
+            left = known is not None and known.problem is None and known.question == placing.question_of(request)
+            return None if left else request
         solved_at = status.from_rfc3339(deployment.status.get("placement", {}).get("solvedAt"))
         settled_now = size.sizing.settled == size.pods and not size.sizing.victims
         if settled_now and placing.is_rebalance_due(deployment.placement, pool, observed.now, solved_at):

@@ -20,6 +20,7 @@ from flexpert_operator.decide.observation import (
     Pool,
     Worker,
 )
+from flexpert_operator.decide.waves import next_wave
 from flexpert_placement.plan import make_plan
 from flexpert_placement.solver import imbalance
 from flexpert_placement.types import (
@@ -58,7 +59,7 @@ class Solution:
     """The solver's answer in whole numbers, for the status.
 
     Attributes:
-        objective: Sum over the layers of the makespan, 10000 being perfect balance.
+        objective: Sum over the layers of the makespan and the price of moving, 10000 being perfect balance for nothing.
         bound: Proven lower bound, in the same unit.
         gap_percent: (objective - bound) / objective.
     """
@@ -179,11 +180,17 @@ def reconfiguration(
         expert: {worker: share for worker, share in row.items() if worker in alive}
         for expert, row in pool.placement.items()
     }
-    plan = make_plan(current, result.placement, alive)
+    target = next_wave(current, result.placement, slots_of(pool, request.problem.expert_bytes))
+    plan = make_plan(current, target, alive)
     if not plan.moves and not plan.drops and not pool.lost and request.cause is not Cause.REBALANCE:
         return None
-    identity = operation_id(deployment.uid, deployment.generation, request, result.placement, pool.operation)
+    identity = operation_id(deployment.uid, deployment.generation, request, target, pool.operation)
     return Reconfiguration(identity, request.base_epoch, request.cause, plan)
+
+
+def slots_of(pool: Pool, expert_bytes: int) -> dict[str, int]:
+    """Replicas that fit into each worker, the one that it keeps free included."""
+    return {worker.id: worker.memory_bytes // expert_bytes for worker in pool.alive}
 
 
 def rebalance_threshold(deployment: MoEDeployment) -> float:
