@@ -16,8 +16,10 @@ MEDIA_TYPE = "application/vnd.kubernetes.protobuf"
 
 _MAGIC = b"k8s\x00"
 _VARINT, _BYTES = 0, 2
+_EMPTY_IS_ABSENT = frozenset({"string", "count", "flag"})
 
-# Each field is its JSON name and its type; `[]` before a type repeats it, `{}` makes it a map from strings.
+# Each field is its JSON name and its type; `[]` before a type repeats it, `{}` makes it a map from strings. Go writes
+# what is not a pointer also when it is empty: an empty string, a `count` of 0 and a `flag` that is false are absent.
 _Fields = Mapping[int, tuple[str, str]]
 _MESSAGES: Mapping[str, _Fields] = {
     "ObjectMeta": {
@@ -27,7 +29,7 @@ _MESSAGES: Mapping[str, _Fields] = {
         4: ("selfLink", "string"),
         5: ("uid", "string"),
         6: ("resourceVersion", "string"),
-        7: ("generation", "int"),
+        7: ("generation", "count"),
         8: ("creationTimestamp", "Empty"),
         11: ("labels", "{}string"),
         12: ("annotations", "{}string"),
@@ -57,8 +59,8 @@ _MESSAGES: Mapping[str, _Fields] = {
         2: ("selector", "LabelSelector"),
         3: ("template", "PodTemplateSpec"),
         4: ("strategy", "DeploymentStrategy"),
-        5: ("minReadySeconds", "int"),
-        7: ("paused", "bool"),
+        5: ("minReadySeconds", "count"),
+        7: ("paused", "flag"),
     },
     "DeploymentStrategy": {1: ("type", "string")},
     "LabelSelector": {1: ("matchLabels", "{}string")},
@@ -70,9 +72,9 @@ _MESSAGES: Mapping[str, _Fields] = {
         8: ("serviceAccountName", "string"),
         9: ("serviceAccount", "string"),
         10: ("nodeName", "string"),
-        11: ("hostNetwork", "bool"),
-        12: ("hostPID", "bool"),
-        13: ("hostIPC", "bool"),
+        11: ("hostNetwork", "flag"),
+        12: ("hostPID", "flag"),
+        13: ("hostIPC", "flag"),
         16: ("hostname", "string"),
         17: ("subdomain", "string"),
         19: ("schedulerName", "string"),
@@ -88,14 +90,14 @@ _MESSAGES: Mapping[str, _Fields] = {
         8: ("resources", "Empty"),
         13: ("terminationMessagePath", "string"),
         14: ("imagePullPolicy", "string"),
-        16: ("stdin", "bool"),
-        17: ("stdinOnce", "bool"),
-        18: ("tty", "bool"),
+        16: ("stdin", "flag"),
+        17: ("stdinOnce", "flag"),
+        18: ("tty", "flag"),
         20: ("terminationMessagePolicy", "string"),
     },
     "ContainerPort": {
         1: ("name", "string"),
-        2: ("hostPort", "int"),
+        2: ("hostPort", "count"),
         3: ("containerPort", "int"),
         4: ("protocol", "string"),
         5: ("hostIP", "string"),
@@ -149,14 +151,14 @@ def _message(name: str, raw: bytes) -> JsonObject:
         elif kind.startswith("{}"):
             entry = dict(_fields(wire if isinstance(wire, bytes) else b""))
             obj.setdefault(field, {})[_value("string", entry.get(1, b""))] = _value(kind[2:], entry.get(2, b""))
-        elif kind != "Empty":
+        elif kind != "Empty" and not (kind in _EMPTY_IS_ABSENT and not wire):
             obj[field] = _value(kind, wire)
     return obj
 
 
 def _value(kind: str, wire: int | bytes) -> Any:
     if isinstance(wire, int):
-        return bool(wire) if kind == "bool" else wire - (1 << 64) if wire >= 1 << 63 else wire
+        return bool(wire) if kind in ("bool", "flag") else wire - (1 << 64) if wire >= 1 << 63 else wire
     match kind:
         case "string":
             return wire.decode()

@@ -54,10 +54,14 @@ def application(api: Api, token: str, *, bookmark_interval_s: float) -> web.Appl
 
 def json_response(body: Any, status: int = 200, warnings: tuple[str, ...] = ()) -> web.Response:
     """A JSON response, with its warnings as headers."""
-    response = web.Response(text=json.dumps(body), status=status, content_type="application/json")
+    response = web.Response(text=_compact(body), status=status, content_type="application/json")
     for text in warnings:
         response.headers.add("Warning", '299 - "' + text.replace('"', '\\"') + '"')
     return response
+
+
+def _compact(body: Any) -> str:
+    return json.dumps(body, separators=(",", ":"))
 
 
 def _authentication(token: str) -> Any:
@@ -104,7 +108,7 @@ class _Handlers:
         core = request.path == "/api"
         view = tables.negotiate(request.headers.get("Accept", ""))
         if view.form == "APIGroupDiscoveryList":
-            body = json.dumps(discovery.aggregated(self._api.registry, core=core))
+            body = _compact(discovery.aggregated(self._api.registry, core=core))
             return web.Response(body=body.encode(), headers={"Content-Type": discovery.AGGREGATED})
         return json_response(discovery.api_versions() if core else discovery.group_list(self._api.registry))
 
@@ -176,8 +180,8 @@ class _Handlers:
         try:
             await response.prepare(request)
             await self._stream(response, watch, view, resource, options)
-        except (ConnectionResetError, asyncio.CancelledError):
-            pass
+        except ConnectionResetError:
+            pass  # the client is gone, which ends a watch as well as its timeout does
         finally:
             watch.close()
         return response
@@ -288,4 +292,4 @@ def _line(change: Change, view: tables.View, resource: ResourceType, *, header: 
         shown = view.many(resource, [], {"resourceVersion": shown["metadata"]["resourceVersion"]})
     elif change.type != "ERROR":
         shown = view.one(resource, shown, header=header)
-    return json.dumps({"type": change.type, "object": shown}).encode() + b"\n"
+    return _compact({"type": change.type, "object": shown}).encode() + b"\n"
