@@ -91,6 +91,7 @@ class Caretaker:
             self._fleet.lose(worker, "it serves another checkpoint")
         for worker in actions.forget:
             self._fleet.forget(worker)
+        self._forget_slots_but({slot.id for slot in slots})
         await self._end_lost(launched)
         self._connect_new(slots, launched)
         await self._stop_drained(() if wanted.busy else actions.stop)
@@ -149,6 +150,12 @@ class Caretaker:
         digest = wanted.model.digest
         workers = self._fleet.all()
         return tuple(one.id for one in workers if one.live and one.state is not None and one.state.digest != digest)
+
+    def _forget_slots_but(self, there: set[str]) -> None:
+        """What failed in a slot that is gone is nobody's problem any more."""
+        for slot in set(self._failures) - there:
+            del self._failures[slot]
+            self.problems.pop(slot, None)
 
     async def _end_lost(self, launched: tuple[LaunchedWorker, ...]) -> None:
         """A lost worker whose process still runs (it hangs) is ended, so that its slot is free."""
