@@ -34,8 +34,8 @@ def pod(*names: str, labels: dict[str, str] | None = None, **spec: Any) -> Objec
     return born(manifest, phase="Pending", ready=False)
 
 
-def actions(obj: Object, local: LocalPod | None, *, head_is_up: bool = True, now: float = NOW) -> list[Any]:
-    return [a for a in kubelet.decide_pod(obj, local, head_is_up, now) if not isinstance(a, WriteStatus)]
+def actions(obj: Object, local: LocalPod | None, *, may_join: bool = True, now: float = NOW) -> list[Any]:
+    return [a for a in kubelet.decide_pod(obj, local, may_join, now) if not isinstance(a, WriteStatus)]
 
 
 def test_a_new_pod_is_admitted_and_its_containers_started() -> None:
@@ -50,11 +50,11 @@ def test_a_pod_of_another_node_is_left_alone() -> None:
 
 def test_a_ray_worker_waits_for_the_head_of_its_cluster() -> None:
     obj = pod("ray-worker", "beside")
-    assert actions(obj, local_pod(obj), head_is_up=False) == [StartContainer(obj, "beside")]
-    assert StartContainer(obj, "ray-worker") in actions(obj, local_pod(obj), head_is_up=True)
+    assert actions(obj, local_pod(obj), may_join=False) == [StartContainer(obj, "beside")]
+    assert StartContainer(obj, "ray-worker") in actions(obj, local_pod(obj), may_join=True)
 
 
-def test_the_head_is_up_once_its_ray_container_is_ready() -> None:
+def test_the_may_join_once_its_ray_container_is_ready() -> None:
     head = pod("ray-head", labels={"ray.io/cluster": "moe", "ray.io/node-type": "head"})
     up = local_pod(head, running("ray-head"))
     assert kubelet.heads_up((head,), {up.uid: up}) == {("default", "moe")}
@@ -155,3 +155,22 @@ def test_deciding_again_on_a_written_status_gives_nothing() -> None:
 def test_a_local_pod_without_an_object_is_stopped() -> None:
     local = local_pod(pod("a"), running("a"))
     assert decide(Observed(local={local.uid: local}, now=NOW), random.Random(0)) == [StopPod(local.uid)]
+
+
+def test_only_so_many_ray_nodes_start_at_a_time() -> None:
+    labels = {"ray.io/cluster": "moe"}
+    head = pod("ray-head", labels={**labels, "ray.io/node-type": "head"})
+    workers = [pod("ray-worker", labels={**labels, "ray.io/node-type": "worker"}) for _ in range(4)]
+    for number, worker in enumerate(workers):
+        worker["metadata"] |= {"name": f"w{number}", "uid": f"w{number}"}
+    local = {head["metadata"]["uid"]: local_pod(head, running("ray-head"))}
+    local |= {worker["metadata"]["uid"]: local_pod(worker) for worker in workers}
+
+    def started() -> list[str]:
+        observed = Observed(pods=(head, *workers), local=local, now=NOW, max_starting=2)
+        return [a.pod["metadata"]["name"] for a in decide(observed, random.Random(0)) if isinstance(a, StartContainer)]
+
+    assert started() == ["w0", "w1"]
+    local["w0"] = local_pod(workers[0], running("ray-worker", ready=False))
+    local["w1"] = local_pod(workers[1], running("ray-worker"))
+    assert started() == ["w2"]

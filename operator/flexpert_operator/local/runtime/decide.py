@@ -5,7 +5,13 @@ from collections.abc import Iterator
 
 from flexpert_operator.local.runtime import deployments, kubelet, kuberay
 from flexpert_operator.local.runtime.objects import key_of, label_of, uid_of
-from flexpert_operator.local.runtime.values import CLUSTER_LABEL, Action, Observed
+from flexpert_operator.local.runtime.values import (
+    CLUSTER_LABEL,
+    WORKER_CONTAINER,
+    Action,
+    Observed,
+    StartContainer,
+)
 
 
 def decide(observed: Observed, rng: random.Random) -> list[Action]:
@@ -23,10 +29,13 @@ def _controllers(observed: Observed, rng: random.Random) -> Iterator[Action]:
 
 def _kubelet(observed: Observed) -> Iterator[Action]:
     up = kubelet.heads_up(observed.pods, observed.local)
+    room = observed.max_starting - kubelet.num_starting(observed.local)
     for pod in observed.pods:
         cluster = label_of(pod, CLUSTER_LABEL)
-        head_is_up = not cluster or (key_of(pod)[0], cluster) in up
-        yield from kubelet.decide_pod(pod, observed.local.get(uid_of(pod)), head_is_up, observed.now)
+        may_join = not cluster or (room > 0 and (key_of(pod)[0], cluster) in up)
+        for action in kubelet.decide_pod(pod, observed.local.get(uid_of(pod)), may_join, observed.now):
+            room -= isinstance(action, StartContainer) and action.container == WORKER_CONTAINER
+            yield action
     known = {uid_of(pod) for pod in observed.pods}
     for uid, local in observed.local.items():
         if uid not in known:

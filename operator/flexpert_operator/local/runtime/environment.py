@@ -116,6 +116,7 @@ def ray(local: LocalPod, token_path: str, gcs_address: str, loopback: bool) -> d
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # another program's memory is no reason to end a worker
         "RAY_enable_metrics_collection": "0",
+        "RAY_prestart_worker_first_driver": "0",  # actors with an environment of their own would not use them
         "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
     }
 

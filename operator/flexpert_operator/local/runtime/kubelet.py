@@ -41,13 +41,13 @@ STEADY_S = 60.0
 """A container that ran this long starts again without a pause."""
 
 
-def decide_pod(pod: Object, local: LocalPod | None, head_is_up: bool, now: float) -> Iterator[Action]:
+def decide_pod(pod: Object, local: LocalPod | None, may_join: bool, now: float) -> Iterator[Action]:
     """What to do for a Pod object.
 
     Args:
         pod: The object.
         local: What runs here for it, None when it is new.
-        head_is_up: Whether the Ray head of its cluster takes nodes (True where it belongs to none).
+        may_join: Whether a Ray node of it may start now: its head takes nodes, and not too many are starting.
         now: Seconds since the Unix epoch.
     """
     if is_deleted(pod):
@@ -63,7 +63,7 @@ def decide_pod(pod: Object, local: LocalPod | None, head_is_up: bool, now: float
         return
     if local.stopping_at is None:
         for container in local.containers:
-            if _may_start(pod, container, head_is_up, now):
+            if _may_start(pod, container, may_join, now):
                 yield StartContainer(pod, container.name)
     status = pod_status(pod, local, now)
     before = pod.get("status") or {}
@@ -86,10 +86,10 @@ def _stop(local: LocalPod, now: float) -> Iterator[Action]:
         yield KillPod(local.uid)
 
 
-def _may_start(pod: Object, container: Container, head_is_up: bool, now: float) -> bool:
+def _may_start(pod: Object, container: Container, may_join: bool, now: float) -> bool:
     if container.running or container.refusal:
         return False
-    if container.name == WORKER_CONTAINER and not head_is_up:
+    if container.name == WORKER_CONTAINER and not may_join:
         return False
     if container.process is None:
         return True
@@ -107,6 +107,12 @@ def pause_s(container: Container) -> float:
     if container.finished_at - container.started_at >= STEADY_S or container.restarts == 0:
         return 0.0
     return min(FIRST_PAUSE_S * float(2 ** min(container.restarts - 1, 10)), LONGEST_PAUSE_S)
+
+
+def num_starting(local: Mapping[str, LocalPod]) -> int:
+    """Ray nodes of worker groups that have started and are not up yet."""
+    containers = (container for pod in local.values() for container in pod.containers)
+    return sum(item.name == WORKER_CONTAINER and item.running and not item.ready for item in containers)
 
 
 def heads_up(pods: tuple[Object, ...], local: Mapping[str, LocalPod]) -> frozenset[tuple[str, str]]:

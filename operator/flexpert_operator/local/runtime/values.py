@@ -80,7 +80,14 @@ class LocalPod:
 
 @dataclass(frozen=True)
 class Observed:
-    """Everything the decisions depend on."""
+    """Everything the decisions depend on.
+
+    Attributes:
+        local: The pods that run here, by uid.
+        now: Seconds since the Unix epoch.
+        max_starting: How many Ray nodes may be starting at a time: more than there are cores only starve each other,
+            and a node that is not up within 30 s gives up.
+    """
 
     clusters: tuple[Object, ...] = ()
     deployments: tuple[Object, ...] = ()
@@ -88,6 +95,7 @@ class Observed:
     pods: tuple[Object, ...] = ()
     local: Mapping[str, LocalPod] = field(default_factory=dict)
     now: float = 0.0
+    max_starting: int = 2
 
 
 @dataclass(frozen=True)
