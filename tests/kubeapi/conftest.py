@@ -111,7 +111,7 @@ def kubectl(server: Server) -> Kubectl:
 class Bench:
     """An API without a server: verbs on widgets and built-in kinds, garbage collection when asked."""
 
-    def __init__(self, history: int = 8192) -> None:
+    def __init__(self, history: int = 2048) -> None:
         self.api = Api(history=history)
         self.create("apiextensions.k8s.io/v1/customresourcedefinitions", yaml.safe_load(WIDGETS.read_text()), None)
 

@@ -21,7 +21,7 @@ _EXPIRY_INTERVAL_S = 60.0
 class Api:
     """The state of a server. One thread uses it, the one whose event loop runs `background`."""
 
-    def __init__(self, *, state_file: Path | None = None, history: int = 8192, clock: Clock = utc_now) -> None:
+    def __init__(self, *, state_file: Path | None = None, history: int = 2048, clock: Clock = utc_now) -> None:
         self.clock = clock
         self._state_file = state_file
         loaded = snapshot.load(state_file, history=history) if state_file else None

@@ -40,7 +40,7 @@ class ServerConfig:
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     state_file: Path | None = None
     tls_folder: Path | None = None
-    history: int = 8192
+    history: int = 2048
     bookmark_interval_s: float = 30.0
 
 

@@ -44,7 +44,7 @@ class Event:
 class Store:
     """Objects by key, a revision that only grows, and the last `history` events of each storage."""
 
-    def __init__(self, *, history: int = 8192, revision: int = 1, objects: Mapping[Key, JsonObject] | None = None):
+    def __init__(self, *, history: int = 2048, revision: int = 1, objects: Mapping[Key, JsonObject] | None = None):
         self._history = history
         self._revision = revision
         self._start = revision
