@@ -15,9 +15,10 @@ from flexpert_operator.api.conditions import PROGRESSING
 from flexpert_operator.api.spec import Model, MoEDeployment, parse_deployment
 from flexpert_operator.children import delete_children, ensure_children
 from flexpert_operator.decide import difference, drains, model, placing, progress, status, terms
-from flexpert_operator.decide.observation import Cause, Event, Inspection, Observation, Pool, Problem
+from flexpert_operator.decide.observation import Cause, Event, Observation, Pool, Problem
 from flexpert_operator.decide.sizing import Size, decide_size
-from flexpert_operator.errors import KubeNotFound, ModelRefused, PlanRefused, PoolError, PoolUnavailable
+from flexpert_operator.errors import KubeNotFound, PlanRefused, PoolError, PoolUnavailable
+from flexpert_operator.inspector import ModelInspector
 from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, Kube, Object
 from flexpert_operator.observe import Seen, read_cluster
 from flexpert_operator.pool_client import PoolClient
@@ -53,7 +54,6 @@ class Reconciler:
         kube: Kube,
         settings: Settings,
         tell: Tell,
-        pool: PoolClient | None = None,
         clock: Callable[[], float] = time.time,
         solver: Solve = solve,
     ) -> None:
@@ -62,17 +62,19 @@ class Reconciler:
         self._kube = kube
         self._settings = settings
         self._tell = tell
-        self._pool = pool or PoolClient(names.pool_control_address(name, namespace))
+        address = names.pool_control_address(name, namespace)
+        self._pool = PoolClient(address)
+        self._inspector = ModelInspector(lambda: PoolClient(address), settings.inspect_retry_s)
         self._clock = clock
         self._solve = solver
         self._lock = threading.Lock()
-        self._inspected: tuple[str, Model, float, Inspection] | None = None
         self._before: Pool | None = None
         self._known: Known | None = None
 
     def close(self) -> None:
         """Give up the connection to the pool controller."""
         self._pool.close()
+        self._inspector.close()
 
     def reconcile(self) -> float:
         """Bring the world one step nearer to the spec; returns the seconds until it should be called again.
@@ -115,27 +117,12 @@ class Reconciler:
         observed = Observation(self._clock(), seen.cluster, ingress_ready=seen.ingress_ready)
         try:
             pool = self._pool.get_pool()
-            inspection = self._inspect(deployment, observed, pool)
         except PoolError as failure:
             return replace(observed, pool_error=str(failure))
-        return replace(observed, pool=pool, inspection=inspection)
-
-    def _inspect(self, deployment: MoEDeployment, observed: Observation, pool: Pool) -> Inspection | None:
-        """Look at a checkpoint that is not served yet: once a controller, and again after a refusal."""
-        served = observed.cluster.served_model if observed.cluster else None
-        if served is not None or model.source_problem(deployment.model) is not None:
-            return None
-        key = (pool.incarnation, deployment.model)
-        if self._inspected is not None and self._inspected[:2] == key:
-            _, _, at, known = self._inspected
-            if known.facts is not None or observed.now - at < self._settings.inspect_retry_s:
-                return known
-        try:
-            inspection = Inspection(facts=self._pool.inspect_model(deployment.model))
-        except ModelRefused as refusal:
-            inspection = Inspection(reason=refusal.reason, message=f"spec.model.source: {refusal}")
-        self._inspected = (*key, observed.now, inspection)
-        return inspection
+        observed = replace(observed, pool=pool)
+        if observed.bound_model is not None or model.source_problem(deployment.model) is not None:
+            return observed
+        return replace(observed, inspection=self._inspector.look(pool.incarnation, deployment.model, observed.now))
 
     def _steer(
         self, deployment: MoEDeployment, observed: Observation, pool: Pool, size: Size, serving: Model

@@ -27,6 +27,7 @@ from flexpert_operator.decide.observation import (
     Worker,
 )
 from flexpert_operator.decide.progress import condition_events, operation_events, worker_events
+from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_operator.decide.terms import Grant, annotations_of, decide_grant
 
 MakePool = Callable[..., Pool]
@@ -64,6 +65,25 @@ def test_a_good_checkpoint(deployment: MoEDeployment, pool: MakePool, observed: 
     seen = unserved(observed(pool()), Inspection(facts=facts))
     assert model_problem(deployment, seen) is None
     assert model_to_serve(deployment, seen) == deployment.model
+
+
+def test_a_checkpoint_that_is_being_looked_at(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
+    seen = unserved(observed(pool()), Inspection(pending=True))
+    assert model_problem(deployment, seen) is None
+    assert model_to_serve(deployment, seen) is None
+
+
+def test_a_model_can_be_changed_until_its_experts_are_placed(
+    deployment: MoEDeployment, pool: MakePool, observed: Observe
+) -> None:
+    asked = replace(deployment, model=Model("file:///models/other"))
+    fresh = observed(pool(placement={}), sizing=Sizing(settled=0))
+    assert model_problem(asked, fresh) is None
+    assert model_to_serve(asked, fresh) == asked.model
+    found_nothing_yet = observed(pool(placement={}), sizing=Sizing(settled=2))
+    assert model_problem(asked, found_nothing_yet) is not None, "a new controller that still looks for its workers"
+    blind = observed(None)
+    assert model_problem(asked, blind) is not None, "while nobody can be asked, it counts as placed"
 
 
 def test_another_model_leaves_the_one_that_is_served(

@@ -31,26 +31,25 @@ def change_problem(model: Model, served: Model | None) -> Problem | None:
 
 def inspection_problem(inspection: Inspection | None) -> Problem | None:
     """Why the checkpoint was refused, or None."""
-    if inspection is None or inspection.facts is not None:
+    if inspection is None or inspection.pending or inspection.facts is not None:
         return None
     return Problem(inspection.reason, inspection.message)
 
 
 def model_problem(deployment: MoEDeployment, observed: Observation) -> Problem | None:
     """Why `spec.model` cannot be served, or None."""
-    served = observed.cluster.served_model if observed.cluster else None
     return (
         source_problem(deployment.model)
-        or change_problem(deployment.model, served)
+        or change_problem(deployment.model, observed.bound_model)
         or inspection_problem(observed.inspection)
     )
 
 
 def facts_of(observed: Observation) -> ModelFacts | None:
     """What is known of the model that is served or going to be."""
-    if observed.pool is not None and observed.pool.model is not None:
-        return observed.pool.model
-    return observed.inspection.facts if observed.inspection else None
+    if observed.inspection is not None and observed.inspection.facts is not None:
+        return observed.inspection.facts
+    return observed.pool.model if observed.pool is not None and observed.bound_model is not None else None
 
 
 def fit_problem(experts: Experts, min_replicas: int, facts: ModelFacts | None) -> Problem | None:
@@ -82,9 +81,8 @@ def round_up(number: int, step: int) -> int:
 
 
 def model_to_serve(deployment: MoEDeployment, observed: Observation) -> Model | None:
-    """The model that is served, or the one of the spec once it was found good; None before."""
-    served = observed.cluster.served_model if observed.cluster else None
-    if served is not None:
-        return served
+    """The model whose experts are placed, or the one of the spec once it was found good; None before."""
+    if observed.bound_model is not None:
+        return observed.bound_model
     found = observed.inspection is not None and observed.inspection.facts is not None
     return deployment.model if found and source_problem(deployment.model) is None else None

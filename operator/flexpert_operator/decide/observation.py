@@ -194,11 +194,12 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What became of looking at a checkpoint: the facts, or the reason and message of a refusal."""
+    """What became of looking at a checkpoint: the facts, or the reason and message of a refusal; or it goes on."""
 
     facts: ModelFacts | None = None
     reason: str = ""
     message: str = ""
+    pending: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,17 @@ class Observation:
     pool_error: str = ""
     inspection: Inspection | None = None
     ingress_ready: int = 0
+
+    @property
+    def bound_model(self) -> Model | None:
+        """The model that cannot be changed any more: the one whose experts are placed, or were at the last size.
+
+        While the pool controller does not answer, whatever was configured counts as placed.
+        """
+        if self.cluster is None:
+            return None
+        placed = self.pool is None or bool(self.pool.placement) or self.cluster.sizing.settled > 0
+        return self.cluster.served_model if placed else None
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,8 @@ def step_under_way(deployment: MoEDeployment, observed: Observation, outcome: Ou
     pool, size = observed.pool, outcome.size
     if pool is None:
         return "WaitingForController", f"the pool controller does not answer yet: {observed.pool_error}"
+    if observed.inspection is not None and observed.inspection.pending:
+        return "InspectingModel", f"the checkpoint {deployment.model.source} is being looked at"
     if outcome.problem is not None and pool.generation == 0:
         return None
     if pool.operation is not None and pool.operation.running:
