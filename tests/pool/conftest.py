@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -59,12 +59,12 @@ class Rig:
     def configure(self, term: int | None = None, spec: PoolSpec = SPEC) -> None:
         self.controller.configure(self.controller.incarnation, self.term if term is None else term, 1, spec)
 
-    async def ready(self, count: int) -> list[str]:
+    async def ready(self, count: int, timeout_s: float = 10.0) -> list[str]:
         def names() -> list[str]:
             workers = self.controller.fleet.all()
             return [worker.id for worker in workers if worker.condition is Condition.READY]
 
-        await self.until(lambda: len(names()) == count)
+        await self.until(lambda: len(names()) == count, timeout_s)
         return names()
 
     def spread(self, names: list[str]) -> Placement:
@@ -88,7 +88,7 @@ class Rig:
         return await self.finished(name)
 
     async def finished(self, name: str) -> Operation:
-        await self.until(lambda: self.controller.operations.get(name).phase.finished)
+        await self.until(lambda: self.controller.operations.get(name).phase.finished, timeout_s=60)
         await self.controller.operations.settled()
         return self.controller.operations.get(name)
 
@@ -190,8 +190,14 @@ async def attach() -> AsyncIterator[Callable[[Rig, str], AttachedEngine]]:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-Make = Callable[[Rig, str], AttachedEngine]
-Awaits = Awaitable[None]
+@pytest.fixture
+def controller_settings() -> Callable[[], Settings]:
+    return settings
+
+
+@pytest.fixture
+def rig_type() -> type[Rig]:
+    return Rig
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ class Patience:
     """How long a worker may be silent: `misses` pings in a row, `ping_s` apart, each unanswered for `answer_s`."""
 
     ping_s: float = 1.0
-    answer_s: float = 5.0
+    answer_s: float = 10.0
     misses: int = 3
     start_s: float = 300.0
     audit_s: float = 5.0

@@ -17,8 +17,8 @@ from flexpert_workers.routing import NO_EPOCH, Epoch, RoutingTable
 class LeaseTerms:
     """How long an engine may keep silent, a commit waits for acknowledgements, and a lost engine stays listed."""
 
-    lease_s: float = 10.0
-    acknowledge_s: float = 2.0
+    lease_s: float = 15.0
+    acknowledge_s: float = 5.0
     lost_kept_s: float = 30.0
 
 

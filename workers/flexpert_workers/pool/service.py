@@ -22,9 +22,10 @@ _STATUSES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 )
 _REFRESH_S = 2.0
 _SMALLEST_PAUSE_S = 0.02
-_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _SERVER_OPTIONS = (
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # watchers ping every 10 s, silent or not
     ("grpc.keepalive_permit_without_calls", 1),

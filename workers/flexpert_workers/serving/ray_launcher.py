@@ -19,6 +19,7 @@ from flexpert_workers import threads
 from flexpert_workers.expert import WorkerConfig
 from flexpert_workers.pool.launchers import LauncherUnavailable
 from flexpert_workers.pool.state import LaunchedWorker, PoolSpec, Slot
+from flexpert_workers.serving.worker_actor import PodWorker
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +71,6 @@ class RayWorkers:
         return tuple(one for one in launched if one.worker not in self._failures)
 
     def _start(self, worker: str, slot: Slot, spec: PoolSpec) -> None:
-        from flexpert_workers.serving.worker_actor import PodWorker
-
         config = WorkerConfig(
             worker=worker,
             pool=spec.uid,

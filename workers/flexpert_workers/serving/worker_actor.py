@@ -3,11 +3,10 @@
 import msgspec
 
 from flexpert_workers.expert import WorkerConfig
-from flexpert_workers.expert.worker_actor import WorkerActor
 from flexpert_workers.serving.node import NodeFacts
 
 
-class PodWorker(WorkerActor):
+class PodWorker:
     """An expert worker that takes names, addresses and threads from its pod's environment.
 
     Args:
@@ -16,8 +15,14 @@ class PodWorker(WorkerActor):
     """
 
     def __init__(self, config: str, workers_per_pod: int) -> None:
-        wanted = msgspec.json.decode(config, type=WorkerConfig)
-        super().__init__(msgspec.json.encode(localised(wanted, NodeFacts.of(), workers_per_pod)).decode())
+        from flexpert_workers.expert.worker_actor import WorkerActor  # brings torch: not into who creates the actor
+
+        wanted = localised(msgspec.json.decode(config, type=WorkerConfig), NodeFacts.of(), workers_per_pod)
+        self._worker = WorkerActor(msgspec.json.encode(wanted).decode())
+
+    def ready(self) -> dict[str, str | int]:
+        """Where the worker is; see `WorkerActor.ready`."""
+        return self._worker.ready()
 
 
 def localised(config: WorkerConfig, node: NodeFacts, workers_per_pod: int) -> WorkerConfig:
