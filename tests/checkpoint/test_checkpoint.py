@@ -49,6 +49,22 @@ def test_facts_equal_those_of_the_loaded_model(saved, family):
     assert checkpoint.kv_bytes_per_token == kept
 
 
+@pytest.mark.parametrize(
+    ("rope", "tokens"),
+    [
+        ({"rope_type": "longrope", "original_max_position_embeddings": 64}, 64),
+        ({"rope_type": "dynamic", "factor": 2.0}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+    ],
+    ids=["longrope", "dynamic", "yarn"],
+)
+def test_context_ends_where_positions_would_depend_on_the_batch(copied, rope, tokens):
+    folder = copied()
+    factors = {"rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    edit_config(folder, rope_parameters=factors | rope)
+    assert open_checkpoint(folder.as_uri()).context_length == tokens
+
+
 def test_layers_are_counted_among_moe_layers(saved):
     checkpoint = open_checkpoint(saved("deepseek_v3").as_uri())
     assert checkpoint.num_layers == 1

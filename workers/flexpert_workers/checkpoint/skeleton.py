@@ -102,8 +102,33 @@ def experts_per_token(config: Any, architecture: str) -> int:
     raise UnsupportedArchitecture(f"{architecture}: its configuration does not tell the number of experts per token")
 
 
+def context_length(config: Any, architecture: str) -> int:
+    """Tokens, prompt and output together, up to which the model's positions are its own affair.
+
+    Rotary embeddings of type "dynamic" and "longrope" change for a whole pass once its longest sequence exceeds the
+    length the model was first trained for; a request's text would then depend on who shares its passes.
+
+    Raises:
+        UnsupportedArchitecture: The configuration does not tell.
+    """
+    longest = getattr(config, "max_position_embeddings", None)
+    if not isinstance(longest, int):
+        raise UnsupportedArchitecture(f"{architecture} is not served: its configuration tells no context length")
+    changing = (rope for rope in _rotary_embeddings(config) if rope.get("rope_type") in ("dynamic", "longrope"))
+    return min([longest, *(int(rope.get("original_max_position_embeddings") or longest) for rope in changing)])
+
+
+def _rotary_embeddings(config: Any) -> list[dict[str, Any]]:
+    """Parameters of the rotary embedding, or of each kind of layer where they differ."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return nested or [parameters]
+
+
 def dense_bytes(model: torch.nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of all weights but the experts', each counted once, at `dtype`."""
+    """Bytes of all weights but the experts', each counted once, at `dtype` (a few that an architecture keeps in fp32,
+    such as a router's bias, are counted so too).
+    """
     inside = {id(parameter) for experts in experts_modules(model) for parameter in experts.module.parameters()}
     return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside) * dtype.itemsize
 

@@ -28,13 +28,16 @@ def main(names: list[str]) -> int:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     outcomes = []
+    near_ties = 0
     for candidate in candidates():
         if names and candidate.architecture not in names:
             continue
         with tempfile.TemporaryDirectory() as folder:
             outcome, comparison = try_architecture(candidate, Path(folder))
         outcomes.append(outcome)
+        near_ties += comparison.near_ties if comparison is not None else 0
         print(f"{outcome.architecture}: {outcome.reason or 'served'} {comparison or ''}", flush=True)
+    print(f"{sum(outcome.is_served for outcome in outcomes)} of {len(outcomes)} served, {near_ties} near ties")
     if not names:
         _RECORD.write_text(architectures.encode_outcomes(outcomes))
         _PAGE.parent.mkdir(exist_ok=True)
