@@ -14,11 +14,17 @@ from flexpert_operator.kube import PODS, RAY_CLUSTERS, Kube, Object
 
 @dataclass(frozen=True)
 class Seen:
-    """What was read from Kubernetes; `raw` is the RayCluster as it came."""
+    """What was read from Kubernetes.
+
+    Attributes:
+        raw: The RayCluster as it came.
+        hindrances: What keeps pods from running, each once.
+    """
 
     raw: Object | None
     cluster: Cluster | None
     ingress_ready: int
+    hindrances: tuple[str, ...] = ()
 
 
 def read_cluster(kube: Kube, deployment: MoEDeployment) -> Seen:
@@ -27,7 +33,8 @@ def read_cluster(kube: Kube, deployment: MoEDeployment) -> Seen:
     pods = kube.list(PODS, deployment.namespace, names.selector(deployment.name))
     ingress = [pod for pod in pods if role_of(pod) == names.INGRESS_ROLE]
     cluster = parse_cluster(raw, pods) if raw is not None else None
-    return Seen(raw, cluster, sum(is_ready(pod) for pod in ingress))
+    hindrances = {hindrance(pod.get("status") or {}) for pod in pods} - {""}
+    return Seen(raw, cluster, sum(is_ready(pod) for pod in ingress), tuple(sorted(hindrances)))
 
 
 def parse_cluster(raw: Mapping[str, Any], pods: list[Object]) -> Cluster:

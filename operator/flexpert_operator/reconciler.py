@@ -118,7 +118,7 @@ class Reconciler:
         try:
             pool = self._pool.get_pool()
         except PoolError as failure:
-            return replace(observed, pool_error=str(failure))
+            return replace(observed, pool_error="; ".join((str(failure), *seen.hindrances)))
         observed = replace(observed, pool=pool)
         if observed.bound_model is not None or model.source_problem(deployment.model) is not None:
             return observed

@@ -135,7 +135,7 @@ def kuberay_schema() -> dict[str, Any]:
     for place in places:
         file = Path(place, "ray.io_rayclusters.yaml") if place else None
         if file is not None and file.exists():
-            crd = yaml.safe_load(file.read_text())
+            crd = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             version = next(version for version in crd["spec"]["versions"] if version["name"] == "v1")
             schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]
             return schema

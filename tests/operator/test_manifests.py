@@ -8,6 +8,7 @@ import pytest
 
 from flexpert_operator import manifests
 from flexpert_operator.api import Model, MoEDeployment, Resources
+from flexpert_operator.api.quantities import to_bytes
 from flexpert_operator.decide.sizing import GroupSize
 from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_proto import names
@@ -114,7 +115,7 @@ def test_workers_of_a_pod_share_its_memory(cluster: Callable[..., Object], deplo
     group = cluster(experts=experts)["spec"]["workerGroupSpecs"][1]
     assert json.loads(json.loads(group["rayStartParams"]["resources"])) == {names.WORKER_RESOURCE: 2}
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert int(limits["memory"]) > 2 * experts.memory_per_worker_bytes
+    assert to_bytes(limits["memory"]) > 2 * experts.memory_per_worker_bytes
     assert limits["cpu"] == "2"
 
 

@@ -247,6 +247,19 @@ def test_a_lost_worker_is_replaced(world: World) -> None:
     world.until("it is told", lambda: "WorkerLost" in world.reasons("hurt") and world.is_settled("hurt"))
 
 
+def test_a_lost_pod_is_replaced(world: World) -> None:
+    pool = world.serve("evicted")
+    before = {pod["metadata"]["name"] for pod in pool_pods(world, "evicted")}
+    gone = sorted(before)[0]
+    world.kube.delete(PODS, NAMESPACE, gone)
+    world.until("another holds experts", lambda: len(pool.requests) == 2 and len(pool.holders()) == 2)
+    assert pool.requests[1].cause == pb.FAILURE
+    world.until("it serves", lambda: world.is_settled("evicted"))
+    after = {pod["metadata"]["name"] for pod in pool_pods(world, "evicted")}
+    assert gone not in after
+    assert len(after) == 2
+
+
 def test_a_rolled_back_reconfiguration_is_tried_again(world: World) -> None:
     pool = world.serve("stubborn")
     pool.fail_next = 1

@@ -45,12 +45,17 @@ def pool_environment(deployment: MoEDeployment, threads: int) -> list[dict[str, 
 
 def resources(spec: Resources, cores: int, memory_bytes: int) -> dict[str, Any]:
     """A container's resources: what the spec says, and where it is silent, limits of `cores` and `memory_bytes`."""
-    limits: dict[str, str | int] = {"cpu": cores, "memory": memory_bytes, **spec.limits}
+    limits: dict[str, str | int] = {"cpu": cores, "memory": memory_quantity(memory_bytes), **spec.limits}
     requests = {**limits, **spec.requests}
     return {
         "limits": {name: str(quantity) for name, quantity in limits.items()},
         "requests": {name: str(quantity) for name, quantity in requests.items()},
     }
+
+
+def memory_quantity(num_bytes: int) -> str:
+    """Bytes as Kubernetes writes them, in whole mebibytes, rounded up."""
+    return f"{math.ceil(num_bytes / 2**20)}Mi"
 
 
 def cores_of(container_resources: Mapping[str, Any]) -> int:
