@@ -1,11 +1,13 @@
 """Fixtures of the dispatch tests: the harness of the expert tests, tiny models, and pools of workers as threads."""
 
-import importlib.util
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "expert"))
+import expert_harness
 
 from flexpert_workers.dispatch import DispatchClient, TableHolder
 from flexpert_workers.expert import ExpertWorker
@@ -13,18 +15,9 @@ from flexpert_workers.expert.control_client import ControlClient
 from flexpert_workers.messages import control
 
 
-def _load_harness():
-    path = Path(__file__).parent.parent / "expert" / "harness.py"
-    spec = importlib.util.spec_from_file_location("expert_harness", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def harness():
-    return _load_harness()
+    return expert_harness
 
 
 @pytest.fixture(scope="session")

@@ -47,20 +47,6 @@ def test_an_expert_that_one_replica_lacks_is_computed_by_the_other(make_pool, ha
     assert pool.refreshes >= 1
 
 
-def test_not_resident_computes_nothing_and_counts_nothing(make_pool, harness):
-    pool = make_pool(num_workers=1)
-    pool.prepare(0, [(0, index) for index in range(7)])
-    pool.tables.publish(pool.table(lambda *_: ONLY_FIRST))
-    client = pool.new_client(deadline_s=0.3)
-    hidden, _, _ = harness.routed(2, 8, 2)
-    index, weights = torch.tensor([[0, 1], [6, 7]]), torch.full((2, 2), 0.5)
-    with pytest.raises(PassAbandoned) as abandoned:
-        client.dispatch(0, hidden, index, weights)
-    assert (0, 7) in abandoned.value.experts
-    assert sum(pool.controls[0].request(control.AskLoads(), 10).tokens) == 0
-    client.close()
-
-
 def test_the_table_may_change_while_a_dispatch_waits(make_pool, harness):
     pool = make_pool()
     pool.tables.publish(pool.table(lambda *_: ONLY_FIRST))

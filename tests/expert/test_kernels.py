@@ -1,5 +1,7 @@
 """The matrix kernels against products in float64, and the properties that their callers rely on."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,11 @@ import torch
 from flexpert_workers.expert.kernels import NativeGroupedLinear, TorchGroupedLinear, grouped_linear
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+@functools.cache
+def native(dtype, is_transposed, num_threads=1):
+    return NativeGroupedLinear(dtype, is_transposed, num_threads)
 
 
 def problem(dtype, is_transposed, counts, num_in=96, num_out=80, seed=3):
@@ -26,7 +33,7 @@ def exact(inputs, weights, counts, is_transposed):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_are_accumulated_in_float32(dtype, is_transposed):
     inputs, weights, counts = problem(dtype, is_transposed, [1, 2, 3, 4, 5, 6, 7, 13, 30])
-    linear = NativeGroupedLinear(dtype, is_transposed, 1)
+    linear = native(dtype, is_transposed, 1)
     answer = linear(inputs, weights, counts)
     torch.testing.assert_close(answer.double(), exact(inputs, weights, counts, is_transposed), atol=1e-4, rtol=1e-5)
 
@@ -34,21 +41,21 @@ def test_products_are_accumulated_in_float32(dtype, is_transposed):
 @pytest.mark.parametrize("num_out", [1, 3, 17, 50])
 def test_columns_that_do_not_fill_a_tile(num_out):
     inputs, weights, counts = problem(torch.bfloat16, False, [5, 9], num_out=num_out)
-    answer = NativeGroupedLinear(torch.bfloat16, False, 1)(inputs, weights, counts)
+    answer = native(torch.bfloat16, False, 1)(inputs, weights, counts)
     torch.testing.assert_close(answer.double(), exact(inputs, weights, counts, False), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_in", [1, 2, 3, 7])
 def test_inputs_that_do_not_fill_an_update(num_in):
     inputs, weights, counts = problem(torch.float32, True, [5, 9], num_in=num_in)
-    answer = NativeGroupedLinear(torch.float32, True, 1)(inputs, weights, counts)
+    answer = native(torch.float32, True, 1)(inputs, weights, counts)
     torch.testing.assert_close(answer.double(), exact(inputs, weights, counts, True), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("is_transposed", [False, True])
 def test_a_row_does_not_depend_on_its_company(is_transposed):
     inputs, weights, counts = problem(torch.bfloat16, is_transposed, [23])
-    linear = NativeGroupedLinear(torch.bfloat16, is_transposed, 1)
+    linear = native(torch.bfloat16, is_transposed, 1)
     together = linear(inputs, weights, counts)
     for row in range(23):
         alone = linear(inputs[row : row + 1].contiguous(), weights, np.array([1]))
@@ -59,8 +66,8 @@ def test_a_row_does_not_depend_on_its_company(is_transposed):
 @pytest.mark.parametrize("num_threads", [2, 3, 8])
 def test_threads_change_nothing(is_transposed, num_threads):
     inputs, weights, counts = problem(torch.bfloat16, is_transposed, [3, 11])
-    one = NativeGroupedLinear(torch.bfloat16, is_transposed, 1)(inputs, weights, counts)
-    several = NativeGroupedLinear(torch.bfloat16, is_transposed, num_threads)(inputs, weights, counts)
+    one = native(torch.bfloat16, is_transposed, 1)(inputs, weights, counts)
+    several = native(torch.bfloat16, is_transposed, num_threads)(inputs, weights, counts)
     assert torch.equal(one, several)
 
 

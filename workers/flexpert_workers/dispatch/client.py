@@ -133,9 +133,10 @@ class DispatchClient:
         lost, lacking = self._unusable(routes, work)
         assigned = routes.assign(layer, work.layer_input.experts[pairs], lost, lacking)
         work.unsent = pairs[assigned == NOWHERE]
-        for position in np.unique(assigned[assigned != NOWHERE]).tolist():
+        asked = np.unique(assigned[assigned != NOWHERE]).tolist()
+        for position in asked:
             self._send_part(work, routes, position, pairs[assigned == position])
-        work.attempt += 1
+        work.attempt += bool(asked)
 
     def _send_part(self, work: Work, routes: Routes, position: int, pairs: "np.typing.NDArray[np.int64]") -> None:
         address = routes.table.workers[position]

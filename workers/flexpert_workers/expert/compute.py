@@ -61,7 +61,7 @@ class ExpertCompute:
 
     def __init__(self, module: torch.nn.Module, linear: GroupedLinear) -> None:
         self._module = cast(Any, module)
-        if self._module.has_post_expert_norm and list(self._module.post_expert_norm.parameters()):
+        if any(name.startswith("post_expert_norm.") for name, _ in module.named_parameters()):
             raise UnsupportedArchitecture(
                 f"{type(module).__name__}: a norm with weights behind its experts is not served"
             )
