@@ -390,6 +390,7 @@ class Worker(_message.Message):
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     EXPERTS_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """unique in the pool for ever: a replacement has another id"""
     incarnation: _builtins.str
@@ -405,6 +406,8 @@ class Worker(_message.Message):
     """budget for experts"""
     resident_bytes: _builtins.int
     pid: _builtins.int
+    threads: _builtins.int
+    """with which its process computes, as torch says"""
     @_builtins.property
     def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """resident, packed layer * experts_per_layer + index"""
@@ -424,10 +427,11 @@ class Worker(_message.Message):
         resident_bytes: _builtins.int = ...,
         pid: _builtins.int = ...,
         experts: _abc.Iterable[_builtins.int] | None = ...,
+        threads: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "experts", b"experts", "failure_domain", b"failure_domain", "id", b"id", "incarnation", b"incarnation", "memory_bytes", b"memory_bytes", "node", b"node", "pid", b"pid", "pod", b"pod", "ray_node_id", b"ray_node_id", "resident_bytes", b"resident_bytes", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "experts", b"experts", "failure_domain", b"failure_domain", "id", b"id", "incarnation", b"incarnation", "memory_bytes", b"memory_bytes", "node", b"node", "pid", b"pid", "pod", b"pod", "ray_node_id", b"ray_node_id", "resident_bytes", b"resident_bytes", "state", b"state", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -466,6 +470,7 @@ class Engine(_message.Message):
     KV_USE_FIELD_NUMBER: _builtins.int
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     POD_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     endpoint: _builtins.str
     """where the ingress talks to"""
@@ -481,6 +486,8 @@ class Engine(_message.Message):
     """fraction of the KV cache in use"""
     generated_tokens: _builtins.int
     pod: _builtins.str
+    threads: _builtins.int
+    """with which its process computes, as torch says"""
     @_builtins.property
     def epoch(self) -> Global___Epoch:
         """the newest it has acknowledged"""
@@ -500,10 +507,11 @@ class Engine(_message.Message):
         kv_use: _builtins.float = ...,
         generated_tokens: _builtins.int = ...,
         pod: _builtins.str = ...,
+        threads: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "epoch", b"epoch", "expert_bytes", b"expert_bytes", "generated_tokens", b"generated_tokens", "id", b"id", "kv_bytes", b"kv_bytes", "kv_use", b"kv_use", "pid", b"pid", "pod", b"pod", "running", b"running", "state", b"state", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "epoch", b"epoch", "expert_bytes", b"expert_bytes", "generated_tokens", b"generated_tokens", "id", b"id", "kv_bytes", b"kv_bytes", "kv_use", b"kv_use", "pid", b"pid", "pod", b"pod", "running", b"running", "state", b"state", "threads", b"threads", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ than with one thread each, unless the wait policy is passive. So both are set ex
 
 import importlib.util
 import os
+import sys
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -41,6 +42,15 @@ def configure(num_threads: int) -> None:
     torch.set_num_threads(_at_least_one(num_threads))
     if torch.get_num_interop_threads() != 1:
         torch.set_num_interop_threads(1)
+
+
+def in_use() -> int:
+    """Threads that this process computes with, as torch says; 0 where torch is not loaded."""
+    if "torch" not in sys.modules:
+        return 0
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _at_least_one(number: int) -> int:

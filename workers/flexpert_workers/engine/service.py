@@ -204,6 +204,7 @@ class EngineService:
             kv_use=statistics.kv_use,
             generated_tokens=statistics.generated_tokens,
             pod=self.config.pod,
+            threads=threads.in_use(),
         )
 
     def _state(self, has_table: bool) -> EngineMessage.State.ValueType:

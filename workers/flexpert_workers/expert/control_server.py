@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from flexpert_workers import threads
 from flexpert_workers.errors import CapacityError, CheckpointError, FlexpertError
 from flexpert_workers.expert.config import WorkerConfig
 from flexpert_workers.expert.prepare import Preparer
@@ -118,6 +119,7 @@ class ControlServer:
             experts=self._store.keys(),
             table=self._table_bytes,
             in_flight=self._store.in_flight(),
+            threads=threads.in_use(),
         )
 
     def _prepare(self, request: control.Prepare) -> control.Done:

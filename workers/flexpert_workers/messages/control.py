@@ -86,7 +86,9 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class WorkerState(msgspec.Struct, frozen=True, tag=True):
-    """What a worker is and holds. `table` is its newest encoded routing table, or empty."""
+    """What a worker is and holds. `table` is its newest encoded routing table, or empty;
+    `threads` is what it computes with, 0 when unknown.
+    """
 
     worker: str
     incarnation: str
@@ -102,6 +104,7 @@ class WorkerState(msgspec.Struct, frozen=True, tag=True):
     experts: tuple[tuple[int, int], ...]
     table: bytes
     in_flight: int
+    threads: int = 0
 
 
 class PrepareStatus(msgspec.Struct, frozen=True, tag=True):

@@ -130,6 +130,7 @@ class Engine:
     kv_bytes: int = 0
     kv_use: float = 0.0
     generated_tokens: int = 0
+    threads: int = 0
 
 
 @dataclass(frozen=True)

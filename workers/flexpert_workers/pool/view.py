@@ -98,6 +98,7 @@ def worker_message(worker: Worker, num_experts: int, with_experts: bool) -> pool
         )
     if worker.state is not None and worker.live:
         message.pid, message.resident_bytes = worker.state.pid, worker.state.resident_bytes
+        message.threads = worker.state.threads
         if with_experts:
             message.experts.extend(sorted(layer * num_experts + index for layer, index in worker.experts))
     return message
@@ -118,6 +119,7 @@ def engine_message(engine: Engine) -> pool_pb2.Engine:
         kv_use=engine.kv_use,
         generated_tokens=engine.generated_tokens,
         pod=engine.pod,
+        threads=engine.threads,
     )
 
 
@@ -224,4 +226,5 @@ def engine_of(message: pool_pb2.Engine) -> Engine:
         kv_bytes=message.kv_bytes,
         kv_use=message.kv_use,
         generated_tokens=message.generated_tokens,
+        threads=message.threads,
     )
