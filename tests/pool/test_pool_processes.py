@@ -172,7 +172,7 @@ async def rounds(rig: Any, dispatching: Dispatching, count: int) -> None:
     assert dispatching.wrong == []
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(900)
 async def test_grow_shrink_die_restart_under_dispatch(processes: Processes, new_slot: Callable[[int], Slot]) -> None:
     rig = await processes.again()
     rig.controller.configure(rig.controller.incarnation, 1, 1, processes.spec)
