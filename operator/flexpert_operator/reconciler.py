@@ -99,7 +99,9 @@ class Reconciler:
         size = decide_size(deployment, observed, self._settings.provision_deadline_s, self._settings.retry_s)
         problem = model.model_problem(deployment, observed) or size.problem
         serving = model.model_to_serve(deployment, observed)
-        events = size.events + ensure_children(self._kube, self._settings, deployment, seen.raw, size, serving)
+        changes = ensure_children(self._kube, self._settings, deployment, seen.raw, size, serving)
+        for event in size.events + changes:
+            self._tell(body, event)
         solution, due = None, False
         if serving is not None and observed.pool is not None:
             question = self._question(deployment, observed, observed.pool, size)
@@ -111,7 +113,7 @@ class Reconciler:
                 failure = None
             problem = problem or failure
         outcome = status.Outcome(size, problem, solution, local_endpoints(deployment), due and problem is None)
-        return self._report(body, deployment, observed, outcome, events)
+        return self._report(body, deployment, observed, outcome)
 
     def _observe(self, deployment: MoEDeployment, seen: Seen) -> Observation:
         observed = Observation(self._clock(), seen.cluster, ingress_ready=seen.ingress_ready)
@@ -194,14 +196,7 @@ class Reconciler:
             return placing.placement_request(deployment, pool, Cause.REBALANCE, ())
         return None
 
-    def _report(
-        self,
-        body: Object,
-        deployment: MoEDeployment,
-        observed: Observation,
-        outcome: status.Outcome,
-        events: tuple[Event, ...],
-    ) -> float:
+    def _report(self, body: Object, deployment: MoEDeployment, observed: Observation, outcome: status.Outcome) -> float:
         new = status.build_status(deployment, observed, outcome)
         patch = difference.merge_patch(deployment.status, new)
         if patch:
@@ -209,7 +204,7 @@ class Reconciler:
         told = deployment.status.get("lastReconfiguration", {})
         operation = observed.pool.operation if observed.pool else None
         conditions = status.decide_conditions(deployment, observed, outcome)
-        events += progress.worker_events(self._before, observed.pool)
+        events = progress.worker_events(self._before, observed.pool)
         events += progress.operation_events(told.get("id"), told.get("phase"), operation)
         events += progress.condition_events(deployment.status.get("conditions", ()), conditions)
         for event in events:
