@@ -1,7 +1,9 @@
 """Train the tiny mixture-of-experts language model of the examples, and report on it.
 
-    python examples/train_tiny_moe.py                # train, write examples/models/tiny-moe
-    python examples/train_tiny_moe.py --report       # loss, expert loads and completions of what is there
+    python examples/train_tiny_moe.py --out build/stage-1       # from scratch
+    python examples/train_tiny_moe.py --continue-from build/stage-1 --steps 140 --learning-rate 0.001 --seed 8
+        --split-spaces 0.1      # (one line with the above) writes examples/models/tiny-moe
+    python examples/train_tiny_moe.py --report                  # loss, expert loads, completions of what is there
 
 The text is the standard library of the Python that runs it, so nothing is downloaded. The weights are trained in
 fp32, averaged over the last steps, and stored in bf16 in the Hugging Face layout of `Qwen3MoeForCausalLM`.
@@ -33,7 +35,7 @@ HELD_OUT_PERCENT = 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train; the defaults made the model that is committed."""
+    """How to train; the defaults are those of the first stage."""
 
     steps: int = 1400
     batch: int = 16
@@ -42,6 +44,7 @@ class Recipe:
     warm_up: int = 60
     weight_decay: float = 0.05
     average: float = 0.985
+    split_spaces: float = 0.0
     seed: int = 7
 
     def learning_rate_at(self, step: int) -> float:
@@ -92,6 +95,21 @@ def encode_files(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     return torch.tensor(ids, dtype=torch.long)
 
 
+def split_spaces(ids: Tensor, tokenizer: Tokenizer, fraction: float, seed: int) -> Tensor:
+    """Write a part of the tokens that begin with a space as two, so that a prompt may end with a space."""
+    vocabulary = tokenizer.get_vocab()
+    space = tokenizer.encode(" ").ids[0]
+    mark = tokenizer.id_to_token(space)
+    rest = torch.full((len(vocabulary),), -1)
+    for token, id_ in vocabulary.items():
+        if token.startswith(mark) and token[1:] in vocabulary:
+            rest[id_] = vocabulary[token[1:]]
+    chosen = torch.rand(len(ids), generator=torch.Generator().manual_seed(seed)) < fraction
+    chosen &= rest[ids] >= 0
+    pairs = torch.stack([torch.where(chosen, space, -1), torch.where(chosen, rest[ids], ids)], dim=1).flatten()
+    return pairs[pairs >= 0]
+
+
 def make_model(vocabulary: int, end: int, experts_implementation: str) -> Qwen3MoeForCausalLM:
     """The model to train: 4 layers of 16 experts, 2 per token, 3.6 M parameters, 0.8 M of them active."""
     config = Qwen3MoeConfig(
@@ -118,6 +136,18 @@ def make_model(vocabulary: int, end: int, experts_implementation: str) -> Qwen3M
         experts_implementation=experts_implementation,
     )
     return Qwen3MoeForCausalLM(config).float()
+
+
+def from_scratch(texts: list[str]) -> tuple[Tokenizer, Qwen3MoeForCausalLM]:
+    """A tokenizer learned from `texts`, and a model with random weights."""
+    tokenizer = train_tokenizer(texts, vocabulary=2048)
+    return tokenizer, make_model(tokenizer.get_vocab_size(), tokenizer.token_to_id(END), "grouped_mm")
+
+
+def from_folder(folder: Path) -> tuple[Tokenizer, Qwen3MoeForCausalLM]:
+    """The tokenizer and the weights, in fp32, of an exported model."""
+    model = Qwen3MoeForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation="grouped_mm")
+    return Tokenizer.from_file(str(folder / "tokenizer.json")), model
 
 
 def batches(ids: Tensor, recipe: Recipe) -> Iterator[Tensor]:
@@ -206,18 +236,17 @@ def export(model: Qwen3MoeForCausalLM, tokenizer: Tokenizer, folder: Path) -> No
     ).save_pretrained(folder)
 
 
-def train(recipe: Recipe, out: Path, export_every_s: float) -> None:
-    """Train from scratch; export every `export_every_s` seconds, for an early usable model, and at the end."""
+def train(recipe: Recipe, out: Path, start: Path | None, export_every_s: float) -> None:
+    """Train from scratch or from the model in `start`; export every `export_every_s` seconds, and at the end."""
     files = library_files()
     texts = [text for name, text in files if not is_held_out(name)]
-    tokenizer = train_tokenizer(texts, vocabulary=2048)
-    ids = encode_files(tokenizer, texts)
-    print(f"{len(texts)} files, {len(ids)} tokens; {recipe}", flush=True)
     torch.manual_seed(recipe.seed)
-    model = make_model(tokenizer.get_vocab_size(), tokenizer.token_to_id(END), "grouped_mm")
+    tokenizer, model = from_scratch(texts) if start is None else from_folder(start)
+    ids = split_spaces(encode_files(tokenizer, texts), tokenizer, recipe.split_spaces, recipe.seed)
+    print(f"{len(texts)} files, {len(ids)} tokens; {recipe}", flush=True)
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), betas=(0.9, 0.95), fused=True)
     average = Average(model, recipe.average)
-    exported = make_model(tokenizer.get_vocab_size(), tokenizer.token_to_id(END), "grouped_mm")
+    exported = Qwen3MoeForCausalLM(model.config)
     started = last_export = time.monotonic()
     for step, batch in zip(range(recipe.steps), batches(ids, recipe), strict=False):
         loss = train_step(model, optimizer, batch, recipe.learning_rate_at(step))
@@ -325,11 +354,14 @@ def write_card(folder: Path, recipe: Recipe, num_steps: int) -> None:
 A mixture-of-experts language model of 3.6 M parameters (`Qwen3MoeForCausalLM`, 4 MoE layers of 16 experts, 2 per
 token, byte-level BPE of 2048) that completes text like Python. It exists to try Flexpert on a real, trained router.
 
-Made by `python examples/train_tiny_moe.py` from the sources of the standard library of Python
-{platform.python_version()} (corpus SHA-256 `{corpus_digest()[:16]}…`), in fp32 on one CPU thread: {num_steps} of
-{recipe.steps} steps of {recipe.batch} × {recipe.sequence} tokens, seed {recipe.seed}. Stored in bf16, {size:.1f} MB.
-Files ending in the `{END}` token are what it saw; {HELD_OUT_PERCENT} % of the files, chosen by a hash of their names,
-were kept for the numbers below. The text it learned from is under the PSF licence.
+Made by `examples/train_tiny_moe.py` (its docstring has the commands) from the sources of the standard library of
+Python {platform.python_version()} (corpus SHA-256 `{corpus_digest()[:16]}…`), in fp32 on one CPU thread, and stored in
+bf16: {size:.1f} MB. The last stage was {num_steps} of {recipe.steps} steps of {recipe.batch} × {recipe.sequence}
+tokens, peak learning rate {recipe.learning_rate:g}, seed {recipe.seed}, with {recipe.split_spaces:.0%} of the leading
+spaces split off their tokens.
+
+In training each file ended in `{END}`. {HELD_OUT_PERCENT} % of the files, chosen by a hash of their names, were kept
+for the numbers below. The text it learned from is under the PSF licence.
 
 """
     (folder / "README.md").write_text(head + describe(report_on(folder)))
@@ -342,6 +374,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "models" / "tiny-moe")
     parser.add_argument("--steps", type=int, default=default.steps)
     parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
+    parser.add_argument("--split-spaces", type=float, default=default.split_spaces, metavar="FRACTION")
+    parser.add_argument("--continue-from", type=Path, default=None, metavar="FOLDER", help="an exported model")
     parser.add_argument("--export-every", type=float, default=600, metavar="SECONDS")
     parser.add_argument("--report", action="store_true", help="do not train; measure what is in --out")
     arguments = parser.parse_args()
@@ -350,7 +385,14 @@ def main() -> None:
         print(describe(report_on(arguments.out)))
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
-    train(Recipe(steps=arguments.steps, seed=arguments.seed), arguments.out, arguments.export_every)
+    recipe = Recipe(
+        steps=arguments.steps,
+        warm_up=min(default.warm_up, arguments.steps // 10),
+        learning_rate=arguments.learning_rate,
+        split_spaces=arguments.split_spaces,
+        seed=arguments.seed,
+    )
+    train(recipe, arguments.out, arguments.continue_from, arguments.export_every)
 
 
 if __name__ == "__main__":
