@@ -246,7 +246,8 @@ def test_pool_inside_ray(cluster: Cluster, tiny_checkpoint: str) -> None:
         operator.configure(term=1)
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     operator.configure(term=2)
-    operator.until(lambda pool: pool.epoch.term == 2)
+    pool = operator.until(lambda pool: pool.epoch.term == 2 and len(pool.engines) == 1)
+    assert pool.engines[0].id == engine.id, "a new controller replaces no engine"
 
     # The launcher comes and goes; its end takes nothing along, and nodes that join later are still used.
     launcher.terminate()

@@ -5,6 +5,7 @@ proxies are off, and an engine talks to ingresses on a socket of its own.
 """
 
 import asyncio
+import hashlib
 import logging
 import secrets
 import time
@@ -145,9 +146,11 @@ def _application(spec: PoolSpec, pool_control: str) -> Application:
         "resources": {names.ENGINE_RESOURCE: 1},
         "runtime_env": {"env_vars": threads.environment(spec.engine_threads or 1)},
     }
+    encoded = msgspec.json.encode(config)
     deployment = serve.deployment(
         EngineReplica,
         name="Engine",
+        version=hashlib.sha256(encoded).hexdigest(),  # without it every deployment replaces the replicas
         num_replicas=spec.engine_replicas,
         ray_actor_options=options,
         health_check_period_s=1.0,
@@ -155,7 +158,7 @@ def _application(spec: PoolSpec, pool_control: str) -> Application:
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=DRAIN_S + 5.0,
     )
-    return deployment.bind(msgspec.json.encode(config).decode())
+    return deployment.bind(encoded.decode())
 
 
 def _problem() -> str:

@@ -5,6 +5,7 @@ record: it tells the worker and its slot, so that a new controller finds what an
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +99,8 @@ class RayWorkers:
     def _stop(self, worker: str) -> None:
         for name in ray.util.list_named_actors():
             if name.startswith(names.WORKER_ACTOR_PREFIX) and _parsed(name)[0] == worker:
-                ray.kill(ray.get_actor(name), no_restart=True)
+                with contextlib.suppress(ValueError):  # it died in between
+                    ray.kill(ray.get_actor(name), no_restart=True)
 
     def _endpoint(self, worker: str, slot: str) -> str:
         """Where a worker's control socket is; empty while it starts, or when it turns out to be dead."""
