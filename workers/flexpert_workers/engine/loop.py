@@ -9,8 +9,6 @@ import logging
 from collections import defaultdict
 from typing import NamedTuple
 
-import torch
-
 from flexpert_workers.checkpoint import Checkpoint
 from flexpert_workers.engine import probe
 from flexpert_workers.engine.blocks import BlockPool
@@ -151,14 +149,9 @@ class Engine:
         )
 
     def _run(self, scheduled: list[Scheduled]) -> tuple[list[Request], list[Draw | None]]:
-        """The requests that reached their last token, and what each drew (None: its numbers are not finite)."""
+        """The requests that reached their last token, and what each drew."""
         batch, logits = self._runner.run(scheduled)
-        finite = torch.isfinite(logits).all(dim=-1).tolist()
-        if all(finite):
-            return batch.sampled, [*sample(logits, batch.sampled)]
-        good = [row for row, is_finite in enumerate(finite) if is_finite]
-        drawn = iter(sample(logits[good], [batch.sampled[row] for row in good]) if good else [])
-        return batch.sampled, [next(drawn) if is_finite else None for is_finite in finite]
+        return batch.sampled, sample(logits, batch.sampled) if batch.sampled else []
 
     def _postprocess(self, scheduled: list[Scheduled], requests: list[Request], draws: list[Draw | None]) -> Outbox:
         self._passes += 1

@@ -32,15 +32,20 @@ class Draw(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
-def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[Draw]:
-    """The next token of each request, from [requests, vocabulary] finite logits as the model gave them."""
-    logits = logits.float()
-    tokens = logits.argmax(dim=-1)
-    drawn = [row for row, request in enumerate(requests) if request.sampling.temperature > 0]
+def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[Draw | None]:
+    """The next token of each request, from [requests, vocabulary] logits as the model gave them.
+
+    None where they are no distribution: not a number, or infinite at their best.
+    """
+    best = logits.max(dim=-1)
+    usable = torch.isfinite(best.values).tolist()
+    tokens = best.indices
+    drawn = [row for row, request in enumerate(requests) if request.sampling.temperature > 0 and usable[row]]
     if drawn:
         rows = torch.tensor(drawn)
-        tokens[rows] = _draw(logits[rows], [requests[row] for row in drawn])
-    return _with_logprobs(logits, tokens.tolist(), requests)
+        tokens[rows] = _draw(logits[rows].float(), [requests[row] for row in drawn])
+    draws = _with_logprobs(logits, tokens.tolist(), requests)
+    return [draw if is_usable else None for draw, is_usable in zip(draws, usable, strict=True)]
 
 
 def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -104,7 +109,7 @@ def _with_logprobs(logits: torch.Tensor, tokens: list[int], requests: Sequence[R
     asked = [row for row, request in enumerate(requests) if request.sampling.logprobs is not None]
     if not asked:
         return draws
-    logprobs = torch.log_softmax(logits[torch.tensor(asked)], dim=-1)
+    logprobs = torch.log_softmax(logits[torch.tensor(asked)].float(), dim=-1)
     for values, row in zip(logprobs, asked, strict=True):
         count = min(requests[row].sampling.logprobs or 0, values.shape[0])
         best = values.topk(count)
