@@ -91,8 +91,8 @@ def test_no_limit_anywhere(cgroups):
     assert cgroups({}, "") is None
 
 
-SHAPES = {layer: LayerShape((2, 64), (2, 32), torch.bfloat16) for layer in range(4)}
-LATENT = {layer: LayerShape((1, 512), (1, 64), torch.bfloat16, expanded_bytes=80_000) for layer in range(4)}
+SHAPES = {layer: LayerShape((2, 64), (2, 32), torch.bfloat16, 8) for layer in range(4)}
+LATENT = {layer: LayerShape((1, 512), (1, 64), torch.bfloat16, 8, expanded_bytes=80_000) for layer in range(4)}
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, LATENT], ids=["heads", "latent"])

@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from flexpert_workers.engine.batch import Batch, Chunk, DecodeGroup
 from flexpert_workers.engine.cache import PagedCache
+from flexpert_workers.engine.paged import PagedDecode
 
 QUERY_TILE = 256
 """Query rows of a chunk that attend in one call."""
@@ -47,19 +48,26 @@ def attend(
     value: torch.Tensor,
     variant: Variant,
     expander: Expander | None,
+    decoder: PagedDecode | None,
 ) -> torch.Tensor:
     """Attention of a packed pass.
 
     `query` is [1, heads, rows, head size]; `key` and `value` are the pass's own rows, in as many heads or fewer.
-    `expander` is the module when the cache holds its latent.
+    `expander` is the module when the cache holds its latent; `decoder` the layer's kernel, where there is one.
 
     Returns:
         [1, rows, heads, head size of the values], contiguous: some models view it in another shape.
     """
     outputs = []
-    for group in batch.decode_groups(variant.window):
-        keys, values = _gather(cache, layer_idx, group.table, group.num_tokens, expander)
-        outputs.append(_decode(query[0, :, group.start : group.stop], keys, values, group, variant))
+    if batch.num_decodes and decoder is not None and variant.softcap is None:
+        rows = query[0, :, : batch.num_decodes].transpose(0, 1)
+        store = cache.layer(layer_idx)
+        seen = batch.decode_rows(variant.window)
+        outputs.append(decoder(rows, *store, seen, variant.scaling, variant.sinks))
+    else:
+        for group in batch.decode_groups(variant.window):
+            keys, values = _gather(cache, layer_idx, group.table, group.num_tokens, expander)
+            outputs.append(_decode(query[0, :, group.start : group.stop], keys, values, group, variant))
     for chunk in batch.chunks:
         rows = slice(chunk.start, chunk.stop)
         if chunk.position == 0:  # nothing cached: the pass's own rows are all there is

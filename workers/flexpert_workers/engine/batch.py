@@ -7,6 +7,7 @@ sorted by length, so that requests of nearly equal length share one call.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,25 @@ import torch
 from flexpert_workers.engine.request import Request
 from flexpert_workers.engine.scheduler import Scheduled
 
+IntArray = npt.NDArray[np.int64]
+
 MAX_PADDING = 1.5
 """A decode group is closed when its shortest request would be padded to more than this many times its length …"""
 PADDING_SLACK = 128
 """… and by more than this many tokens."""
+
+
+class DecodeRows(NamedTuple):
+    """Which tokens each decoding request sees.
+
+    Attributes:
+        tables: [requests, width] int64 blocks; the padding block behind a request's last one.
+        firsts: [requests] int64; `lengths` likewise: the tokens [first, length).
+    """
+
+    tables: IntArray
+    firsts: IntArray
+    lengths: IntArray
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,13 @@ class Batch:
     block_tokens: int
     gather_tokens: int
     _groups: dict[int | None, list[DecodeGroup]] = field(default_factory=dict)
+    _rows: dict[int | None, DecodeRows] = field(default_factory=dict)
+
+    def decode_rows(self, window: int | None) -> DecodeRows:
+        """What the decode rows see in layers that see the last `window` tokens (None: all)."""
+        if window not in self._rows:
+            self._rows[window] = self._visible(window)
+        return self._rows[window]
 
     def decode_groups(self, window: int | None) -> list[DecodeGroup]:
         """Groups of the decode rows for layers that see the last `window` tokens (None: all)."""
@@ -95,14 +118,23 @@ class Batch:
             row += num_tokens
         return chunks
 
-    def _group(self, window: int | None) -> list[DecodeGroup]:
+    def _visible(self, window: int | None) -> DecodeRows:
+        if window is not None:
+            rows = self.decode_rows(None)
+            return rows._replace(firsts=np.maximum(rows.lengths - window, 0))
         requests = [request for request, _ in self.scheduled[: self.num_decodes]]
-        lengths = np.array([request.num_computed + 1 for request in requests])
-        firsts = np.zeros_like(lengths) if window is None else np.maximum(lengths - window, 0)
-        spans = lengths - firsts
+        lengths = np.array([request.num_computed + 1 for request in requests], dtype=np.int64)
+        num_blocks = (lengths + self.block_tokens - 1) // self.block_tokens
+        tables = np.zeros((len(requests), num_blocks.max(initial=0)), dtype=np.int64)
+        for row, (request, count) in enumerate(zip(requests, num_blocks.tolist(), strict=True)):
+            tables[row, :count] = request.blocks[:count]
+        return DecodeRows(tables, np.zeros_like(lengths), lengths)
+
+    def _group(self, window: int | None) -> list[DecodeGroup]:
+        rows = self.decode_rows(window)
+        spans = (rows.lengths - rows.firsts).tolist()
         return [
-            _decode_group(requests, lengths, firsts, start, stop, self.block_tokens)
-            for start, stop in _cuts(spans.tolist(), self.gather_tokens)
+            _decode_group(rows, start, stop, self.block_tokens) for start, stop in _cuts(spans, self.gather_tokens)
         ]
 
 
@@ -130,13 +162,13 @@ def build(scheduled: Sequence[Scheduled], block_tokens: int, gather_tokens: int)
 
 
 def _slots(
-    ordered: Sequence[Scheduled], positions: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], block_tokens: int
-) -> npt.NDArray[np.int64]:
+    ordered: Sequence[Scheduled], positions: IntArray, counts: IntArray, block_tokens: int
+) -> IntArray:
     """[rows] where each row goes."""
     bases = np.cumsum([0, *(len(item.request.blocks) for item in ordered[:-1])])
     tables = np.concatenate([item.request.blocks for item in ordered])
     blocks = tables[np.repeat(bases, counts) + positions // block_tokens]
-    slots: npt.NDArray[np.int64] = blocks * block_tokens + positions % block_tokens
+    slots: IntArray = blocks * block_tokens + positions % block_tokens
     return slots
 
 
@@ -152,25 +184,18 @@ def _cuts(spans: list[int], gather_tokens: int) -> list[tuple[int, int]]:
     return [(start, stop) for start, stop in zip(cuts, [*cuts[1:], len(spans)], strict=True) if start < stop]
 
 
-def _decode_group(
-    requests: Sequence[Request],
-    lengths: npt.NDArray[np.int64],
-    firsts: npt.NDArray[np.int64],
-    start: int,
-    stop: int,
-    block_tokens: int,
-) -> DecodeGroup:
+def _decode_group(rows: DecodeRows, start: int, stop: int, block_tokens: int) -> DecodeGroup:
     """Gather from the block that holds the first visible token; hide what is before it and behind the last one."""
-    first_blocks = firsts[start:stop] // block_tokens
-    skipped = firsts[start:stop] - first_blocks * block_tokens
-    visible = lengths[start:stop] - first_blocks * block_tokens
+    firsts, lengths = rows.firsts[start:stop], rows.lengths[start:stop]
+    first_blocks = firsts // block_tokens
+    skipped = firsts - first_blocks * block_tokens
+    visible = lengths - first_blocks * block_tokens
     num_blocks = int(-(-visible.max() // block_tokens))
-    table = np.zeros((stop - start, num_blocks), dtype=np.int64)
-    for row, (request, first) in enumerate(zip(requests[start:stop], first_blocks.tolist(), strict=True)):
-        blocks = request.blocks[first : first + num_blocks]
-        table[row, : len(blocks)] = blocks
+    columns = first_blocks[:, None] + np.arange(num_blocks)
+    # Columns behind the table, of requests shorter than the longest, repeat its last one: the mask hides them.
+    table = np.take_along_axis(rows.tables[start:stop], np.minimum(columns, rows.tables.shape[1] - 1), axis=1)
     num_tokens = int(visible.max())
-    columns = np.arange(num_tokens)
-    shown = (columns >= skipped[:, None]) & (columns < visible[:, None])
+    tokens = np.arange(num_tokens)
+    shown = (tokens >= skipped[:, None]) & (tokens < visible[:, None])
     mask = None if shown.all() else torch.from_numpy(shown)[:, None, None, :]
     return DecodeGroup(start, stop, torch.from_numpy(table), mask, num_tokens)

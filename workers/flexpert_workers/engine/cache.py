@@ -15,12 +15,14 @@ class LayerShape(NamedTuple):
     """What one layer keeps of a token: [heads, head size] of key and value, which may differ (MLA: latent and rotary).
 
     Attributes:
+        num_heads: Of the queries.
         expanded_bytes: Bytes of one token's keys and values once a latent is expanded for attention, else 0.
     """
 
     key: tuple[int, int]
     value: tuple[int, int]
     dtype: torch.dtype
+    num_heads: int
     expanded_bytes: int = 0
 
     @property
@@ -110,6 +112,10 @@ class PagedCache:
             store.flatten(0, 1).index_copy_(0, self.slots, rows[0].transpose(0, 1))
         return key, value
 
+    def layer(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a layer, all blocks."""
+        return self._keys[layer_idx], self._values[layer_idx]
+
     def gather(self, layer_idx: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the blocks in `table` `[requests, blocks]`, as `[requests, heads, tokens, head size]`."""
         flat = table.reshape(-1)
@@ -155,7 +161,7 @@ class ShapeRecorder:
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Note `[1, heads, rows, head size]` of key and value."""
-        self.shapes[layer_idx] = LayerShape((key.shape[1], key.shape[3]), (value.shape[1], value.shape[3]), key.dtype)
+        self.shapes[layer_idx] = LayerShape((key.shape[1], key.shape[3]), (value.shape[1], value.shape[3]), key.dtype, 0)
         return key, value
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -15,7 +15,9 @@ from flexpert_workers.engine.blocks import BlockPool
 from flexpert_workers.engine.cache import bytes_per_token, plan_cache
 from flexpert_workers.engine.config import EngineConfig
 from flexpert_workers.engine.dense import DenseModel, load_dense
+from flexpert_workers.engine.linear import quicken
 from flexpert_workers.engine.memory import cgroup_memory_limit, derive_kv_bytes
+from flexpert_workers.engine.paged import paged_decoders
 from flexpert_workers.engine.request import Limits, Request, RequestKey, check
 from flexpert_workers.engine.runner import Runner
 from flexpert_workers.engine.sampler import Draw, sample
@@ -61,6 +63,7 @@ class Engine:
             CapacityError: The KV cache does not fit.
         """
         dense = load_dense(checkpoint)
+        quicken(dense.model, max(1, config.threads))
         shapes = probe.probe(dense.model, checkpoint)
         context_length = probe.context_length(checkpoint)
         budget = config.kv_cache_bytes or _derived_kv_bytes(
@@ -68,7 +71,15 @@ class Engine:
         )
         plan = plan_cache(shapes, budget, config.block_tokens, context_length)
         self._dense = dense
-        self._runner = Runner(dense.model, checkpoint.moe_layer_modules, shapes, plan, config.block_tokens, dispatcher)
+        self._runner = Runner(
+            dense.model,
+            checkpoint.moe_layer_modules,
+            shapes,
+            plan,
+            config.block_tokens,
+            dispatcher,
+            paged_decoders(shapes, config.block_tokens, max(1, config.threads)),
+        )
         limits = Limits(
             context_length=context_length,
             cache_tokens=(plan.num_blocks - 1) * config.block_tokens,

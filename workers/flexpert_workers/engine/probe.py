@@ -90,6 +90,7 @@ def _shapes(model: Any, checkpoint: Checkpoint) -> dict[int, LayerShape]:
         layer: int = module.layer_idx  # type: ignore[assignment]
         if layer not in recorder.shapes:
             raise UnsupportedArchitecture(f"attention layer {layer} keeps nothing in the cache")
+        recorder.shapes[layer] = recorder.shapes[layer]._replace(num_heads=query.shape[1])
         if expander_of(module) is not None:
             expanded = key[0, :, 0].nbytes + value[0, :, 0].nbytes
             recorder.shapes[layer] = recorder.shapes[layer]._replace(expanded_bytes=expanded)
@@ -135,7 +136,7 @@ def _within(window: int, context_tokens: int) -> int:
 def _check_packing(model: Any, checkpoint: Checkpoint, shapes: Mapping[int, LayerShape]) -> None:
     vocabulary = int(model.config.get_text_config().vocab_size)
     plan = CachePlan(num_blocks=16, gather_tokens=16 * _BLOCK)
-    runner = Runner(model, checkpoint.moe_layer_modules, shapes, plan, _BLOCK, PassThrough())
+    runner = Runner(model, checkpoint.moe_layer_modules, shapes, plan, _BLOCK, PassThrough(), {})
     first = _request([1, 5, 9, 2, 6], vocabulary, [1, 2])
     second = _request([3, 1, 4, 1, 5, 9, 2], vocabulary, [3, 4])
     alone = _request([3, 1, 4, 1, 5, 9, 2], vocabulary, [5, 6])

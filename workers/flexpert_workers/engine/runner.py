@@ -11,6 +11,7 @@ import torch
 from flexpert_workers.engine.attention import attend
 from flexpert_workers.engine.batch import Batch, build
 from flexpert_workers.engine.cache import CachePlan, LayerShape, PagedCache
+from flexpert_workers.engine.paged import PagedDecode
 from flexpert_workers.engine.scheduler import Scheduled
 from flexpert_workers.engine.seams import ExpertDispatcher, PassHooks, bind, expander_of, variant_of
 
@@ -26,8 +27,10 @@ class Runner:
         plan: CachePlan,
         block_tokens: int,
         dispatcher: ExpertDispatcher,
+        decoders: Mapping[int, PagedDecode],
     ) -> None:
         self.cache = PagedCache(shapes, plan.num_blocks, block_tokens)
+        self._decoders = decoders
         self._model = model
         self._plan = plan
         self._batch: Batch | None = None
@@ -65,4 +68,14 @@ class Runner:
     ) -> torch.Tensor:
         assert self._batch is not None
         layer: int = module.layer_idx  # type: ignore[assignment]
-        return attend(self.cache, self._batch, layer, query, key, value, variant_of(arguments), expander_of(module))
+        return attend(
+            self.cache,
+            self._batch,
+            layer,
+            query,
+            key,
+            value,
+            variant_of(arguments),
+            expander_of(module),
+            self._decoders.get(layer),
+        )

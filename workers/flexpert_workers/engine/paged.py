@@ -1,0 +1,169 @@
+"""Decode attention on a CPU without gathering: compiles the kernel that `paged_ir` writes for a layer's shape, and calls it.
+
+The runner makes one per layer shape; `attention` uses it for the rows of requests that decode. Where it does not fit (head
+sizes that are no multiple of a vector, latents, soft caps, other devices) attention gathers and calls torch.
+"""
+
+import ctypes
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from llvmlite import binding as llvm
+
+from flexpert_workers.engine.batch import DecodeRows
+from flexpert_workers.engine.cache import LayerShape
+from flexpert_workers.engine.paged_ir import ENTRY, STORED, TOKENS_PER_TILE, DecodeSpec, write_kernel
+
+_POINTER, _WORD = ctypes.c_void_p, ctypes.c_int64
+_SIGNATURE = ctypes.CFUNCTYPE(
+    None, *[_POINTER] * 9, _WORD, _WORD, ctypes.c_float, _WORD, _WORD
+)
+
+
+class PagedDecode:
+    """Decode attention for layers of one shape; compiled when it is made (some tenths of a second)."""
+
+    def __init__(self, shape: LayerShape, block_tokens: int, num_threads: int) -> None:
+        self._spec = spec_of(shape, block_tokens, _lanes())
+        self._num_threads = num_threads
+        self._engine = _compile(write_kernel(self._spec))
+        self._function = _SIGNATURE(self._engine.get_function_address(ENTRY))
+        self._threads = ThreadPoolExecutor(num_threads - 1, "attention") if num_threads > 1 else None
+        self._scores = torch.empty(0)
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        rows: DecodeRows,
+        scaling: float,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Attention of one row per request.
+
+        Args:
+            query: [requests, heads, key size].
+            keys: [blocks, block_tokens, key heads, key size], the cache's, of one layer. `values` likewise.
+            values: See `keys`.
+            rows: What each request sees.
+            scaling: Of the scores.
+            sinks: [heads] scores without a value, or None.
+
+        Returns:
+            [requests, heads, value size] in the type of `query`.
+        """
+        queries = query.float().contiguous()
+        num_requests, num_heads, _ = queries.shape
+        outputs = torch.empty((num_requests, num_heads, self._spec.value_size))
+        sink_scores = None if sinks is None else sinks.float().contiguous()
+        width = rows.tables.shape[1]
+        room = self._room(width)
+
+        def compute(share: tuple[int, int, int]) -> None:
+            thread, begin, end = share
+            self._function(
+                queries.data_ptr(),
+                keys.data_ptr(),
+                values.data_ptr(),
+                rows.tables.ctypes.data,
+                rows.firsts.ctypes.data,
+                rows.lengths.ctypes.data,
+                None if sink_scores is None else sink_scores.data_ptr(),
+                outputs.data_ptr(),
+                self._scores.data_ptr() + thread * self._spec.shared_heads * room * 4,
+                room,
+                width,
+                scaling,
+                begin,
+                end,
+            )
+
+        if self._threads is None:
+            compute((0, 0, num_requests))
+        else:
+            own, *others = _shares(num_requests, self._num_threads)
+            pending = [self._threads.submit(compute, share) for share in others]
+            compute(own)
+            for future in pending:
+                future.result()
+        return outputs.to(query.dtype)
+
+    def _room(self, width: int) -> int:
+        """Scores to keep per head: those of `width` blocks and a vector more; the scratch grows to hold them."""
+        lanes = self._spec.lanes
+        room = -(-width * self._spec.block_tokens // lanes) * lanes + lanes
+        needed = self._num_threads * self._spec.shared_heads * room
+        if self._scores.numel() < needed:
+            self._scores = torch.empty(needed)
+        return room
+
+
+def paged_decoders(
+    shapes: Mapping[int, LayerShape], block_tokens: int, num_threads: int
+) -> dict[int, PagedDecode]:
+    """A kernel for each layer that one fits, layers of the same shape sharing theirs."""
+    made: dict[LayerShape, PagedDecode] = {}
+    fitting = {layer: shape for layer, shape in shapes.items() if fits(shape, block_tokens)}
+    for shape in fitting.values():
+        if shape not in made:
+            made[shape] = PagedDecode(shape, block_tokens, num_threads)
+    return {layer: made[shape] for layer, shape in fitting.items()}
+
+
+def fits(shape: LayerShape, block_tokens: int) -> bool:
+    """Whether the kernel computes layers of this shape."""
+    lanes = _lanes()
+    return (
+        not shape.expanded_bytes
+        and _name(shape.dtype) in STORED
+        and shape.key[0] == shape.value[0]
+        and shape.key[1] % lanes == 0
+        and shape.value[1] % lanes == 0
+        and block_tokens % TOKENS_PER_TILE == 0
+    )
+
+
+def spec_of(shape: LayerShape, block_tokens: int, lanes: int) -> DecodeSpec:
+    """What the kernel of a layer is written for."""
+    return DecodeSpec(
+        stored=_name(shape.dtype),
+        lanes=lanes,
+        key_heads=shape.key[0],
+        shared_heads=shape.num_heads // shape.key[0],
+        key_size=shape.key[1],
+        value_size=shape.value[1],
+        block_tokens=block_tokens,
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shares(num_requests: int, num_threads: int) -> list[tuple[int, int, int]]:
+    """(thread, begin, end) of the requests of each thread."""
+    bounds = [num_requests * thread // num_threads for thread in range(num_threads + 1)]
+    return [(thread, bounds[thread], bounds[thread + 1]) for thread in range(num_threads)]
+
+
+def _lanes() -> int:
+    """float32 numbers in a vector register of this machine."""
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512bw"):
+        return 16
+    return 8 if features.get("avx2") else 4
+
+
+def _compile(source: str) -> llvm.ExecutionEngine:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    module = llvm.parse_assembly(source)
+    module.verify()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+    )
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    return engine
