@@ -60,10 +60,9 @@ def attend(
     """
     outputs = []
     if batch.num_decodes and decoder is not None and variant.softcap is None:
-        rows = query[0, :, : batch.num_decodes].transpose(0, 1)
-        store = cache.layer(layer_idx)
+        decodes = query[0, :, : batch.num_decodes].transpose(0, 1)
         seen = batch.decode_rows(variant.window)
-        outputs.append(decoder(rows, *store, seen, variant.scaling, variant.sinks))
+        outputs.append(decoder(decodes, *cache.layer(layer_idx), seen, variant.scaling, variant.sinks))
     else:
         for group in batch.decode_groups(variant.window):
             keys, values = _gather(cache, layer_idx, group.table, group.num_tokens, expander)

@@ -133,9 +133,7 @@ class Batch:
     def _group(self, window: int | None) -> list[DecodeGroup]:
         rows = self.decode_rows(window)
         spans = (rows.lengths - rows.firsts).tolist()
-        return [
-            _decode_group(rows, start, stop, self.block_tokens) for start, stop in _cuts(spans, self.gather_tokens)
-        ]
+        return [_decode_group(rows, start, stop, self.block_tokens) for start, stop in _cuts(spans, self.gather_tokens)]
 
 
 def build(scheduled: Sequence[Scheduled], block_tokens: int, gather_tokens: int) -> Batch:
@@ -161,9 +159,7 @@ def build(scheduled: Sequence[Scheduled], block_tokens: int, gather_tokens: int)
     )
 
 
-def _slots(
-    ordered: Sequence[Scheduled], positions: IntArray, counts: IntArray, block_tokens: int
-) -> IntArray:
+def _slots(ordered: Sequence[Scheduled], positions: IntArray, counts: IntArray, block_tokens: int) -> IntArray:
     """[rows] where each row goes."""
     bases = np.cumsum([0, *(len(item.request.blocks) for item in ordered[:-1])])
     tables = np.concatenate([item.request.blocks for item in ordered])

@@ -161,7 +161,9 @@ class ShapeRecorder:
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Note `[1, heads, rows, head size]` of key and value."""
-        self.shapes[layer_idx] = LayerShape((key.shape[1], key.shape[3]), (value.shape[1], value.shape[3]), key.dtype, 0)
+        self.shapes[layer_idx] = LayerShape(
+            (key.shape[1], key.shape[3]), (value.shape[1], value.shape[3]), key.dtype, 0
+        )
         return key, value
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

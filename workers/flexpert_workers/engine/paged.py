@@ -1,7 +1,7 @@
-"""Decode attention on a CPU without gathering: compiles the kernel that `paged_ir` writes for a layer's shape, and calls it.
+"""Decode attention on a CPU without gathering: compiles the kernel that `paged_ir` writes for a layer's shape.
 
-The runner makes one per layer shape; `attention` uses it for the rows of requests that decode. Where it does not fit (head
-sizes that are no multiple of a vector, latents, soft caps, other devices) attention gathers and calls torch.
+The loop makes one per layer shape; `attention` uses it for the rows of requests that decode. Where it does not fit
+(head sizes that are no multiple of a vector, latents, soft caps) attention gathers and calls torch.
 """
 
 import ctypes
@@ -16,9 +16,7 @@ from flexpert_workers.engine.cache import LayerShape
 from flexpert_workers.engine.paged_ir import ENTRY, STORED, TOKENS_PER_TILE, DecodeSpec, write_kernel
 
 _POINTER, _WORD = ctypes.c_void_p, ctypes.c_int64
-_SIGNATURE = ctypes.CFUNCTYPE(
-    None, *[_POINTER] * 9, _WORD, _WORD, ctypes.c_float, _WORD, _WORD
-)
+_SIGNATURE = ctypes.CFUNCTYPE(None, *[_POINTER] * 9, _WORD, _WORD, ctypes.c_float, _WORD, _WORD)
 
 
 class PagedDecode:
@@ -100,9 +98,7 @@ class PagedDecode:
         return room
 
 
-def paged_decoders(
-    shapes: Mapping[int, LayerShape], block_tokens: int, num_threads: int
-) -> dict[int, PagedDecode]:
+def paged_decoders(shapes: Mapping[int, LayerShape], block_tokens: int, num_threads: int) -> dict[int, PagedDecode]:
     """A kernel for each layer that one fits, layers of the same shape sharing theirs."""
     made: dict[LayerShape, PagedDecode] = {}
     fitting = {layer: shape for layer, shape in shapes.items() if fits(shape, block_tokens)}

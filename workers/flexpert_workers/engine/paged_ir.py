@@ -1,8 +1,8 @@
 """Writes the decode kernel as LLVM IR: attention of single query rows over keys and values where they lie in the cache.
 
-`paged` compiles and calls it. It reads each cached number once, widens it in registers (exact for bfloat16 and float16) and
-keeps sums in float32; nothing is gathered, padded or masked. A query row's result depends on no other row. Heads that share
-a key are computed together, so that a key is read once for all of them (grouped-query attention).
+`paged` compiles and calls it. It reads each cached number once, widens it in registers (exact for bfloat16 and float16)
+and keeps sums in float32; nothing is gathered, padded or masked. A query row's result depends on no other row. Heads
+that share a key are computed together, so that a key is read once for all of them (grouped-query attention).
 """
 
 from array import array
@@ -46,9 +46,10 @@ def write_kernel(spec: DecodeSpec) -> str:
     """IR of a module with the function `paged_decode`.
 
     Its arguments: queries [requests, heads, key size] float32; keys and values, the cache's blocks of a layer; tables
-    [requests, width] int64; firsts and lengths [requests] int64, the tokens [first, length) to see; sinks [heads] float32 or
-    null; outputs [requests, heads, value size] float32; scores, scratch of [shared heads, room] float32; room, a multiple
-    of the lanes and at least the tokens of `width` blocks plus a vector; width; the scaling; the requests [begin, end).
+    [requests, width] int64; firsts and lengths [requests] int64, the tokens [first, length) to see; sinks [heads]
+    float32 or null; outputs [requests, heads, value size] float32; scores, scratch of [shared heads, room] float32;
+    room, a multiple of the lanes and at least the tokens of `width` blocks plus a vector; width; the scaling; and the
+    requests [begin, end).
     """
     return str(_Writer(spec).module)
 
@@ -225,7 +226,7 @@ class _Writer:
         return function
 
     def _exp(self, b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-        """exp of numbers up to 0 (and a little above), 0 below `_LOWEST`; what is not a number stays so."""
+        """Exponentials of numbers up to 0 (and a little above), 0 below `_LOWEST`; what is not a number stays so."""
         lanes = self.spec.lanes
         is_low = b.fcmp_ordered("<", x, self._constant(_LOWEST))
         clamped = b.select(is_low, self._constant(_LOWEST), x)
@@ -358,12 +359,8 @@ def _totals(b: ir.IRBuilder, sums: Sequence[ir.Value]) -> ir.Value:
     sums = list(sums)
     while sums[0].type.count > 4:
         half = sums[0].type.count // 2
-        sums = [
-            b.fadd(_pick(b, s, s, list(range(half))), _pick(b, s, s, list(range(half, 2 * half)))) for s in sums
-        ]
-    left, right = (
-        b.fadd(_pick(b, p, q, [0, 1, 4, 5]), _pick(b, p, q, [2, 3, 6, 7])) for p, q in (sums[:2], sums[2:])
-    )
+        sums = [b.fadd(_pick(b, s, s, list(range(half))), _pick(b, s, s, list(range(half, 2 * half)))) for s in sums]
+    left, right = (b.fadd(_pick(b, p, q, [0, 1, 4, 5]), _pick(b, p, q, [2, 3, 6, 7])) for p, q in (sums[:2], sums[2:]))
     return b.fadd(_pick(b, left, right, [0, 2, 4, 6]), _pick(b, left, right, [1, 3, 5, 7]))
 
 
