@@ -14,7 +14,7 @@ from flexpert_operator.local import processes, state
 from flexpert_operator.local.layout import Layout
 from flexpert_operator.local.processes import ProcessId
 from flexpert_operator.local.runtime import books
-from flexpert_operator.local.state import API, OPERATOR, PARTS, RUNTIME
+from flexpert_operator.local.state import PARTS
 
 _POLL_S = 0.2
 _PART_GRACE_S = 20.0
@@ -36,10 +36,10 @@ def down(layout: Layout, wait_s: float, tell: Callable[[str], None]) -> bool:
     with state.locked(layout):
         parts = state.read_parts(layout)
         alive = state.living(parts)
-        if {API, OPERATOR, RUNTIME} <= alive.keys():
+        if alive.keys() == set(PARTS):
             _delete_deployments(layout, wait_s, tell)
-        elif alive:
-            dead = ", ".join(part for part in PARTS if part not in alive)
+        dead = ", ".join(part for part in PARTS if part not in state.living(parts))
+        if alive and dead:
             tell(f"not running any more: {dead}; ending the rest without draining")
         pods = books.load(layout.pods)
         for part in reversed(PARTS):
@@ -59,6 +59,8 @@ def _delete_deployments(layout: Layout, wait_s: float, tell: Callable[[str], Non
                 tell(f"deleting {metadata['namespace']}/{metadata['name']}")
                 kube.delete(MOE_DEPLOYMENTS, metadata["namespace"], metadata["name"])
                 asked.add(metadata["uid"])
+            if state.living(state.read_parts(layout)).keys() != set(PARTS):
+                return
             if time.monotonic() > deadline:
                 tell(f"still draining after {wait_s:.0f} s: ending it all the same")
                 return
