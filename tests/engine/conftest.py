@@ -104,6 +104,7 @@ class Family:
     path: Path
     checkpoint: Checkpoint
     reference: Any
+    _greedy: dict[tuple[tuple[int, ...], int], list[int]] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -111,11 +112,14 @@ class Family:
 
     def greedy(self, prompt: list[int], max_tokens: int) -> list[int]:
         """What transformers' `generate` gives."""
-        config = GenerationConfig(max_new_tokens=max_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        output = self.reference.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), generation_config=config
-        )
-        return output[0, len(prompt) :].tolist()
+        key = (tuple(prompt), max_tokens)
+        if key not in self._greedy:
+            config = GenerationConfig(max_new_tokens=max_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
+            output = self.reference.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), generation_config=config
+            )
+            self._greedy[key] = output[0, len(prompt) :].tolist()
+        return self._greedy[key]
 
     def dispatcher(self) -> LocalDispatcher:
         return LocalDispatcher(self.reference, self.checkpoint.moe_layer_modules)

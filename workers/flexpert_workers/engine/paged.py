@@ -7,6 +7,7 @@ The loop makes one per layer shape; `attention` uses it for the rows of requests
 import ctypes
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import torch
 from llvmlite import binding as llvm
@@ -20,12 +21,12 @@ _SIGNATURE = ctypes.CFUNCTYPE(None, *[_POINTER] * 9, _WORD, _WORD, ctypes.c_floa
 
 
 class PagedDecode:
-    """Decode attention for layers of one shape; compiled when it is made (some tenths of a second)."""
+    """Decode attention for layers of one shape; compiled when the first is made (some tenths of a second)."""
 
     def __init__(self, shape: LayerShape, block_tokens: int, num_threads: int) -> None:
         self._spec = spec_of(shape, block_tokens, _lanes())
         self._num_threads = num_threads
-        self._engine = _compile(write_kernel(self._spec))
+        self._engine = _compiled(self._spec)
         self._function = _SIGNATURE(self._engine.get_function_address(ENTRY))
         self._threads = ThreadPoolExecutor(num_threads - 1, "attention") if num_threads > 1 else None
         self._scores = torch.empty(0)
@@ -152,10 +153,12 @@ def _lanes() -> int:
     return 8 if features.get("avx2") else 4
 
 
-def _compile(source: str) -> llvm.ExecutionEngine:
+@cache
+def _compiled(spec: DecodeSpec) -> llvm.ExecutionEngine:
+    """The machine code of a kernel; engines of one process share it."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    module = llvm.parse_assembly(source)
+    module = llvm.parse_assembly(write_kernel(spec))
     module.verify()
     machine = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
