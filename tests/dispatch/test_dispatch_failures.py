@@ -126,7 +126,7 @@ def processes(harness, model, socket_dir, number):
             stack.enter_context(harness.worker_process(harness.make_config(f"p{position}", model.source, socket_dir)))
             for position in range(number)
         ]
-        controls = [stack.enter_context(ControlClient(ready["control_endpoint"])) for _, ready in started]
+        controls = [stack.enter_context(ControlClient(ready()["control_endpoint"])) for _, ready in started]
         for client in controls:
             assert harness.prepare(client, "op", harness.all_experts()).done
         yield [process for process, _ in started], controls

@@ -128,11 +128,11 @@ def make_table(addresses, placement, digest, epoch=(1, 1), operation="op", num_l
 
 @contextmanager
 def worker_process(config):
-    """A worker as a process of its own; yields (process, what it printed when ready)."""
+    """A worker as a process of its own; yields (process, a function that gives what it prints when it is ready)."""
     command = [sys.executable, "-m", "flexpert_workers.expert", "--config", msgspec.json.encode(config).decode()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **threads.environment(1)}, text=True)
     try:
-        yield process, json.loads(process.stdout.readline())
+        yield process, lambda: json.loads(process.stdout.readline())
     finally:
         process.kill()
         process.wait()

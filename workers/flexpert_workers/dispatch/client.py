@@ -17,7 +17,7 @@ import zmq
 
 from flexpert_workers.dispatch.link import WorkerLink
 from flexpert_workers.dispatch.refresh import Refresher
-from flexpert_workers.dispatch.routes import NOWHERE, Routes
+from flexpert_workers.dispatch.routes import NOWHERE, Routes, present
 from flexpert_workers.dispatch.statistics import DispatchTimes, LayerStatistics
 from flexpert_workers.dispatch.tables import TableHolder
 from flexpert_workers.dispatch.work import LayerInput, Part, Work
@@ -133,9 +133,10 @@ class DispatchClient:
         lost, lacking = self._unusable(routes, work)
         assigned = routes.assign(layer, work.layer_input.experts[pairs], lost, lacking)
         work.unsent = pairs[assigned == NOWHERE]
-        asked = np.unique(assigned[assigned != NOWHERE]).tolist()
+        asked = present(assigned)
         for position in asked:
-            self._send_part(work, routes, position, pairs[assigned == position])
+            theirs = pairs if len(asked) == 1 and not len(work.unsent) else pairs[assigned == position]
+            self._send_part(work, routes, position, theirs)
         work.attempt += bool(asked)
 
     def _send_part(self, work: Work, routes: Routes, position: int, pairs: "np.typing.NDArray[np.int64]") -> None:

@@ -93,6 +93,12 @@ class Routes:
         ]
 
 
+def present(assigned: IntArray) -> list[int]:
+    """The positions that occur in what `assign` gave, ascending, without `NOWHERE`."""
+    positions: list[int] = np.flatnonzero(np.bincount(assigned - NOWHERE)[1:]).tolist()
+    return positions
+
+
 def _slices(row: tuple[Replica, ...]) -> npt.NDArray[np.float64]:
     """Upper bounds of the replicas' slices; even ones when no share is positive."""
     shares = np.array([replica.share for replica in row], dtype=np.float64)

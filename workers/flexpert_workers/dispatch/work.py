@@ -39,8 +39,8 @@ class LayerInput:
         return cls(
             layer,
             hidden.detach().cpu().contiguous(),
-            top_k_index.detach().to("cpu", torch.int64).reshape(-1).numpy(),
-            top_k_weights.detach().to("cpu", torch.float32).reshape(-1).numpy(),
+            top_k_index.cpu().numpy().reshape(-1).astype(np.int64, copy=False),
+            top_k_weights.detach().to("cpu", torch.float32).numpy().reshape(-1),
             top_k_index.shape[-1],
         )
 
@@ -73,23 +73,22 @@ class Part:
     def of(
         cls, layer_input: LayerInput, pairs: IntArray, *, attempt: int, position: int, incarnation: str, hang_at: float
     ) -> "Part":
-        """The part that computes `pairs`, with its frames behind the header."""
-        total_rows = layer_input.hidden.shape[0]
-        rows_of_pairs = pairs // layer_input.experts_per_row
-        is_first = np.diff(rows_of_pairs, prepend=-1) != 0
-        rows = rows_of_pairs[is_first]
-        wire_pairs = np.empty((len(pairs), 2), dtype=np.int32)
-        hidden = layer_input.hidden
-        if len(rows) == total_rows:
-            wire_pairs[:, 0] = rows_of_pairs
-        else:
-            wire_pairs[:, 0] = np.cumsum(is_first) - 1
+        """The part that computes `pairs`, ascending, with its frames behind the header."""
+        hidden, experts, weights = layer_input.hidden, layer_input.experts, layer_input.weights
+        wire_rows = pairs // layer_input.experts_per_row
+        rows = None
+        if len(pairs) < len(experts):
+            experts, weights = experts[pairs], weights[pairs]
+            is_first = np.ones(len(pairs), dtype=np.bool_)
+            np.not_equal(wire_rows[1:], wire_rows[:-1], out=is_first[1:])
+            rows = wire_rows[is_first]
+            wire_rows = np.cumsum(is_first) - 1
             hidden = hidden.index_select(0, torch.from_numpy(rows))
-        wire_pairs[:, 1] = layer_input.experts[pairs]
-        weights = np.ascontiguousarray(layer_input.weights[pairs])
+        wire_pairs = np.empty((len(pairs), 2), dtype=np.int32)
+        wire_pairs[:, 0] = wire_rows
+        wire_pairs[:, 1] = experts
         frames = (as_frame(hidden), wire_pairs.data.cast("B"), weights.data.cast("B"))
-        whole = len(rows) == total_rows
-        return cls(attempt, position, incarnation, pairs, None if whole else rows, len(rows), frames, hang_at)
+        return cls(attempt, position, incarnation, pairs, rows, hidden.shape[0], frames, hang_at)
 
 
 @dataclass(eq=False)
