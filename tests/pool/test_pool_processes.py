@@ -139,9 +139,14 @@ async def processes(
 
 
 def patient(settings: Any) -> Any:
-    """A busy machine is slow: only dead workers are to be taken for dead."""
+    """A busy machine is slow: only dead workers are to be taken for dead, and the engine here reports rarely."""
     deadlines = replace(settings.deadlines, prepare_s=120.0, ask_s=60.0, store_s=60.0)
-    return replace(settings, patience=replace(settings.patience, answer_s=60.0), deadlines=deadlines)
+    return replace(
+        settings,
+        patience=replace(settings.patience, answer_s=60.0),
+        leases=replace(settings.leases, lease_s=3600.0),
+        deadlines=deadlines,
+    )
 
 
 def engine_of(rig: Any, dispatching: Dispatching) -> "asyncio.Task[None]":
