@@ -150,7 +150,6 @@ def _application(spec: PoolSpec, pool_control: str) -> Application:
     deployment = serve.deployment(
         EngineReplica,
         name="Engine",
-        version=hashlib.sha256(encoded).hexdigest(),  # without it every deployment replaces the replicas
         num_replicas=spec.engine_replicas,
         ray_actor_options=options,
         health_check_period_s=1.0,
@@ -158,7 +157,9 @@ def _application(spec: PoolSpec, pool_control: str) -> Application:
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=DRAIN_S + 5.0,
     )
-    return deployment.bind(encoded.decode())
+    # Without a version of its own every deployment replaces the replicas; Serve's YAML sets it in this way too.
+    versioned = deployment.options(version=hashlib.sha256(encoded).hexdigest(), _internal=True)
+    return versioned.bind(encoded.decode())
 
 
 def _problem() -> str:
