@@ -7,7 +7,7 @@ pair is answered or the deadline has passed. The table may change at any instant
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -97,7 +97,7 @@ class DispatchClient:
             if work.is_done:
                 break
             self._wait(work)
-        result = work.result().to(hidden.device)
+        result = work.result() if hidden.is_cpu else work.result().to(hidden.device)
         self._times.add(layer, (time.perf_counter_ns() - started) / 1000, work.compute_us)
         return result
 
@@ -219,7 +219,7 @@ class DispatchClient:
         timeout_s = min(until - now, _POLL_S) if len(work.unsent) else until - now
         ready = dict(self._poller.poll(math.ceil(max(timeout_s, 0) * 1000)))
         if ready:
-            self._receive(work)
+            self._receive(work, ready)
             for incarnation, link in self._links.items():
                 if link.is_gone(ready):
                     self._lose(work, incarnation)
@@ -243,12 +243,11 @@ class DispatchClient:
         experts = work.layer_input.experts[work.unsent]
         return bool((self._routes.assign(work.layer_input.layer, experts, failed, frozenset()) != NOWHERE).any())
 
-    def _receive(self, work: Work) -> None:
-        for incarnation in tuple(work.parts):
-            while (part := work.parts.get(incarnation)) is not None:
-                frames = self._links[incarnation].receive()
-                if frames is None:
-                    break
+    def _receive(self, work: Work, ready: Mapping[Any, int]) -> None:
+        """Take one message of each worker; what else has arrived makes the next poll return at once."""
+        for part in tuple(work.parts.values()):
+            frames = self._links[part.incarnation].receive(ready)
+            if frames is not None:
                 self._take_reply(work, part, frames)
 
     def _take_reply(self, work: Work, part: Part, frames: list[zmq.Frame]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import zmq
 
 from flexpert_workers.routing import WorkerAddress
-from flexpert_workers.transport import ConnectionMonitor, PeerEvent, is_readable
+from flexpert_workers.transport import ConnectionMonitor, PeerEvent
 
 _FIRST_BACK_OFF_S = 0.02
 _LONGEST_BACK_OFF_S = 1.0
@@ -33,11 +33,11 @@ class WorkerLink:
         sock = self._sock or self._open()
         sock.send_multipart(frames, copy=False)
 
-    def receive(self) -> list[zmq.Frame] | None:
-        """A message that has arrived, None when there is none."""
-        if self._sock is None or not is_readable(self._sock):
+    def receive(self, ready: Mapping[Any, int]) -> list[zmq.Frame] | None:
+        """A message that has arrived, None when there is none; `ready` is what the poller found."""
+        if self._sock is None or self._sock not in ready:
             return None
-        return self._sock.recv_multipart(zmq.NOBLOCK, copy=False)
+        return self._sock.recv_multipart(copy=False)
 
     def is_gone(self, ready: Mapping[Any, int]) -> bool:
         """Whether the connection broke, or could not be made; `ready` is what the poller found."""

@@ -38,7 +38,7 @@ class LayerInput:
         """From the tensors that the experts function gets, wherever they are."""
         return cls(
             layer,
-            hidden.detach().cpu().contiguous(),
+            _on_cpu(hidden),
             top_k_index.cpu().numpy().reshape(-1).astype(np.int64, copy=False),
             top_k_weights.detach().to("cpu", torch.float32).numpy().reshape(-1),
             top_k_index.shape[-1],
@@ -132,6 +132,13 @@ class Work:
         hidden = self.layer_input.hidden
         ordered = sorted(self.answers, key=lambda answer: (answer[0].attempt, answer[0].position))
         return add_sums([(part.rows, sums) for part, sums in ordered], hidden.shape).to(hidden.dtype)
+
+
+def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where it can be sent as it is."""
+    if tensor.is_cpu and tensor.is_contiguous() and not tensor.requires_grad:
+        return tensor
+    return tensor.detach().cpu().contiguous()
 
 
 def add_sums(answers: Sequence[tuple[IntArray | None, torch.Tensor]], shape: torch.Size) -> torch.Tensor:

@@ -50,11 +50,11 @@ class DispatchServer:
         poller.register(sock, zmq.POLLIN)
         poller.register(wake, zmq.POLLIN)
         try:
-            stopping = False
-            while not stopping:
-                stopping = wake in dict(poller.poll())
-                while is_readable(sock):
+            while wake not in (ready := dict(poller.poll())):
+                if sock in ready:
                     self._answer(sock)
+            while is_readable(sock):
+                self._answer(sock)
         finally:
             sock.close(linger=500)
             wake.close(linger=0)
