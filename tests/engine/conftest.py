@@ -93,7 +93,8 @@ class LocalDispatcher:
         if self.failures:
             raise self.failures.pop(0)
         experts = self._experts[layer]
-        output = type(experts).forward.__wrapped__(experts, hidden, top_k_index, top_k_weights)
+        output = type(experts).forward.__wrapped__(experts, hidden.float(), top_k_index, top_k_weights.float())
+        output = output.to(hidden.dtype)
         return self.poison(layer, hidden, output) if self.poison is not None else output
 
 
@@ -152,12 +153,11 @@ class Answer:
 class Bench:
     """An engine with in-process experts."""
 
-    def __init__(self, family: Family, **config: Any) -> None:
+    def __init__(self, family: Family, dtype: str = "Float32", **config: Any) -> None:
         self.family = family
         self.dispatcher = family.dispatcher()
-        self.engine = Engine(
-            family.checkpoint, EngineConfig("engine", "pool", family.source, **config), self.dispatcher
-        )
+        checkpoint = family.checkpoint if dtype == "Float32" else open_checkpoint(family.source, dtype)
+        self.engine = Engine(checkpoint, EngineConfig("engine", "pool", family.source, **config), self.dispatcher)
         self.answers: dict[int, Answer] = {}
 
     @property

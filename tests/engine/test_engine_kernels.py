@@ -100,7 +100,7 @@ class Tied(torch.nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("num_rows", [1, 5, 300])
+@pytest.mark.parametrize("num_rows", [0, 1, 5, 300])
 def test_quick_weights_multiply_as_torch_does(dtype, num_rows):
     torch.manual_seed(0)
     model = Tied().to(dtype).requires_grad_(False)

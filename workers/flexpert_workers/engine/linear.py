@@ -76,10 +76,10 @@ def _quick(parameter: torch.nn.Parameter, kernel: NativeGroupedLinear) -> QuickW
 
 def _linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     rows = inputs.reshape(-1, inputs.shape[-1]).float()
-    if isinstance(weight, QuickWeight) and len(rows) <= MOST_ROWS:
+    if isinstance(weight, QuickWeight) and 0 < len(rows) <= MOST_ROWS:
         output = weight.kernel(rows.contiguous(), [weight], np.array([len(rows)]))
     else:
         output = linear(rows, weight.float())
     if bias is not None:
         output += bias
-    return output.to(inputs.dtype).view(*inputs.shape[:-1], -1)
+    return output.to(inputs.dtype).view(*inputs.shape[:-1], weight.shape[0])
