@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ PROMPTS = (
 )
 MAX_TOKENS = 48
 STREAMS = 4
-READY_TIMEOUT_S = 120.0
-CHANGE_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 240.0
+CHANGE_TIMEOUT_S = 120.0
 
 
 class Demo:
@@ -134,14 +134,15 @@ class Demo:
         await asyncio.sleep(WINDOW_S + 1)
 
     async def kill_worker(self) -> None:
-        """SIGKILL the first expert worker."""
-        os.kill((await self.laptop.pool()).workers[0].pid, signal.SIGKILL)
+        """SIGKILL an expert worker."""
+        workers = (await self.laptop.pool()).workers
+        os.kill(pid_of(worker.pid for worker in workers if worker.state == pb.Worker.READY), signal.SIGKILL)
 
     async def kill_engine(self) -> None:
         """SIGKILL the engine."""
         pool = await self.laptop.pool()
         self.engine_expert_bytes = max(engine.expert_bytes for engine in pool.engines)
-        os.kill(pool.engines[0].pid, signal.SIGKILL)
+        os.kill(pid_of(engine.pid for engine in pool.engines if engine.state == pb.Engine.READY), signal.SIGKILL)
 
     async def watch_pool(self) -> None:
         """Sample how many workers hold experts."""
@@ -170,6 +171,14 @@ class Demo:
             f"p99 {tpot_ms_p99(requests, now - 2, now):6.1f} ms/token  "
             f"requests {len(ended)} ended, {failed} failed"
         )
+
+
+def pid_of(pids: Iterable[int]) -> int:
+    """The first process that can be killed (0 would be our own process group)."""
+    for pid in pids:
+        if pid > 0:
+            return pid
+    raise DemoError("no ready process to kill: the pool has not settled")
 
 
 def scaled_to(count: int) -> Callable[[pb.Pool, pb.Pool], bool]:
