@@ -3,27 +3,14 @@
 import json
 import os
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import pytest
-import yaml
+from local_laptop import Laptop
 from local_objects import Object, container
 
-from flexpert_operator.errors import KubeNotFound
-from flexpert_operator.kube import DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES, Kube, Resource, api_client
+from flexpert_operator.kube import DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES
 from flexpert_operator.local import processes
-from flexpert_operator.local.kubeapi import KubeApiServer
-from flexpert_operator.local.layout import ENV_SCRATCH_ROOT, Layout
-from flexpert_operator.local.processes import Command, ProcessId
 from flexpert_operator.local.runtime import books
 
-RAY_CRD = Path(__file__).parents[2] / "operator/flexpert_operator/local/crds/rayclusters.yaml"
-CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 SLEEP = ("import time", "print('up', flush=True)", "time.sleep(600)")
 # Listens on its named port, after a while, and says on which.
 LISTEN = (
@@ -31,84 +18,6 @@ LISTEN = (
     "port = int(os.environ['FLEXPERT_GRPC_PORT'])",
     "socketserver.TCPServer((os.environ['FLEXPERT_BIND_HOST'], port), socketserver.BaseRequestHandler).serve_forever()",
 )
-
-
-@dataclass
-class Laptop:
-    layout: Layout
-    kube: Kube
-    runtime: ProcessId | None = None
-
-    def start(self) -> None:
-        argv = [sys.executable, "-m", "flexpert_operator.local.runtime"]
-        argv += ["--kubeconfig", str(self.layout.kubeconfig), "--state-dir", str(self.layout.root)]
-        environment = {**os.environ, ENV_SCRATCH_ROOT: str(self.layout.root / "scratch")}
-        log = self.layout.root / "runtime.log"
-        self.runtime, _ = processes.start(Command(argv, environment, log, self.layout.root))
-
-    def kill(self) -> None:
-        assert self.runtime is not None
-        os.kill(self.runtime.pid, signal.SIGKILL)
-
-    def pods(self, **labels: str) -> list[Object]:
-        return [pod for pod in self.all_pods(**labels) if "deletionTimestamp" not in pod["metadata"]]
-
-    def all_pods(self, **labels: str) -> list[Object]:
-        return self.kube.list(PODS, "default", ",".join(f"ray.io/{key}={value}" for key, value in labels.items()))
-
-    def running(self, **labels: str) -> list[str]:
-        found = [pod for pod in self.pods(**labels) if pod.get("status", {}).get("phase") == "Running"]
-        return sorted(pod["metadata"]["name"] for pod in found)
-
-    def is_gone(self, resource: Resource, name: str) -> bool:
-        return self.kube.find(resource, "default", name) is None
-
-    def wait(self, what: Callable[[], Any], timeout_s: float = 40) -> Any:
-        deadline = time.monotonic() + timeout_s
-        while not (found := what()):
-            assert time.monotonic() < deadline, processes.tail(self.layout.root / "runtime.log", 40)
-            time.sleep(0.05)
-        return found
-
-    def process_of(self, pod: str, name: str = "main") -> ProcessId:
-        found = next(item for item in books.load(self.layout.pods).values() if item.name == pod)
-        process = found.container(name).process
-        assert process is not None
-        return process
-
-    def pids(self) -> list[ProcessId]:
-        local = books.load(self.layout.pods).values()
-        return [item.process for pod in local for item in pod.containers if item.process is not None]
-
-
-@pytest.fixture(scope="module")
-def api() -> Iterator[KubeApiServer]:
-    with KubeApiServer() as server:
-        yield server
-
-
-@pytest.fixture
-def laptop(api: KubeApiServer, tmp_path: Path) -> Iterator[Laptop]:
-    layout = Layout(tmp_path)
-    api.write_kubeconfig(layout.kubeconfig)
-    kube = Kube(api_client(layout.kubeconfig))
-    crd = yaml.safe_load(RAY_CRD.read_text())
-    try:
-        kube.request("GET", f"{CRDS}/{crd['metadata']['name']}")
-    except KubeNotFound:
-        kube.request("POST", CRDS, crd)
-    here = Laptop(layout, kube)
-    here.start()
-    yield here
-    for resource in (RAY_CLUSTERS, DEPLOYMENTS, SERVICES):
-        for obj in kube.list(resource, "default", ""):
-            if obj["metadata"]["name"] != "kubernetes":
-                kube.delete(resource, "default", obj["metadata"]["name"])
-    assert here.runtime is not None
-    processes.end_sessions([here.runtime], 20)
-    processes.end_sessions(here.pids(), 0)
-    for pod in here.all_pods():
-        kube.request("DELETE", PODS.path("default", pod["metadata"]["name"]), {"gracePeriodSeconds": 0})
 
 
 def cluster(num_experts: int, *code: str, grace_s: int = 5) -> Object:

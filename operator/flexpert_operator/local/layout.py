@@ -11,7 +11,7 @@ from pathlib import Path
 
 STATE_DIR_NAME = ".flexpert"
 ENV_STATE_DIR = "FLEXPERT_STATE_DIR"
-ENV_SCRATCH_ROOT = "FLEXPERT_SCRATCH_ROOT"
+
 _SCRATCH_ROOT = "/tmp"
 
 
@@ -75,7 +75,7 @@ class Layout:
     def scratch(self) -> Path:
         """Short folder for sockets and Ray's sessions, the same for the same state folder."""
         digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
-        return Path(os.environ.get(ENV_SCRATCH_ROOT, _SCRATCH_ROOT), f"flexpert-{os.getuid()}-{digest}")
+        return Path(_SCRATCH_ROOT, f"flexpert-{os.getuid()}-{digest}")
 
 
 def state_layout(state_dir: str | None = None) -> Layout:

@@ -13,6 +13,7 @@ from flexpert_operator.local.runtime.kube import KINDS, POD, Kube, KubeError
 from flexpert_operator.local.runtime.objects import uid_of
 from flexpert_operator.local.runtime.values import (
     HEAD_CONTAINER,
+    WORKER_CONTAINER,
     Action,
     AdmitPod,
     CreatePod,
@@ -123,8 +124,15 @@ def _head_of(local: LocalPod, observed: Observed) -> LocalPod | None:
 
 
 def _prepare_session(local: LocalPod, container: str) -> None:
+    """Remove what an earlier process of the container left that keeps the next one from starting.
+
+    A head refuses its port while `ray_current_cluster` names it, and takes longer names for its sockets beside old
+    ones. It keeps the rest: its tables outlive it.
+    """
     session = Path(local.folder, "r")
-    if container == HEAD_CONTAINER:  # its tables outlive it, but a head refuses its port while this file names it
+    if container == HEAD_CONTAINER:
         (session / "ray_current_cluster").unlink(missing_ok=True)
-    elif container == "ray-worker":
+        for sockets in session.glob("session_*/sockets"):
+            shutil.rmtree(sockets, ignore_errors=True)
+    elif container == WORKER_CONTAINER:
         shutil.rmtree(session, ignore_errors=True)
