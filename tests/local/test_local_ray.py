@@ -18,9 +18,9 @@ from flexpert_operator.local.layout import Layout
 from flexpert_operator.local.runtime import books, containers, environment
 from flexpert_operator.local.runtime.values import LocalPod
 
-pytestmark = [pytest.mark.local, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
 
-READY_S = 120.0
+READY_S = 180.0
 DRIVER = """
 import json, os, sys, ray
 ray.init(address="auto", namespace="test", log_to_driver=False, logging_level="ERROR")
@@ -112,7 +112,7 @@ def test_two_nodes_join_keep_to_loopback_and_outlive_a_killed_head(laptop: Lapto
 
     def restarted() -> bool:
         [status] = laptop.kube.get(PODS, "default", head.name)["status"]["containerStatuses"]
-        return bool(status["restartCount"] == 1 and status["ready"])
+        return bool(status["restartCount"] >= 1 and status["ready"])  # a busy machine may need a second try
 
     laptop.wait(restarted, READY_S)
     assert run_driver(laptop)["pid"] == first["pid"]
