@@ -26,14 +26,14 @@ def main() -> int:
     """Keep a controller until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     ending = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ending.set())
+    _end_on_signals(ending)
     pool = json.loads(os.environ[names.ENV_POOL])
     bind_host = os.environ.get(names.ENV_BIND_HOST, "127.0.0.1")
     listen = f"{bind_host}:{names.port_number(names.POOL_CONTROL_PORT_NAME, names.POOL_CONTROL_PORT)}"
     while not ending.is_set():
         try:
             _join(pool["uid"])
+            _end_on_signals(ending)  # joining puts Ray's own handlers in place
             _watch(pool, listen, ending)
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as failure:
             log.info("no Ray here (yet): %s", failure)
@@ -41,6 +41,11 @@ def main() -> int:
             ending.wait(_WATCH_S)
     ray.shutdown()
     return 0
+
+
+def _end_on_signals(ending: threading.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
 
 
 def _join(uid: str) -> None:
