@@ -28,11 +28,14 @@ pytestmark = pytest.mark.local
 
 WAIT_S = 150.0
 RAY = [sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.exit(main())", "start", "--block"]
-AGENTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export", "runtime-env-agent")
 COMMON = [
     "--node-ip-address=127.0.0.1",
     "--object-store-memory=80000000",
     "--disable-usage-stats",
+    "--dashboard-agent-listen-port=0",
+    "--dashboard-agent-grpc-port=0",
+    "--metrics-export-port=0",
+    "--runtime-env-agent-port=0",
     "--min-worker-port=0",
     "--max-worker-port=0",
 ]
@@ -74,10 +77,21 @@ class Cluster:
         self.node(name, [f"--address={self.gcs_address}", "--num-cpus=1"], resources)
 
     def node(self, name: str, options: list[str], resources: dict[str, int]) -> None:
-        # Ports that are given need no waiting for: a raylet aborts when its agents are slow to tell theirs.
-        agents = [f"--{agent}-port={free_port()}" for agent in AGENTS]
-        arguments = [*options, *COMMON, *agents, f"--temp-dir={self.folder / name}", f"--resources={json.dumps(resources)}"]
-        self.start([*RAY, *arguments], name)
+        """Start a node and wait for it; as a kubelet does, try again when it does not come up.
+
+        On a busy machine it may not: a raylet gives its agents 15 seconds to start, and aborts.
+        """
+        arguments = [*options, *COMMON, f"--temp-dir={self.folder / name}", f"--resources={json.dumps(resources)}"]
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline:
+            process = self.start([*RAY, *arguments], name)
+            log = self.folder / f"{name}-{len(self.processes) - 1}.log"
+            while process.poll() is None:
+                if "Ray runtime started" in log.read_text():
+                    return
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.2)
+        raise AssertionError(f"node {name} does not start")
 
     def launcher(self) -> subprocess.Popen[bytes]:
         return self.start([sys.executable, "-m", "flexpert_workers.serving.head"], "h")
@@ -213,12 +227,10 @@ def test_pool_inside_ray(cluster: Cluster, tiny_checkpoint: str) -> None:
     cluster.head()
     launcher = cluster.launcher()
     operator = Operator(cluster, tiny_checkpoint)
+    cluster.worker("a", {names.WORKER_RESOURCE: 1, names.ENGINE_RESOURCE: 1})
+    cluster.worker("b", {names.WORKER_RESOURCE: 1})
     assert operator.pool().term == 0
     operator.configure(term=1)
-    # One after the other: raylets that start together on a busy machine give up waiting for their own agents.
-    cluster.worker("a", {names.WORKER_RESOURCE: 1, names.ENGINE_RESOURCE: 1})
-    operator.until(lambda pool: len(pool.workers) == 1)
-    cluster.worker("b", {names.WORKER_RESOURCE: 1})
     pool = operator.until(lambda pool: len(ready(pool)) == 2)
     assert {worker.pod for worker in pool.workers} == {"pod-a", "pod-b"}
     assert operator.place("initial", Cause.INITIAL).phase == pool_pb2.SUCCEEDED
