@@ -2,6 +2,8 @@
 
 import pytest
 
+from flexpert_workers.engine import batch
+
 LENGTHS = (7, 19, 41, 100, 1, 33)
 MAX_TOKENS = 24
 
@@ -33,6 +35,17 @@ def test_bfloat16_stays_close_to_generate(family, bench_of, make_prompt, expecte
     # Rounding parts the texts sooner or later; without it they would agree throughout.
     first_tokens = sum(answers[length].tokens[:2] == expected[length][:2] for length in LENGTHS)
     assert first_tokens >= len(LENGTHS) / 2
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_long_chunks_equal_generate(families, bench_of, make_prompt, monkeypatch, name):
+    monkeypatch.setattr(batch, "LONG_TOKENS", 30)
+    bench = bench_of(families[name], max_batch_tokens=32, kv_cache_bytes=32 << 20)
+    for length in LENGTHS:
+        bench.add(length, make_prompt(length), max_tokens=MAX_TOKENS)
+    answers = bench.run()
+    for length in LENGTHS:
+        assert answers[length].tokens == families[name].greedy(make_prompt(length), MAX_TOKENS)
 
 
 def test_prefix_hits_and_preemption_change_nothing(family, bench_of, make_prompt, expected):

@@ -1,14 +1,14 @@
-"""The CPU kernels compute what torch computes: decode attention over pages, and products with 16-bit weights."""
+"""The CPU kernels compute what torch computes: attention over pages, and products with 16-bit weights."""
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import linear
 
-from flexpert_workers.engine.batch import DecodeRows
+from flexpert_workers.engine.batch import PagedRows
 from flexpert_workers.engine.cache import LayerShape
 from flexpert_workers.engine.linear import QuickWeight, quicken
-from flexpert_workers.engine.paged import PagedDecode, fits
+from flexpert_workers.engine.paged import PagedAttention, fits
 
 LENGTHS = np.array([1, 2, 3, 5, 16, 17, 33, 40, 61])
 NUM_BLOCKS = 40
@@ -37,11 +37,11 @@ def reference(query, keys, values, rows, scaling, sinks):
     ("key_heads", "shared", "key_size", "value_size", "block_tokens"),
     [(2, 4, 64, 64, 16), (2, 1, 32, 16, 8), (1, 7, 128, 48, 4)],
 )
-def test_paged_decode_equals_softmax_attention(dtype, key_heads, shared, key_size, value_size, block_tokens):
+def test_paged_attention_equals_softmax_attention(dtype, key_heads, shared, key_size, value_size, block_tokens):
     torch.manual_seed(0)
     num_heads = key_heads * shared
     shape = LayerShape((key_heads, key_size), (key_heads, value_size), dtype, num_heads)
-    kernel = PagedDecode(shape, block_tokens, num_threads=2)
+    kernel = PagedAttention(shape, block_tokens, num_threads=2)
     keys = torch.randn(NUM_BLOCKS, block_tokens, key_heads, key_size).to(dtype)
     values = torch.randn(NUM_BLOCKS, block_tokens, key_heads, value_size).to(dtype)
     query = torch.randn(len(LENGTHS), num_heads, key_size).to(dtype)
@@ -49,34 +49,36 @@ def test_paged_decode_equals_softmax_attention(dtype, key_heads, shared, key_siz
     tables = np.random.default_rng(0).integers(0, NUM_BLOCKS, (len(LENGTHS), width))
     for window in (None, 7):
         firsts = np.zeros_like(LENGTHS) if window is None else np.maximum(LENGTHS - window, 0)
-        rows = DecodeRows(tables, firsts, LENGTHS)
+        rows = PagedRows(tables, np.arange(len(LENGTHS)), firsts, LENGTHS)
         for sinks in (None, torch.randn(num_heads)):
             result = kernel(query, keys, values, rows, 0.3, sinks)
             expected = reference(query, keys, values, rows, 0.3, sinks)
             torch.testing.assert_close(result.float(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
-def test_a_row_of_paged_decode_depends_on_no_other_row():
+def test_a_row_of_paged_attention_depends_on_no_other_row():
     torch.manual_seed(0)
-    kernel = PagedDecode(LayerShape((2, 32), (2, 32), torch.bfloat16, 4), 16, num_threads=1)
+    kernel = PagedAttention(LayerShape((2, 32), (2, 32), torch.bfloat16, 4), 16, num_threads=1)
     keys, values = torch.randn(NUM_BLOCKS, 16, 2, 32).bfloat16(), torch.randn(NUM_BLOCKS, 16, 2, 32).bfloat16()
     query = torch.randn(3, 4, 32).bfloat16()
     tables = np.arange(1, 13).reshape(3, 4)
     firsts, lengths = np.zeros(3, dtype=np.int64), np.array([50, 7, 64])
-    together = kernel(query, keys, values, DecodeRows(tables, firsts, lengths), 0.2, None)
+    together = kernel(query, keys, values, PagedRows(tables, np.arange(3), firsts, lengths), 0.2, None)
     for row in range(3):
         one = slice(row, row + 1)
-        alone = kernel(query[one], keys, values, DecodeRows(tables[one], firsts[one], lengths[one]), 0.2, None)
+        alone = kernel(
+            query[one], keys, values, PagedRows(tables, np.array([row]), firsts[one], lengths[one]), 0.2, None
+        )
         assert torch.equal(alone, together[one])
 
 
 def test_what_is_behind_a_request_does_not_reach_it():
-    kernel = PagedDecode(LayerShape((1, 16), (1, 16), torch.float32, 1), 8, num_threads=1)
+    kernel = PagedAttention(LayerShape((1, 16), (1, 16), torch.float32, 1), 8, num_threads=1)
     keys, values = torch.ones(2, 8, 1, 16), torch.ones(2, 8, 1, 16)
     keys[1, 3:] = values[1, 3:] = torch.nan
-    rows = DecodeRows(np.array([[1]]), np.array([0]), np.array([3]))
+    rows = PagedRows(np.array([[1]]), np.array([0]), np.array([0]), np.array([3]))
     assert torch.equal(kernel(torch.ones(1, 1, 16), keys, values, rows, 1.0, None), torch.ones(1, 1, 16))
-    beyond = DecodeRows(np.array([[1]]), np.array([0]), np.array([4]))
+    beyond = PagedRows(np.array([[1]]), np.array([0]), np.array([0]), np.array([4]))
     assert kernel(torch.ones(1, 1, 16), keys, values, beyond, 1.0, None).isnan().all()
 
 

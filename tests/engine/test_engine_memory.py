@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from flexpert_workers.engine import EngineConfig
 from flexpert_workers.engine.cache import LayerShape, bytes_per_token, plan_cache
 from flexpert_workers.engine.memory import (
     DEFAULT_WITHOUT_LIMIT,
@@ -96,13 +97,19 @@ LATENT = {layer: LayerShape((1, 512), (1, 64), torch.bfloat16, 8, expanded_bytes
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, LATENT], ids=["heads", "latent"])
-@pytest.mark.parametrize("budget", [4 << 20, 64 << 20, 4 << 30])
+@pytest.mark.parametrize("budget", [16 << 20, 64 << 20, 4 << 30])
 @pytest.mark.parametrize("context_length", [512, 32768])
 def test_budget_covers_cache_and_workspace(shapes, budget, context_length):
     plan = plan_cache(shapes, budget, 16, context_length)
-    gathered = max(shape.token_bytes + shape.expanded_bytes for shape in shapes.values())
+    gathered = max(shape.gathered_bytes for shape in shapes.values())
     longest = min(context_length, plan.num_blocks * 16)
     assert plan.gather_tokens >= longest
     used = plan.num_blocks * 16 * bytes_per_token(shapes) + plan.gather_tokens * gathered
     assert used <= budget
     assert used > 0.5 * budget or plan.num_blocks < 4
+
+
+@pytest.mark.parametrize("name", ["max_batch_tokens", "max_running", "max_waiting", "block_tokens"])
+def test_numbers_with_which_nothing_could_run_are_refused(name):
+    with pytest.raises(ValueError, match=name):
+        EngineConfig("engine", "pool", "file:///model", **{name: 0})

@@ -1,4 +1,4 @@
-"""Attention over the paged cache: one call for all decode requests of a length, one for each prefill chunk.
+"""Attention over the paged cache: by a kernel where it lies, or gathered, by torch.
 
 Called by the runner in each attention layer of each pass. Memory for gathered keys and values is that of one layer,
 bounded by `cache.CachePlan`; scores are tiled, so they never grow with the square of the context.
@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from flexpert_workers.engine.batch import Batch, Chunk, DecodeGroup
 from flexpert_workers.engine.cache import PagedCache
-from flexpert_workers.engine.paged import PagedDecode
+from flexpert_workers.engine.paged import PagedAttention
 
 QUERY_TILE = 256
 """Query rows of a chunk that attend in one call."""
@@ -48,32 +48,34 @@ def attend(
     value: torch.Tensor,
     variant: Variant,
     expander: Expander | None,
-    decoder: PagedDecode | None,
+    kernel: PagedAttention | None,
 ) -> torch.Tensor:
     """Attention of a packed pass.
 
     `query` is [1, heads, rows, head size]; `key` and `value` are the pass's own rows, in as many heads or fewer.
-    `expander` is the module when the cache holds its latent; `decoder` the layer's kernel, where there is one.
+    `expander` is the module when the cache holds its latent; `kernel` the layer's own, where there is one.
 
     Returns:
         [1, rows, heads, head size of the values], contiguous: some models view it in another shape.
     """
     outputs = []
-    if batch.num_decodes and decoder is not None and variant.softcap is None:
-        decodes = query[0, :, : batch.num_decodes].transpose(0, 1)
-        seen = batch.decode_rows(variant.window)
-        outputs.append(decoder(decodes, *cache.layer(layer_idx), seen, variant.scaling, variant.sinks))
+    if kernel is not None and variant.softcap is None:
+        chunks = batch.long_chunks
+        rows = query[0, :, : batch.num_short_rows].transpose(0, 1)
+        seen = batch.rows(variant.window)
+        outputs.append(kernel(rows, *cache.layer(layer_idx), seen, variant.scaling, variant.sinks))
     else:
+        chunks = batch.chunks
         for group in batch.decode_groups(variant.window):
             keys, values = _gather(cache, layer_idx, group.table, group.num_tokens, expander)
             outputs.append(_decode(query[0, :, group.start : group.stop], keys, values, group, variant))
-    for chunk in batch.chunks:
-        rows = slice(chunk.start, chunk.stop)
+    for chunk in chunks:
+        own = slice(chunk.start, chunk.stop)
         if chunk.position == 0:  # nothing cached: the pass's own rows are all there is
-            keys, values = key[:, :, rows], value[:, :, rows]
+            keys, values = key[:, :, own], value[:, :, own]
         else:
             keys, values = _gather(cache, layer_idx, chunk.table, chunk.position + chunk.stop - chunk.start, expander)
-        outputs.append(_prefill(query[:, :, rows], keys, values, chunk, variant))
+        outputs.append(_prefill(query[:, :, own], keys, values, chunk, variant))
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).contiguous()[None]
 
 
@@ -100,6 +102,7 @@ def _prefill(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, chunk: Chunk, variant: Variant
 ) -> torch.Tensor:
     """`query` [1, heads, rows, size] to [rows, heads, size], a tile of rows after the other."""
+    keys, values = keys.float(), values.float()
     outputs = []
     for start in range(0, query.shape[2], QUERY_TILE):
         tile = query[:, :, start : start + QUERY_TILE]
@@ -147,10 +150,13 @@ def _softmax_attention(
     variant: Variant,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """[n, heads, rows, size] attention; `sinks` broadcast to [n, heads, rows, 1]."""
+    """[n, heads, rows, size] attention, computed in float32; `sinks` broadcast to [n, heads, rows, 1]."""
+    dtype = query.dtype
+    query, keys, values = query.float(), keys.float(), values.float()
     if sinks is None and variant.softcap is None:
-        return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=variant.scaling)
-    scores = torch.matmul(query, keys.transpose(2, 3)).float() * variant.scaling
+        output = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=variant.scaling)
+        return output.to(dtype)
+    scores = torch.matmul(query, keys.transpose(2, 3)) * variant.scaling
     if variant.softcap is not None:
         scores = torch.tanh(scores / variant.softcap) * variant.softcap
     if mask is not None:
@@ -160,4 +166,4 @@ def _softmax_attention(
     weights = torch.softmax(scores, dim=-1)
     if sinks is not None:
         weights = weights[..., :-1]
-    return torch.matmul(weights.to(values.dtype), values)
+    return torch.matmul(weights, values).to(dtype)

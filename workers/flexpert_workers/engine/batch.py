@@ -1,7 +1,7 @@
 """One forward pass as arrays: packed rows, where their keys go, and how attention groups them.
 
 Built by the runner from what the scheduler chose; read by the attention function, once a layer. Decode rows come first,
-sorted by length, so that requests of nearly equal length share one call.
+then chunks, each by length, so that requests of nearly equal length share one call and long chunks are last.
 """
 
 from collections.abc import Sequence
@@ -18,21 +18,25 @@ from flexpert_workers.engine.scheduler import Scheduled
 
 IntArray = npt.NDArray[np.int64]
 
+LONG_TOKENS = 8192
+"""Chunks that end behind this many tokens are attended to tile by tile, not row by row: their keys leave the caches."""
 MAX_PADDING = 1.5
 """A decode group is closed when its shortest request would be padded to more than this many times its length …"""
 PADDING_SLACK = 128
 """… and by more than this many tokens."""
 
 
-class DecodeRows(NamedTuple):
-    """Which tokens each decoding request sees.
+class PagedRows(NamedTuple):
+    """Which tokens rows see.
 
     Attributes:
         tables: [requests, width] int64 blocks; the padding block behind a request's last one.
-        firsts: [requests] int64; `lengths` likewise: the tokens [first, length).
+        owners: [rows] int64, the request of each row.
+        firsts: [rows] int64; `lengths` likewise: the tokens [first, length).
     """
 
     tables: IntArray
+    owners: IntArray
     firsts: IntArray
     lengths: IntArray
 
@@ -91,10 +95,10 @@ class Batch:
     block_tokens: int
     gather_tokens: int
     _groups: dict[int | None, list[DecodeGroup]] = field(default_factory=dict)
-    _rows: dict[int | None, DecodeRows] = field(default_factory=dict)
+    _rows: dict[int | None, PagedRows] = field(default_factory=dict)
 
-    def decode_rows(self, window: int | None) -> DecodeRows:
-        """What the decode rows see in layers that see the last `window` tokens (None: all)."""
+    def rows(self, window: int | None) -> PagedRows:
+        """What all rows but those of long chunks see in layers that see the last `window` tokens (None: all)."""
         if window not in self._rows:
             self._rows[window] = self._visible(window)
         return self._rows[window]
@@ -110,36 +114,46 @@ class Batch:
         """The prefills."""
         chunks = []
         row = self.num_decodes
-        for request, num_tokens in self.scheduled[self.num_decodes :]:
-            position = request.num_computed
-            num_blocks = -(-(position + num_tokens) // self.block_tokens)
-            table = torch.tensor([request.blocks[:num_blocks]])
-            chunks.append(Chunk(row, row + num_tokens, position, table))
-            row += num_tokens
+        for item in self.scheduled[self.num_decodes :]:
+            num_blocks = -(-item.stop // self.block_tokens)
+            table = torch.tensor([item.request.blocks[:num_blocks]])
+            chunks.append(Chunk(row, row + item.num_tokens, item.request.num_computed, table))
+            row += item.num_tokens
         return chunks
 
-    def _visible(self, window: int | None) -> DecodeRows:
+    @cached_property
+    def long_chunks(self) -> list[Chunk]:
+        """The prefills that end behind `LONG_TOKENS`: they come last."""
+        return [chunk for chunk in self.chunks if chunk.position + chunk.stop - chunk.start > LONG_TOKENS]
+
+    @property
+    def num_short_rows(self) -> int:
+        """Rows before those of long chunks."""
+        return self.input_ids.shape[1] - sum(chunk.stop - chunk.start for chunk in self.long_chunks)
+
+    def _visible(self, window: int | None) -> PagedRows:
         if window is not None:
-            rows = self.decode_rows(None)
+            rows = self.rows(None)
             return rows._replace(firsts=np.maximum(rows.lengths - window, 0))
-        requests = [request for request, _ in self.scheduled[: self.num_decodes]]
-        lengths = np.array([request.num_computed + 1 for request in requests], dtype=np.int64)
-        num_blocks = (lengths + self.block_tokens - 1) // self.block_tokens
-        tables = np.zeros((len(requests), num_blocks.max(initial=0)), dtype=np.int64)
-        for row, (request, count) in enumerate(zip(requests, num_blocks.tolist(), strict=True)):
-            tables[row, :count] = request.blocks[:count]
-        return DecodeRows(tables, np.zeros_like(lengths), lengths)
+        short = self.scheduled[: len(self.scheduled) - len(self.long_chunks)]
+        owners = np.repeat(np.arange(len(short)), [item.num_tokens for item in short])
+        lengths = self.positions[0, : len(owners)].numpy() + 1
+        num_blocks = [-(-item.stop // self.block_tokens) for item in short]
+        tables = np.zeros((len(short), max(num_blocks, default=0)), dtype=np.int64)
+        for row, (item, count) in enumerate(zip(short, num_blocks, strict=True)):
+            tables[row, :count] = item.request.blocks[:count]
+        return PagedRows(tables, owners, np.zeros_like(lengths), lengths)
 
     def _group(self, window: int | None) -> list[DecodeGroup]:
-        rows = self.decode_rows(window)
-        spans = (rows.lengths - rows.firsts).tolist()
-        return [_decode_group(rows, start, stop, self.block_tokens) for start, stop in _cuts(spans, self.gather_tokens)]
+        rows = self.rows(window)
+        spans = (rows.lengths - rows.firsts)[: self.num_decodes].tolist()
+        cuts = _cuts(spans, self.gather_tokens)
+        return [_decode_group(rows, start, stop, self.block_tokens) for start, stop in cuts]
 
 
 def build(scheduled: Sequence[Scheduled], block_tokens: int, gather_tokens: int) -> Batch:
     """The arrays of a pass over `scheduled`."""
-    decodes = sorted((item for item in scheduled if item.num_tokens == 1), key=lambda item: item.request.num_computed)
-    ordered = decodes + [item for item in scheduled if item.num_tokens != 1]
+    ordered = sorted(scheduled, key=lambda item: (item.num_tokens > 1, item.stop))
     counts = np.array([item.num_tokens for item in ordered])
     starts = np.array([item.request.num_computed for item in ordered])
     ends = np.cumsum(counts)
@@ -153,7 +167,7 @@ def build(scheduled: Sequence[Scheduled], block_tokens: int, gather_tokens: int)
         slots=torch.from_numpy(_slots(ordered, positions, counts, block_tokens)),
         sampled=[item.request for item in ordered if item.samples],
         logit_rows=torch.tensor(rows, dtype=torch.int64),
-        num_decodes=len(decodes),
+        num_decodes=sum(item.num_tokens == 1 for item in ordered),
         block_tokens=block_tokens,
         gather_tokens=gather_tokens,
     )
@@ -180,7 +194,7 @@ def _cuts(spans: list[int], gather_tokens: int) -> list[tuple[int, int]]:
     return [(start, stop) for start, stop in zip(cuts, [*cuts[1:], len(spans)], strict=True) if start < stop]
 
 
-def _decode_group(rows: DecodeRows, start: int, stop: int, block_tokens: int) -> DecodeGroup:
+def _decode_group(rows: PagedRows, start: int, stop: int, block_tokens: int) -> DecodeGroup:
     """Gather from the block that holds the first visible token; hide what is before it and behind the last one."""
     firsts, lengths = rows.firsts[start:stop], rows.lengths[start:stop]
     first_blocks = firsts // block_tokens

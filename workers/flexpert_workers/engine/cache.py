@@ -30,6 +30,13 @@ class LayerShape(NamedTuple):
         """Bytes of one token in this layer."""
         return (self.key[0] * self.key[1] + self.value[0] * self.value[1]) * self.dtype.itemsize
 
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes that attention takes for a token of this layer while it computes: gathered, expanded, in float32."""
+        used = self.expanded_bytes or self.token_bytes
+        widened = 0 if self.dtype.itemsize == 4 else used * 4 // self.dtype.itemsize
+        return self.token_bytes + self.expanded_bytes + widened
+
 
 def bytes_per_token(shapes: Mapping[int, LayerShape]) -> int:
     """Bytes of one token over all layers."""
@@ -62,7 +69,7 @@ def plan_cache(
     Raises:
         CapacityError: The budget does not hold two blocks.
     """
-    gathered = max(shape.token_bytes + shape.expanded_bytes for shape in shapes.values())
+    gathered = max(shape.gathered_bytes for shape in shapes.values())
     kept = bytes_per_token(shapes)
     most_gathered = max(context_length, MIN_GATHER_TOKENS)
     num_blocks = budget_bytes // ((kept + gathered) * block_tokens)

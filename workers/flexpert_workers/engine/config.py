@@ -41,3 +41,13 @@ class EngineConfig(msgspec.Struct, frozen=True):
     block_tokens: int = 16
     dispatch_deadline_s: float = 10.0
     dispatch_hang_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers with which no pass could ever run.
+
+        Raises:
+            ValueError: One of them is not positive.
+        """
+        for name in ("max_batch_tokens", "max_running", "max_waiting", "block_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} has to be at least 1, not {getattr(self, name)}")

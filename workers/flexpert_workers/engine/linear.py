@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 
 from flexpert_workers.expert.kernels import NativeGroupedLinear, grouped_linear
 
-MOST_ROWS = 256
+MOST_ROWS = 128
 """Passes of more rows multiply widened weights in torch: then a product is bound by arithmetic, not by reading them."""
 
 

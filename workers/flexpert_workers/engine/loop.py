@@ -17,7 +17,7 @@ from flexpert_workers.engine.config import EngineConfig
 from flexpert_workers.engine.dense import DenseModel, load_dense
 from flexpert_workers.engine.linear import quicken
 from flexpert_workers.engine.memory import cgroup_memory_limit, derive_kv_bytes
-from flexpert_workers.engine.paged import paged_decoders
+from flexpert_workers.engine.paged import paged_attentions
 from flexpert_workers.engine.request import Limits, Request, RequestKey, check
 from flexpert_workers.engine.runner import Runner
 from flexpert_workers.engine.sampler import Draw, sample
@@ -78,7 +78,7 @@ class Engine:
             plan,
             config.block_tokens,
             dispatcher,
-            paged_decoders(shapes, config.block_tokens, max(1, config.threads)),
+            paged_attentions(shapes, config.block_tokens, max(1, config.threads)),
         )
         limits = Limits(
             context_length=context_length,

@@ -1,7 +1,7 @@
-"""Decode attention on a CPU without gathering: compiles the kernel that `paged_ir` writes for a layer's shape.
+"""Attention on a CPU without gathering: compiles the kernel that `paged_ir` writes for a layer's shape, and calls it.
 
-The loop makes one per layer shape; `attention` uses it for the rows of requests that decode. Where it does not fit
-(head sizes that are no multiple of a vector, latents, soft caps) attention gathers and calls torch.
+The loop makes one per layer shape; `attention` uses it for all rows but those of very long chunks. Where it does not
+fit (head sizes that are no multiple of a vector, latents, soft caps) attention gathers and calls torch.
 """
 
 import ctypes
@@ -12,16 +12,16 @@ from functools import cache
 import torch
 from llvmlite import binding as llvm
 
-from flexpert_workers.engine.batch import DecodeRows
+from flexpert_workers.engine.batch import PagedRows
 from flexpert_workers.engine.cache import LayerShape
-from flexpert_workers.engine.paged_ir import ENTRY, STORED, TOKENS_PER_TILE, DecodeSpec, write_kernel
+from flexpert_workers.engine.paged_ir import ENTRY, STORED, TOKENS_PER_TILE, KernelSpec, write_kernel
 
 _POINTER, _WORD = ctypes.c_void_p, ctypes.c_int64
-_SIGNATURE = ctypes.CFUNCTYPE(None, *[_POINTER] * 9, _WORD, _WORD, ctypes.c_float, _WORD, _WORD)
+_SIGNATURE = ctypes.CFUNCTYPE(None, *[_POINTER] * 10, _WORD, _WORD, ctypes.c_float, _WORD, _WORD)
 
 
-class PagedDecode:
-    """Decode attention for layers of one shape; compiled when the first is made (some tenths of a second)."""
+class PagedAttention:
+    """Attention for layers of one shape; compiled when the first is made (some tenths of a second)."""
 
     def __init__(self, shape: LayerShape, block_tokens: int, num_threads: int) -> None:
         self._spec = spec_of(shape, block_tokens, _lanes())
@@ -36,26 +36,26 @@ class PagedDecode:
         query: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
-        rows: DecodeRows,
+        rows: PagedRows,
         scaling: float,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Attention of one row per request.
+        """Attention of query rows.
 
         Args:
-            query: [requests, heads, key size].
+            query: [rows, heads, key size].
             keys: [blocks, block_tokens, key heads, key size], the cache's, of one layer. `values` likewise.
             values: See `keys`.
-            rows: What each request sees.
+            rows: What each row sees.
             scaling: Of the scores.
             sinks: [heads] scores without a value, or None.
 
         Returns:
-            [requests, heads, value size] in the type of `query`.
+            [rows, heads, value size] in the type of `query`.
         """
         queries = query.float().contiguous()
-        num_requests, num_heads, _ = queries.shape
-        outputs = torch.empty((num_requests, num_heads, self._spec.value_size))
+        num_rows, num_heads, _ = queries.shape
+        outputs = torch.empty((num_rows, num_heads, self._spec.value_size))
         sink_scores = None if sinks is None else sinks.float().contiguous()
         width = rows.tables.shape[1]
         room = self._room(width)
@@ -67,6 +67,7 @@ class PagedDecode:
                 keys.data_ptr(),
                 values.data_ptr(),
                 rows.tables.ctypes.data,
+                rows.owners.ctypes.data,
                 rows.firsts.ctypes.data,
                 rows.lengths.ctypes.data,
                 None if sink_scores is None else sink_scores.data_ptr(),
@@ -80,9 +81,9 @@ class PagedDecode:
             )
 
         if self._threads is None:
-            compute((0, 0, num_requests))
+            compute((0, 0, num_rows))
         else:
-            own, *others = _shares(num_requests, self._num_threads)
+            own, *others = _shares(num_rows, self._num_threads)
             pending = [self._threads.submit(compute, share) for share in others]
             compute(own)
             for future in pending:
@@ -99,13 +100,15 @@ class PagedDecode:
         return room
 
 
-def paged_decoders(shapes: Mapping[int, LayerShape], block_tokens: int, num_threads: int) -> dict[int, PagedDecode]:
+def paged_attentions(
+    shapes: Mapping[int, LayerShape], block_tokens: int, num_threads: int
+) -> dict[int, PagedAttention]:
     """A kernel for each layer that one fits, layers of the same shape sharing theirs."""
-    made: dict[LayerShape, PagedDecode] = {}
+    made: dict[LayerShape, PagedAttention] = {}
     fitting = {layer: shape for layer, shape in shapes.items() if fits(shape, block_tokens)}
     for shape in fitting.values():
         if shape not in made:
-            made[shape] = PagedDecode(shape, block_tokens, num_threads)
+            made[shape] = PagedAttention(shape, block_tokens, num_threads)
     return {layer: made[shape] for layer, shape in fitting.items()}
 
 
@@ -122,9 +125,9 @@ def fits(shape: LayerShape, block_tokens: int) -> bool:
     )
 
 
-def spec_of(shape: LayerShape, block_tokens: int, lanes: int) -> DecodeSpec:
+def spec_of(shape: LayerShape, block_tokens: int, lanes: int) -> KernelSpec:
     """What the kernel of a layer is written for."""
-    return DecodeSpec(
+    return KernelSpec(
         stored=_name(shape.dtype),
         lanes=lanes,
         key_heads=shape.key[0],
@@ -139,9 +142,9 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _shares(num_requests: int, num_threads: int) -> list[tuple[int, int, int]]:
-    """(thread, begin, end) of the requests of each thread."""
-    bounds = [num_requests * thread // num_threads for thread in range(num_threads + 1)]
+def _shares(num_rows: int, num_threads: int) -> list[tuple[int, int, int]]:
+    """(thread, begin, end) of the rows of each thread."""
+    bounds = [num_rows * thread // num_threads for thread in range(num_threads + 1)]
     return [(thread, bounds[thread], bounds[thread + 1]) for thread in range(num_threads)]
 
 
@@ -154,7 +157,7 @@ def _lanes() -> int:
 
 
 @cache
-def _compiled(spec: DecodeSpec) -> llvm.ExecutionEngine:
+def _compiled(spec: KernelSpec) -> llvm.ExecutionEngine:
     """The machine code of a kernel; engines of one process share it."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()

@@ -1,4 +1,4 @@
-"""Writes the decode kernel as LLVM IR: attention of single query rows over keys and values where they lie in the cache.
+"""Writes the attention kernel as LLVM IR: query rows over keys and values where they lie in the cache.
 
 `paged` compiles and calls it. It reads each cached number once, widens it in registers (exact for bfloat16 and float16)
 and keeps sums in float32; nothing is gathered, padded or masked. A query row's result depends on no other row. Heads
@@ -14,7 +14,7 @@ from llvmlite import ir
 F32, I32, I64, VOID = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.VoidType()
 FLOATS, WORDS = F32.as_pointer(), I64.as_pointer()
 STORED = {"bfloat16": ir.IntType(16), "float16": ir.HalfType(), "float32": F32}
-ENTRY = "paged_decode"
+ENTRY = "paged_attention"
 TOKENS_PER_TILE = 4
 HIDDEN = -1e30
 """Score of a token outside the window: finite, so that what is not a number stays one."""
@@ -24,7 +24,7 @@ _LOG2_E, _LN2_HIGH, _LN2_LOW, _LOWEST = 1.44269504088896341, 0.693359375, -2.121
 _POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
 
-class DecodeSpec(NamedTuple):
+class KernelSpec(NamedTuple):
     """What a kernel is written for.
 
     Attributes:
@@ -42,20 +42,20 @@ class DecodeSpec(NamedTuple):
     block_tokens: int
 
 
-def write_kernel(spec: DecodeSpec) -> str:
-    """IR of a module with the function `paged_decode`.
+def write_kernel(spec: KernelSpec) -> str:
+    """IR of a module with the function `paged_attention`.
 
-    Its arguments: queries [requests, heads, key size] float32; keys and values, the cache's blocks of a layer; tables
-    [requests, width] int64; firsts and lengths [requests] int64, the tokens [first, length) to see; sinks [heads]
-    float32 or null; outputs [requests, heads, value size] float32; scores, scratch of [shared heads, room] float32;
-    room, a multiple of the lanes and at least the tokens of `width` blocks plus a vector; width; the scaling; and the
-    requests [begin, end).
+    Its arguments: queries [rows, heads, key size] float32; keys and values, the cache's blocks of a layer; tables
+    [requests, width] int64; owners [rows] int64, each row's request; firsts and lengths [rows] int64, the tokens
+    [first, length) that it sees; sinks [heads] float32 or null; outputs [rows, heads, value size] float32; scores,
+    scratch of [shared heads, room] float32; room, a multiple of the lanes and at least the tokens of `width` blocks and
+    a vector; width; the scaling; and the rows [begin, end) to compute.
     """
     return str(_Writer(spec).module)
 
 
 class _Writer:
-    def __init__(self, spec: DecodeSpec) -> None:
+    def __init__(self, spec: KernelSpec) -> None:
         self.spec = spec
         self.module = ir.Module()
         self.vector = ir.VectorType(F32, spec.lanes)
@@ -75,21 +75,20 @@ class _Writer:
 
     def _write_entry(self) -> None:
         spec = self.spec
-        types = [FLOATS, self.stored, self.stored, WORDS, WORDS, WORDS, FLOATS, FLOATS, FLOATS, I64, I64, F32, I64, I64]
-        function = self._function(ENTRY, types, internal=False)
-        queries, keys, values, tables, firsts, lengths, sinks, outputs, scores, room, width, scaling, begin, end = (
-            function.args
-        )
+        pointers = [FLOATS, self.stored, self.stored, WORDS, WORDS, WORDS, WORDS, FLOATS, FLOATS, FLOATS]
+        function = self._function(ENTRY, [*pointers, I64, I64, F32, I64, I64], internal=False)
+        queries, keys, values, tables, owners, firsts, lengths, sinks, outputs, scores = function.args[:10]
+        room, width, scaling, begin, end = function.args[10:]
         b = ir.IRBuilder(function.append_basic_block())
         sums = b.alloca(F32, spec.shared_heads)
         num_heads = spec.key_heads * spec.shared_heads
 
-        def request(b: ir.IRBuilder, r: ir.Value) -> ir.IRBuilder:
+        def row(b: ir.IRBuilder, r: ir.Value) -> ir.IRBuilder:
             first, length = b.load(b.gep(firsts, [r])), b.load(b.gep(lengths, [r]))
             size = I64(spec.block_tokens)
             first_block = b.sdiv(first, size)
             end_block = b.sdiv(b.add(length, I64(spec.block_tokens - 1)), size)
-            table = b.gep(tables, [b.mul(r, width)])
+            table = b.gep(tables, [b.mul(b.load(b.gep(owners, [r])), width)])
             origin = b.mul(first_block, size)  # scores are kept from the first block's first token on
             low, high = b.sub(first, origin), b.sub(length, origin)
 
@@ -135,7 +134,7 @@ class _Writer:
 
             return _loop(b, I64(0), I64(spec.key_heads), head)
 
-        _loop(b, begin, end, request).ret_void()
+        _loop(b, begin, end, row).ret_void()
 
     def _tiles(self) -> list[tuple[int, int]]:
         """(first, count) of the tiles into which the heads that share a key are cut."""

@@ -11,7 +11,7 @@ import torch
 from flexpert_workers.engine.attention import attend
 from flexpert_workers.engine.batch import Batch, build
 from flexpert_workers.engine.cache import CachePlan, LayerShape, PagedCache
-from flexpert_workers.engine.paged import PagedDecode
+from flexpert_workers.engine.paged import PagedAttention
 from flexpert_workers.engine.scheduler import Scheduled
 from flexpert_workers.engine.seams import ExpertDispatcher, PassHooks, bind, expander_of, variant_of
 
@@ -27,10 +27,10 @@ class Runner:
         plan: CachePlan,
         block_tokens: int,
         dispatcher: ExpertDispatcher,
-        decoders: Mapping[int, PagedDecode],
+        kernels: Mapping[int, PagedAttention],
     ) -> None:
         self.cache = PagedCache(shapes, plan.num_blocks, block_tokens)
-        self._decoders = decoders
+        self._kernels = kernels
         self._model = model
         self._plan = plan
         self._batch: Batch | None = None
@@ -77,5 +77,5 @@ class Runner:
             value,
             variant_of(arguments),
             expander_of(module),
-            self._decoders.get(layer),
+            self._kernels.get(layer),
         )

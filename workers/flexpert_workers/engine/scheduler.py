@@ -19,6 +19,11 @@ class Scheduled(NamedTuple):
     num_tokens: int
 
     @property
+    def stop(self) -> int:
+        """Tokens of the request that are computed once the pass is."""
+        return self.request.num_computed + self.num_tokens
+
+    @property
     def samples(self) -> bool:
         """Whether the pass reaches the request's last known token, so that its logits give the next one."""
         return self.num_tokens == self.request.num_remaining

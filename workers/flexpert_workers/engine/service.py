@@ -43,6 +43,7 @@ class EngineService:
         self.tables = TableHolder()
         self._draining = threading.Event()
         self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._step_started: float | None = None
         self._failed = False
 
@@ -70,7 +71,6 @@ class EngineService:
         self._membership = Membership(
             config.pool_control, config.pool, checkpoint.digest, self.tables, self._describe, self.drain
         )
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
         self._frontend.start()
         if config.pool_control:
