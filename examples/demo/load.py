@@ -9,7 +9,7 @@ from records import Request
 
 from flexpert_proto.client import AsyncGenerationClient, GenerationError
 
-REQUEST_TIMEOUT_S = 60.0
+REQUEST_TIMEOUT_S = 180.0
 
 
 class SteadyLoad:
