@@ -24,6 +24,7 @@ from flexpert_operator.local.state import API, OPERATOR, RUNTIME, LocalError
 from flexpert_proto import names
 
 START_S = 60.0
+PORT_WAIT_S = 10.0
 _POLL_S = 0.05
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _OWN_CRDS = Path(__file__).parent / "crds"
@@ -97,18 +98,28 @@ def _start_api(layout: Layout, parts: dict[str, ProcessId]) -> None:
     _install_crds(Kube(api_client(layout.kubeconfig)))
 
 
+def _is_free(port: int) -> bool:
+    """Whether a server could listen on a loopback port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def _earlier_port(layout: Layout) -> int:
     """The port that the kubeconfig names, so that an API that died comes back where its clients look for it; else 0."""
     if not layout.kubeconfig.exists():
         return 0
     url = yaml.safe_load(layout.kubeconfig.read_text())["clusters"][0]["cluster"]["server"]
     port = int(url.rsplit(":", 1)[1])
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise LocalError(f"port {port} of the API is taken: run `flexpert local down`") from error
+    deadline = time.monotonic() + PORT_WAIT_S
+    while not _is_free(port):  # some other connection may have it as its own end for a moment
+        if time.monotonic() > deadline:
+            raise LocalError(f"port {port} of the API is taken: run `flexpert local down`")
+        time.sleep(_POLL_S)
     return port
 
 
