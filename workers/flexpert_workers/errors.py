@@ -8,6 +8,7 @@ FlexpertError
 │   ├── CorruptCheckpoint
 │   └── UnsupportedArchitecture
 ├── CapacityError         something does not fit into the memory it was given
+├── PageError             memory that was lent is not what it should be
 ├── StaleEpoch            an operation based on a table that is not the newest, or an older term
 └── PassAbandoned         a forward pass gave up waiting for experts; its requests are queued again
 """
@@ -59,6 +60,10 @@ class UnsupportedArchitecture(CheckpointError):
 
 class CapacityError(FlexpertError):
     """Something does not fit into the memory it was given."""
+
+
+class PageError(FlexpertError):
+    """Memory that was lent is not what it should be: not sealed, too short, or its bytes are not those promised."""
 
 
 class StaleEpoch(FlexpertError):

@@ -1,0 +1,84 @@
+"""The memory calls of Linux that Python's `mmap` lacks: mapping at a fixed address, and advice on any range.
+
+`host` alone calls them. Mapping keeps the interpreter's lock, since it takes microseconds and the computing thread
+would otherwise wait to get the lock back; advice may take long and lets other threads run.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+_MADV_POPULATE_READ = 22
+_MADV_DONTNEED = 4
+_SLICE_BYTES = 1 << 20
+"""Advice is given by slices: the kernel holds up other changes of the address space for no longer than one takes."""
+
+_holding = ctypes.PyDLL(None, use_errno=True)
+_releasing = ctypes.CDLL(None, use_errno=True)
+_holding.mmap.restype = ctypes.c_void_p
+_holding.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_longlong,
+]
+_holding.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_releasing.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def reserve(nbytes: int) -> int:
+    """Reserve addresses that nothing can be read from; returns the first. Raises OSError."""
+    return _map(None, nbytes, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
+
+
+def map_readable(address: int, nbytes: int, descriptor: int) -> None:
+    """Map the start of a file at `address`, in place of what is there. Raises OSError."""
+    _map(address, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor)
+
+
+def map_nothing(address: int, nbytes: int) -> None:
+    """Turn a range back into addresses that nothing can be read from. Raises OSError."""
+    _map(address, nbytes, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED, -1)
+
+
+def unmap(address: int, nbytes: int) -> None:
+    """Give addresses back. Raises OSError."""
+    if _holding.munmap(address, nbytes):
+        raise _error("munmap")
+
+
+def populate(address: int, nbytes: int) -> None:
+    """Make the page tables of a mapped range; on Linux before 5.14 the first touch does it. Raises OSError."""
+    try:
+        _advise(address, nbytes, _MADV_POPULATE_READ)
+    except OSError as unknown:
+        if unknown.errno != errno.EINVAL:
+            raise
+
+
+def vacate(address: int, nbytes: int) -> None:
+    """Drop the page tables of a range mapped from a file; what is touched again comes back. Raises OSError."""
+    _advise(address, nbytes, _MADV_DONTNEED)
+
+
+def _map(address: int | None, nbytes: int, protection: int, flags: int, descriptor: int) -> int:
+    found = _holding.mmap(address, nbytes, protection, flags, descriptor, 0)
+    if found is None or found == ctypes.c_void_p(-1).value:
+        raise _error("mmap")
+    return int(found)
+
+
+def _advise(address: int, nbytes: int, advice: int) -> None:
+    for start in range(0, nbytes, _SLICE_BYTES):
+        if _releasing.madvise(address + start, min(_SLICE_BYTES, nbytes - start), advice):
+            raise _error("madvise")
+
+
+def _error(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}")
