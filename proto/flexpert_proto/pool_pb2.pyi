@@ -181,22 +181,32 @@ class ExpertSpec(_message.Message):
     WORKERS_PER_POD_FIELD_NUMBER: _builtins.int
     MEMORY_PER_WORKER_BYTES_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    STANDBY_WORKERS_FIELD_NUMBER: _builtins.int
     workers_per_pod: _builtins.int
     memory_per_worker_bytes: _builtins.int
     threads: _builtins.int
     """torch threads of a worker; 0: its share of the cores"""
+    workers: _builtins.int
+    """that are to hold experts; unset: all that there are"""
+    standby_workers: _builtins.int
+    """that are kept beside them, ready and empty"""
     def __init__(
         self,
         *,
         workers_per_pod: _builtins.int = ...,
         memory_per_worker_bytes: _builtins.int = ...,
         threads: _builtins.int = ...,
+        workers: _builtins.int | None = ...,
+        standby_workers: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_workers", b"_workers", "workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_per_worker_bytes", b"memory_per_worker_bytes", "threads", b"threads", "workers_per_pod", b"workers_per_pod"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_workers", b"_workers", "memory_per_worker_bytes", b"memory_per_worker_bytes", "standby_workers", b"standby_workers", "threads", b"threads", "workers", b"workers", "workers_per_pod", b"workers_per_pod"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__workers: _TypeAlias = _typing.Literal["workers"]  # noqa: Y015
+    _WhichOneofArgType__workers: _TypeAlias = _typing.Literal["_workers", b"_workers"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__workers) -> _WhichOneofReturnType__workers | None: ...
 
 Global___ExpertSpec: _TypeAlias = ExpertSpec  # noqa: Y015
 
@@ -371,12 +381,16 @@ class Worker(_message.Message):
         READY: Worker._State.ValueType  # 1
         DRAINING: Worker._State.ValueType  # 2
         LOST: Worker._State.ValueType  # 3
+        STANDBY: Worker._State.ValueType  # 4
 
-    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """STANDBY: it could serve and holds nothing; it is promoted to READY when a worker is wanted or one was lost."""
+
     STARTING: Worker.State.ValueType  # 0
     READY: Worker.State.ValueType  # 1
     DRAINING: Worker.State.ValueType  # 2
     LOST: Worker.State.ValueType  # 3
+    STANDBY: Worker.State.ValueType  # 4
 
     ID_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
@@ -391,6 +405,7 @@ class Worker(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     EXPERTS_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """unique in the pool for ever: a replacement has another id"""
     incarnation: _builtins.str
@@ -408,6 +423,8 @@ class Worker(_message.Message):
     pid: _builtins.int
     threads: _builtins.int
     """with which its process computes, as torch says"""
+    domain: _builtins.str
+    """its page owner's id; workers of one domain share pages. Empty when it owns its pages"""
     @_builtins.property
     def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """resident, packed layer * experts_per_layer + index"""
@@ -428,10 +445,11 @@ class Worker(_message.Message):
         pid: _builtins.int = ...,
         experts: _abc.Iterable[_builtins.int] | None = ...,
         threads: _builtins.int = ...,
+        domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "experts", b"experts", "failure_domain", b"failure_domain", "id", b"id", "incarnation", b"incarnation", "memory_bytes", b"memory_bytes", "node", b"node", "pid", b"pid", "pod", b"pod", "ray_node_id", b"ray_node_id", "resident_bytes", b"resident_bytes", "state", b"state", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "endpoint", b"endpoint", "experts", b"experts", "failure_domain", b"failure_domain", "id", b"id", "incarnation", b"incarnation", "memory_bytes", b"memory_bytes", "node", b"node", "pid", b"pid", "pod", b"pod", "ray_node_id", b"ray_node_id", "resident_bytes", b"resident_bytes", "state", b"state", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -563,6 +581,9 @@ class Pool(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    WANTED_WORKERS_FIELD_NUMBER: _builtins.int
+    WANTED_STANDBY_WORKERS_FIELD_NUMBER: _builtins.int
+    TABLE_OPERATION_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     incarnation: _builtins.str
     """of the controller"""
@@ -574,6 +595,11 @@ class Pool(_message.Message):
     """last configured"""
     message: _builtins.str
     """why the pool cannot serve, in a sentence, or empty"""
+    wanted_workers: _builtins.int
+    """as last configured"""
+    wanted_standby_workers: _builtins.int
+    table_operation: _builtins.str
+    """of the newest published table; "ID#N" is a wave of operation ID that more were to follow"""
     @_builtins.property
     def epoch(self) -> Global___Epoch:
         """of the newest published table; (0, 0) when there is none"""
@@ -617,12 +643,17 @@ class Pool(_message.Message):
         generation: _builtins.int = ...,
         message: _builtins.str = ...,
         lost: _abc.Iterable[Global___Expert] | None = ...,
+        wanted_workers: _builtins.int | None = ...,
+        wanted_standby_workers: _builtins.int = ...,
+        table_operation: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "model", b"model", "operation", b"operation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "epoch", b"epoch", "model", b"model", "operation", b"operation", "wanted_workers", b"wanted_workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "epoch", b"epoch", "generation", b"generation", "incarnation", b"incarnation", "loads", b"loads", "loads_since", b"loads_since", "lost", b"lost", "message", b"message", "model", b"model", "operation", b"operation", "placement", b"placement", "term", b"term", "uid", b"uid", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "engines", b"engines", "epoch", b"epoch", "generation", b"generation", "incarnation", b"incarnation", "loads", b"loads", "loads_since", b"loads_since", "lost", b"lost", "message", b"message", "model", b"model", "operation", b"operation", "placement", b"placement", "table_operation", b"table_operation", "term", b"term", "uid", b"uid", "wanted_standby_workers", b"wanted_standby_workers", "wanted_workers", b"wanted_workers", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__wanted_workers: _TypeAlias = _typing.Literal["wanted_workers"]  # noqa: Y015
+    _WhichOneofArgType__wanted_workers: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wanted_workers) -> _WhichOneofReturnType__wanted_workers | None: ...
 
 Global___Pool: _TypeAlias = Pool  # noqa: Y015
 
@@ -803,11 +834,17 @@ class PlanPrediction(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     PEAK_BYTES_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    ATTACHED_EXPERTS_FIELD_NUMBER: _builtins.int
+    WAVES_FIELD_NUMBER: _builtins.int
     moved_bytes: _builtins.int
     moved_experts: _builtins.int
     seconds: _builtins.float
     refusal: _builtins.str
     """why it could not be carried out, or empty"""
+    attached_experts: _builtins.int
+    """of those moved, the ones that cost no byte: a page of the same domain"""
+    waves: _builtins.int
+    """commits that it takes, each with its own epoch"""
     @_builtins.property
     def peak_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """per worker"""
@@ -820,10 +857,12 @@ class PlanPrediction(_message.Message):
         seconds: _builtins.float = ...,
         peak_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         refusal: _builtins.str = ...,
+        attached_experts: _builtins.int = ...,
+        waves: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["moved_bytes", b"moved_bytes", "moved_experts", b"moved_experts", "peak_bytes", b"peak_bytes", "refusal", b"refusal", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_experts", b"attached_experts", "moved_bytes", b"moved_bytes", "moved_experts", b"moved_experts", "peak_bytes", b"peak_bytes", "refusal", b"refusal", "seconds", b"seconds", "waves", b"waves"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -853,6 +892,46 @@ class Operation(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class StepSecondsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class PeakBytesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
@@ -864,6 +943,11 @@ class Operation(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     PHASE_SECONDS_FIELD_NUMBER: _builtins.int
+    ATTACHED_EXPERTS_FIELD_NUMBER: _builtins.int
+    STEP_SECONDS_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    WAVE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     cause: Global___Cause.ValueType
     phase: Global___Phase.ValueType
@@ -874,6 +958,10 @@ class Operation(_message.Message):
     """seconds since the Unix epoch"""
     finished_at: _builtins.float
     """0 while it runs"""
+    attached_experts: _builtins.int
+    """of the moved ones, those whose page was there already"""
+    wave: _builtins.int
+    """the one that runs or ran last, from 1"""
     @_builtins.property
     def base_epoch(self) -> Global___Epoch: ...
     @_builtins.property
@@ -882,6 +970,16 @@ class Operation(_message.Message):
 
     @_builtins.property
     def phase_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    @_builtins.property
+    def step_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """start, copy, map, verify, warm-up, commit; of the slowest worker each"""
+
+    @_builtins.property
+    def peak_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """per worker, of experts, when all was prepared"""
+
+    @_builtins.property
+    def predicted(self) -> Global___PlanPrediction: ...
     def __init__(
         self,
         *,
@@ -896,10 +994,15 @@ class Operation(_message.Message):
         started_at: _builtins.float = ...,
         finished_at: _builtins.float = ...,
         phase_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        attached_experts: _builtins.int = ...,
+        step_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        peak_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        predicted: Global___PlanPrediction | None = ...,
+        wave: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base_epoch", b"base_epoch", "epoch", b"epoch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_epoch", b"base_epoch", "epoch", b"epoch", "predicted", b"predicted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_epoch", b"base_epoch", "cause", b"cause", "epoch", b"epoch", "finished_at", b"finished_at", "id", b"id", "message", b"message", "moved_bytes", b"moved_bytes", "moved_experts", b"moved_experts", "phase", b"phase", "phase_seconds", b"phase_seconds", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached_experts", b"attached_experts", "base_epoch", b"base_epoch", "cause", b"cause", "epoch", b"epoch", "finished_at", b"finished_at", "id", b"id", "message", b"message", "moved_bytes", b"moved_bytes", "moved_experts", b"moved_experts", "peak_bytes", b"peak_bytes", "phase", b"phase", "phase_seconds", b"phase_seconds", "predicted", b"predicted", "started_at", b"started_at", "step_seconds", b"step_seconds", "wave", b"wave"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,8 +86,14 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class WorkerState(msgspec.Struct, frozen=True, tag=True):
-    """What a worker is and holds. `table` is its newest encoded routing table, or empty;
-    `threads` is what it computes with, 0 when unknown.
+    """What a worker is and holds.
+
+    Attributes:
+        table: Its newest encoded routing table, or empty.
+        threads: With which it computes, 0 when unknown.
+        domain: Id of its page owner: an expert that another worker of the domain holds is attached, not copied. Empty
+            when it keeps its pages itself.
+        transfer_endpoint: Where other domains copy pages from; empty: from `control_endpoint`.
     """
 
     worker: str
@@ -105,10 +111,21 @@ class WorkerState(msgspec.Struct, frozen=True, tag=True):
     table: bytes
     in_flight: int
     threads: int = 0
+    domain: str = ""
+    transfer_endpoint: str = ""
 
 
 class PrepareStatus(msgspec.Struct, frozen=True, tag=True):
-    """How far a `Prepare` is: `error` is empty unless it failed; then nothing of it stays resident."""
+    """How far a `Prepare` is.
+
+    Attributes:
+        copied_bytes: That were copied or read; attached experts cost none.
+        copied_experts: That have become resident, attached ones included.
+        from_peers: Of those, how many were copied from another worker.
+        error: Empty unless it failed; then nothing of it stays resident.
+        attached_experts: Of those resident, how many were in the domain already.
+        step_seconds: Of "copy" (or reading), "verify", "map" and "warm-up", so far.
+    """
 
     operation: str
     done: bool
@@ -116,6 +133,8 @@ class PrepareStatus(msgspec.Struct, frozen=True, tag=True):
     copied_experts: int
     from_peers: int
     error: str
+    attached_experts: int = 0
+    step_seconds: dict[str, float] = {}
 
 
 class Loads(msgspec.Struct, frozen=True, tag=True):
