@@ -16,6 +16,7 @@ from transformers.core_model_loading import (
 from flexpert_workers.checkpoint.conversion import Recipe, assemble
 from flexpert_workers.checkpoint.files import SINGLE_FILE, open_files
 from flexpert_workers.checkpoint.layout import fill_segment, make_layout
+from flexpert_workers.checkpoint.weights import find_weights
 from flexpert_workers.errors import CorruptCheckpoint, UnsupportedArchitecture
 
 EXPERTS = 3
@@ -57,7 +58,7 @@ def converted(parts, operations):
 
 def save(folder, parts):
     save_file({name: tensor for tensors in parts.values() for name, tensor in tensors.items()}, folder / SINGLE_FILE)
-    return open_files(folder)
+    return find_weights(open_files(folder), None)
 
 
 def recipe_of(parts, operations):
@@ -69,12 +70,12 @@ def recipe_of(parts, operations):
 def test_parts_equal_the_converted_parameter(tmp_path, case, dtype):
     parts, operations = CASES[case]
     expected = converted(parts, operations)
-    files = save(tmp_path, parts)
+    weights = save(tmp_path, parts)
     layout = make_layout([("target", tuple(expected.shape[1:]))], dtype)
     for index in range(EXPERTS):
         page = bytearray(layout.page_bytes)
-        source = assemble(recipe_of(parts, operations), index, EXPERTS, files)
-        fill_segment(files, layout.segments[0], source, memoryview(page))
+        source = assemble(recipe_of(parts, operations), index, EXPERTS, weights)
+        fill_segment(weights, layout.segments[0], source, memoryview(page))
         assert torch.equal(layout.views(page)["target"], expected[index].to(dtype))
 
 
@@ -92,9 +93,9 @@ def test_parts_equal_the_converted_parameter(tmp_path, case, dtype):
 )
 def test_other_operations_are_refused_by_name(tmp_path, operations):
     parts = {"w": {"w": draw(EXPERTS, 4, 6)}}
-    files = save(tmp_path, parts)
+    weights = save(tmp_path, parts)
     with pytest.raises(UnsupportedArchitecture, match=f"target needs the conversion {type(operations[0]).__name__}"):
-        assemble(recipe_of(parts, operations), 0, EXPERTS, files)
+        assemble(recipe_of(parts, operations), 0, EXPERTS, weights)
 
 
 def test_parts_of_different_shapes_are_refused(tmp_path):

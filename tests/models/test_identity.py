@@ -1,7 +1,13 @@
 """Greedy fp32 text through expert workers equals transformers' own, for the eight families, in both formats."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import transformers
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
+from quantised_checkpoints import save_fp8, save_mxfp4
 
 from flexpert_workers.checkpoint import Checkpoint
 from flexpert_workers.checkpoint.walk import compare, process_worker, tiny_model
@@ -54,3 +60,23 @@ def test_the_comparison_can_fail(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoint, "read_expert", read_neighbour)
     assert not compare(write("MixtralForCausalLM", tmp_path)).is_identical
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3MoeForCausalLM", "DeepseekV3ForCausalLM"])
+def test_text_of_an_fp8_checkpoint_is_that_of_the_dequantised_model(architecture, tmp_path, record_property):
+    """Matrices of several blocks of 128, the last ones partial."""
+    sizes = {"hidden_size": 160, "moe_intermediate_size": 136, "intermediate_size": 200}
+    folder, dequantised = tmp_path / "fp8", tmp_path / "fp32"
+    save_fp8(tiny_model(getattr(transformers, architecture), **sizes), folder, dequantised)
+    check(compare(folder.as_uri(), reference=dequantised.as_uri()), record_property)
+
+
+def test_text_of_an_mxfp4_checkpoint_is_that_of_the_dequantised_model(tmp_path, record_property):
+    """transformers dequantises the reference itself."""
+    folder, dequantised = tmp_path / "mxfp4", tmp_path / "fp32"
+    save_mxfp4(tiny_model(transformers.GptOssForCausalLM, hidden_size=64, intermediate_size=96), folder)
+    reference = transformers.GptOssForCausalLM.from_pretrained(
+        folder, dtype="float32", quantization_config=transformers.Mxfp4Config(dequantize=True)
+    )
+    reference.save_pretrained(dequantised, save_original_format=False)
+    check(compare(folder.as_uri(), reference=dequantised.as_uri()), record_property)

@@ -132,10 +132,6 @@ def _has_windows(config: Any) -> bool:
 
 
 def _config_reasons(config: Any) -> Iterator[str]:
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        yield f"its weights are quantised ({method or quantization}); give a checkpoint in BF16, F16 or F32"
     if getattr(config, "is_encoder_decoder", False):
         yield "it is an encoder-decoder model"
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - _SERVED_LAYER_TYPES)

@@ -24,6 +24,8 @@ from flexpert_workers.checkpoint.layout import (
     fill_segment,
     make_layout,
 )
+from flexpert_workers.checkpoint.quantisation import parse_quantisation
+from flexpert_workers.checkpoint.weights import PlainWeight, Weights, find_weights
 from flexpert_workers.errors import CheckpointError, CheckpointNotFound, CorruptCheckpoint, UnsupportedArchitecture
 
 _SPEC_DTYPES: Mapping[str, torch.dtype] = {
@@ -40,6 +42,7 @@ class Checkpoint:
     Attributes:
         architecture: Name of the model class, e.g. "MixtralForCausalLM".
         digest: Identity of what is served (see `CheckpointFiles.digest`).
+        config: transformers' configuration, without what it declares of quantisation.
         dtype: What weights are served in.
         num_layers: MoE layers; everywhere else `layer` counts these, from 0.
         num_experts: Experts per MoE layer.
@@ -62,9 +65,14 @@ class Checkpoint:
     dense_bytes: int
     kv_bytes_per_token: int
     context_length: int
-    files: CheckpointFiles
+    weights: Weights
     recipes: tuple[tuple[Recipe, ...], ...]
     experts: torch.nn.Module
+
+    @property
+    def files(self) -> CheckpointFiles:
+        """The files that hold the weights."""
+        return self.weights.files
 
     def read_expert(self, layer: int, index: int) -> bytearray:
         """The page of an expert, `layout.page_bytes` long, read by byte range.
@@ -80,11 +88,11 @@ class Checkpoint:
     def fill_page(self, layer: int, index: int, page: memoryview) -> None:
         """Fill a writable buffer of `layout.page_bytes` bytes with an expert; the bytes between segments stay."""
         for segment, source in zip(self.layout.segments, self.sources(layer, index), strict=True):
-            fill_segment(self.files, segment, source, page)
+            fill_segment(self.weights, segment, source, page)
 
     def sources(self, layer: int, index: int) -> tuple[Assembly, ...]:
         """Per segment of the layout, which bytes of which stored tensors it is made of."""
-        return tuple(assemble(recipe, index, self.num_experts, self.files) for recipe in self.recipes[layer])
+        return tuple(assemble(recipe, index, self.num_experts, self.weights) for recipe in self.recipes[layer])
 
     def experts_module(self) -> torch.nn.Module:
         """A new instance of the architecture's own experts class on meta: its flags, gate and activation."""
@@ -110,15 +118,17 @@ def open_checkpoint(source: str, dtype: str = "Auto") -> Checkpoint:
     config = skeleton.load_config(path)
     architectures.check_config(config, architecture)
     architectures.check_recorded(architecture)
+    quantisation = parse_quantisation(_take_quantisation(config), architecture)
     files = open_files(path)
+    weights = find_weights(files, quantisation)
     model = skeleton.build_skeleton(config, architecture)
     experts = tuple(skeleton.experts_modules(model))
     architectures.check_experts(tuple(found.module for found in experts), architecture)
     architectures.check_windows(config, skeleton.attention_modules(model), architecture)
-    conversion = convert_names(model, files)
-    check_complete(model, conversion, files)
+    conversion = convert_names(model, weights)
+    check_complete(model, conversion, weights)
     recipes = tuple(_layer_recipes(found, conversion) for found in experts)
-    served = _served_dtype(dtype, config, files, recipes[0][0])
+    served = _served_dtype(dtype, config, weights, recipes[0][0])
     canonical = json.dumps(raw_config, sort_keys=True).encode()
     opened = Checkpoint(
         path=path,
@@ -134,7 +144,7 @@ def open_checkpoint(source: str, dtype: str = "Auto") -> Checkpoint:
         dense_bytes=skeleton.dense_bytes(model, served),
         kv_bytes_per_token=skeleton.kv_bytes_per_token(model, config, served),
         context_length=skeleton.context_length(config, architecture),
-        files=files,
+        weights=weights,
         recipes=recipes,
         experts=experts[0].module,
     )
@@ -161,18 +171,29 @@ def _architecture(path: Path, config: Mapping[str, Any]) -> str:
     raise CorruptCheckpoint(f"{path / CONFIG_FILE} does not name its architecture (field architectures)")
 
 
-def _served_dtype(dtype: str, config: Any, files: CheckpointFiles, recipe: Recipe) -> torch.dtype:
-    """What the spec asks for; with "Auto" what the configuration says, or else what experts are stored in."""
+def _take_quantisation(config: Any) -> object:
+    """What the configuration declares, taken out of it: transformers sees a model that is not quantised."""
+    declared = getattr(config, "quantization_config", None)
+    if declared is not None:
+        del config.quantization_config
+    return declared
+
+
+def _served_dtype(dtype: str, config: Any, weights: Weights, recipe: Recipe) -> torch.dtype:
+    """What the spec asks for; with "Auto" what the configuration says, or else what experts are stored in, or BF16
+    where they are quantised.
+    """
     if dtype in _SPEC_DTYPES:
         return _SPEC_DTYPES[dtype]
     if dtype != "Auto":
         raise CheckpointError(f"dtype {dtype!r} is none of Auto, {', '.join(_SPEC_DTYPES)}")
-    stored = files.tensors[next(iter(recipe.sources.values()))[0]]
-    own = config.dtype if config.dtype is not None else stored.torch_dtype
+    weight = weights.by_name[next(iter(recipe.sources.values()))[0]]
+    stored = weight.tensor.torch_dtype if isinstance(weight, PlainWeight) else torch.bfloat16
+    own = config.dtype if config.dtype is not None else stored
     if own not in _SPEC_DTYPES.values():
         raise UnsupportedArchitecture(
-            f"{files.path}: its own dtype, {own or stored.dtype}, is not served; set model.dtype to one of "
-            f"{', '.join(_SPEC_DTYPES)}"
+            f"{weights.files.path}: its own dtype, {own or weight.tensor.dtype}, is not served; set model.dtype to one "
+            f"of {', '.join(_SPEC_DTYPES)}"
         )
     return cast(torch.dtype, own)
 
@@ -197,10 +218,10 @@ def _check_experts(checkpoint: Checkpoint, experts: tuple[skeleton.ExpertsModule
 def _check_sources(checkpoint: Checkpoint, layer: int, index: int) -> None:
     sources = checkpoint.sources(layer, index)
     for segment, source, recipe in zip(checkpoint.layout.segments, sources, checkpoint.recipes[layer], strict=True):
-        check_readable(checkpoint.files, source)
+        check_readable(checkpoint.weights, source)
         if source.shape != segment.shape:
-            box = source.boxes[0]
+            weight = checkpoint.weights.by_name[source.boxes[0].tensor]
             raise CorruptCheckpoint(
-                f"{checkpoint.path / checkpoint.files.tensors[box.tensor].file}: tensor {box.tensor!r} gives expert "
-                f"{index} of {recipe.target} the shape {list(source.shape)}, the configuration {list(segment.shape)}"
+                f"{checkpoint.weights.path(weight)}: tensor {weight.tensor.name!r} gives expert {index} of "
+                f"{recipe.target} the shape {list(source.shape)}, the configuration {list(segment.shape)}"
             )

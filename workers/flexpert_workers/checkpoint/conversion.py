@@ -23,7 +23,7 @@ from transformers.core_model_loading import (
 )
 
 from flexpert_workers.checkpoint.boxes import Assembly, concatenate
-from flexpert_workers.checkpoint.files import CheckpointFiles
+from flexpert_workers.checkpoint.weights import Weights
 from flexpert_workers.errors import CorruptCheckpoint, UnsupportedArchitecture
 
 
@@ -33,7 +33,7 @@ class Recipe:
 
     Attributes:
         target: The parameter's full name in the model, e.g. "model.layers.1.mlp.experts.gate_up_proj".
-        sources: Source pattern → the stored tensors that match it, in the loader's order. A parameter that is stored
+        sources: Source pattern → the stored weights that match it, in the loader's order. A parameter that is stored
             as it is has one source, under its own stored name.
         operations: transformers' operations, in order; empty for a parameter that is stored as it is.
     """
@@ -51,8 +51,8 @@ class Conversion:
     targets: frozenset[str]
 
 
-def convert_names(model: Any, files: CheckpointFiles) -> Conversion:
-    """Match the stored tensors with the parameters of `model` (on meta), as transformers' loader does.
+def convert_names(model: Any, weights: Weights) -> Conversion:
+    """Match the stored weights with the parameters of `model` (on meta), as transformers' loader does.
 
     Source of the method: `convert_and_load_state_dict_in_model` of transformers' `core_model_loading`.
     """
@@ -64,7 +64,7 @@ def convert_names(model: Any, files: CheckpointFiles) -> Conversion:
     collected: dict[str, dict[str, list[str]]] = {}
     operations: dict[str, WeightConverter | None] = {}
     targets: set[str] = set()
-    for stored in sorted(files.tensors, key=dot_natural_key):
+    for stored in sorted(weights.by_name, key=dot_natural_key):
         name, pattern = rename_source_key(stored, renamings, converters, model.base_model_prefix, state)
         if name not in state and stored in state:
             name, pattern = rename_source_key(stored, [], [], model.base_model_prefix, state)
@@ -78,7 +78,7 @@ def convert_names(model: Any, files: CheckpointFiles) -> Conversion:
     return Conversion(recipes, frozenset(targets))
 
 
-def check_complete(model: Any, conversion: Conversion, files: CheckpointFiles) -> None:
+def check_complete(model: Any, conversion: Conversion, weights: Weights) -> None:
     """Every parameter of `model` is stored, or tied to one that is, or one that the class says may be missing.
 
     Raises:
@@ -88,10 +88,10 @@ def check_complete(model: Any, conversion: Conversion, files: CheckpointFiles) -
     for name, _ in model.named_parameters():
         stored = name in conversion.targets or model.all_tied_weights_keys.get(name) in conversion.targets
         if not stored and not any(pattern.search(name) for pattern in optional):
-            raise CorruptCheckpoint(f"{files.path}: no stored tensor gives {name}")
+            raise CorruptCheckpoint(f"{weights.files.path}: no stored tensor gives {name}")
 
 
-def assemble(recipe: Recipe, index: int, num_experts: int, files: CheckpointFiles) -> Assembly:
+def assemble(recipe: Recipe, index: int, num_experts: int, weights: Weights) -> Assembly:
     """The part of a parameter `[experts, …]` that belongs to expert `index`, without the leading dimension.
 
     Raises:
@@ -101,7 +101,7 @@ def assemble(recipe: Recipe, index: int, num_experts: int, files: CheckpointFile
     merges = bool(recipe.operations) and isinstance(recipe.operations[0], MergeModulelist)
     take = _own_tensor if merges else _own_slice
     parts = {
-        pattern: take(recipe, names, index, num_experts, files) for pattern, names in _ordered_sources(recipe).items()
+        pattern: take(recipe, names, index, num_experts, weights) for pattern, names in _ordered_sources(recipe).items()
     }
     for operation in recipe.operations:
         parts = _apply(operation, parts, recipe)
@@ -130,30 +130,25 @@ def _ordered_sources(recipe: Recipe) -> Mapping[str, tuple[str, ...]]:
     return recipe.sources
 
 
-def _own_tensor(
-    recipe: Recipe, names: tuple[str, ...], index: int, num_experts: int, files: CheckpointFiles
-) -> Assembly:
+def _own_tensor(recipe: Recipe, names: tuple[str, ...], index: int, num_experts: int, weights: Weights) -> Assembly:
     """The expert's own stored tensor, of a parameter that is stored expert by expert."""
     if len(names) != num_experts:
         missing = _missing_expert(names, num_experts)
         raise CorruptCheckpoint(
-            f"{files.path}: {recipe.target} needs {num_experts} experts but {len(names)} are stored; {missing}"
+            f"{weights.files.path}: {recipe.target} needs {num_experts} experts but {len(names)} are stored; {missing}"
         )
-    stored = files.tensors[names[index]]
-    return Assembly.stored(stored.name, stored.shape)
+    return weights.by_name[names[index]].assembly()
 
 
-def _own_slice(
-    recipe: Recipe, names: tuple[str, ...], index: int, num_experts: int, files: CheckpointFiles
-) -> Assembly:
+def _own_slice(recipe: Recipe, names: tuple[str, ...], index: int, num_experts: int, weights: Weights) -> Assembly:
     """The expert's slice `[1, …]` of a parameter that is stored for all experts together."""
-    stored = files.tensors[names[0]]
-    if len(names) > 1 or not stored.shape or stored.shape[0] != num_experts:
+    weight = weights.by_name[names[0]]
+    if len(names) > 1 or not weight.shape or weight.shape[0] != num_experts:
         raise CorruptCheckpoint(
-            f"{files.path / stored.file}: tensor {stored.name!r} has shape {list(stored.shape)}, "
+            f"{weights.path(weight)}: tensor {weight.tensor.name!r} has shape {list(weight.tensor.shape)}, "
             f"but {recipe.target} needs {num_experts} experts"
         )
-    return Assembly.stored(stored.name, stored.shape).slice(0, index, index + 1)
+    return weight.assembly().slice(0, index, index + 1)
 
 
 def _missing_expert(names: tuple[str, ...], num_experts: int) -> str:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from flexpert_workers.checkpoint.boxes import Assembly, Box
-from flexpert_workers.checkpoint.files import CheckpointFiles
+from flexpert_workers.checkpoint.dequantise import read_elements
+from flexpert_workers.checkpoint.weights import PlainWeight, Weights
 from flexpert_workers.errors import UnsupportedArchitecture
 
 ALIGNMENT_BYTES = 64
 READABLE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""What expert weights may be stored as; anything else needs more than a cast."""
+"""What expert weights may be stored as that are not quantised."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ def make_layout(shapes: Iterable[tuple[str, tuple[int, ...]]], dtype: torch.dtyp
     return ExpertLayout(tuple(segments), position)
 
 
-def fill_segment(files: CheckpointFiles, segment: Segment, source: Assembly, page: memoryview) -> None:
-    """Copy what `source` names into the page, cast to the segment's dtype (bf16 to fp32 is exact, the rest rounds).
+def fill_segment(weights: Weights, segment: Segment, source: Assembly, page: memoryview) -> None:
+    """Copy what `source` names into the page, dequantised and cast to the segment's dtype (bf16 to fp32 is exact, the
+    rest rounds).
 
     Raises:
         CheckpointNotFound: A file is gone.
@@ -77,43 +79,39 @@ def fill_segment(files: CheckpointFiles, segment: Segment, source: Assembly, pag
     """
     target = torch.frombuffer(page, dtype=segment.dtype, count=math.prod(segment.shape), offset=segment.offset)
     for box in source.boxes:
-        if not _read_directly(files, segment, box, page):
-            _copy_box(files, box, target.view(segment.shape))
+        if not _read_directly(weights, segment, box, page):
+            _copy_box(weights, box, target.view(segment.shape))
 
 
-def check_readable(files: CheckpointFiles, source: Assembly) -> None:
-    """Refuse weights that slicing, merging, concatenating and a cast do not give.
+def check_readable(weights: Weights, source: Assembly) -> None:
+    """Refuse weights that slicing, merging, concatenating, a cast and the declared scales do not give.
 
     Raises:
         UnsupportedArchitecture: A tensor is quantised; the message names it, its file and its dtype.
     """
     for box in source.boxes:
-        stored = files.tensors[box.tensor]
-        if stored.torch_dtype not in READABLE_DTYPES:
+        weight = weights.by_name[box.tensor]
+        if isinstance(weight, PlainWeight) and weight.tensor.torch_dtype not in READABLE_DTYPES:
             raise UnsupportedArchitecture(
-                f"{files.path / stored.file}: expert tensor {stored.name!r} is stored as {stored.dtype}, a quantised "
-                f"format that is not served yet; give a checkpoint in BF16, F16 or F32"
+                f"{weights.path(weight)}: expert tensor {weight.name!r} is stored as {weight.tensor.dtype}, and the "
+                f"configuration declares no quantisation that says how; give a checkpoint in BF16, F16 or F32"
             )
 
 
-def _read_directly(files: CheckpointFiles, segment: Segment, box: Box, page: memoryview) -> bool:
+def _read_directly(weights: Weights, segment: Segment, box: Box, page: memoryview) -> bool:
     """Read a box straight into the page where no cast is needed and its bytes stay together; False otherwise."""
-    stored = files.tensors[box.tensor]
+    weight = weights.by_name[box.tensor]
     together = box.is_contiguous and box.shape[1:] == segment.shape[1:]
-    if stored.torch_dtype != segment.dtype or not together:
+    if not isinstance(weight, PlainWeight) or weight.tensor.torch_dtype != segment.dtype or not together:
         return False
     itemsize = segment.dtype.itemsize
     row_bytes = math.prod(segment.shape[1:]) * itemsize
     begin = segment.offset + box.at[0] * row_bytes
-    files.read_into(stored, box.start * itemsize, page[begin : begin + box.shape[0] * row_bytes])
+    weights.files.read_into(weight.tensor, box.start * itemsize, page[begin : begin + box.shape[0] * row_bytes])
     return True
 
 
-def _copy_box(files: CheckpointFiles, box: Box, target: torch.Tensor) -> None:
-    stored = files.tensors[box.tensor]
-    dtype = stored.torch_dtype
-    assert dtype is not None, "check_readable has refused what torch cannot read"
-    data = files.read(stored, box.start * dtype.itemsize, box.span * dtype.itemsize)
-    source = torch.frombuffer(data, dtype=dtype).as_strided(box.shape, box.strides)
+def _copy_box(weights: Weights, box: Box, target: torch.Tensor) -> None:
+    elements = read_elements(weights, weights.by_name[box.tensor], box.start, box.span, target.dtype)
     where = tuple(slice(at, at + size) for at, size in zip(box.at, box.shape, strict=True))
-    target[where].copy_(source)
+    target[where].copy_(elements.as_strided(box.shape, box.strides))

@@ -1,19 +1,24 @@
 """Loads a transformers model without its experts: every expert parameter is None from the start and never allocated.
 
 Called by the engine at start. `from_pretrained` builds the model on the meta device and fills what it finds there, so
-an experts class that declares no parameters gets none; what the files hold of experts is never read.
+an experts class that declares no parameters gets none; what the files hold of experts is never read. Weights in FP8 are
+dequantised by us while they are loaded: transformers wants `accelerate` for it, and takes a grid of scales for even
+blocks, which fails or is wrong where the last block is partial.
 """
 
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from flexpert_workers.checkpoint import Checkpoint
+from flexpert_workers.checkpoint.dequantise import read_weight
 from flexpert_workers.checkpoint.skeleton import model_class
+from flexpert_workers.checkpoint.weights import PlainWeight, Weight
 from flexpert_workers.engine.seams import SERVING, install
 
 
@@ -37,7 +42,7 @@ def load_dense(checkpoint: Checkpoint) -> DenseModel:
     cls = model_class(checkpoint.architecture)
     with _without_parameters(type(checkpoint.experts)), _quiet():
         model = cls.from_pretrained(
-            str(checkpoint.path),
+            **_source(checkpoint),
             config=copy.deepcopy(checkpoint.config),
             dtype=checkpoint.dtype,
             attn_implementation=SERVING,
@@ -50,6 +55,26 @@ def load_dense(checkpoint: Checkpoint) -> DenseModel:
     _assert_materialised(model)
     experts = [model.get_submodule(path) for path in checkpoint.moe_layer_modules]
     return DenseModel(model, _resident_bytes([model]), _resident_bytes(experts))
+
+
+class _LazyWeight:
+    """A weight in place of a tensor of a state dict; transformers' loader indexes it with `...` when it wants it."""
+
+    def __init__(self, checkpoint: Checkpoint, weight: Weight) -> None:
+        self._checkpoint = checkpoint
+        self._weight = weight
+
+    def __getitem__(self, index: EllipsisType) -> torch.Tensor:
+        return read_weight(self._checkpoint.weights, self._weight, self._checkpoint.dtype)
+
+
+def _source(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Where `from_pretrained` is to find the weights: in the folder, or with us where they are quantised."""
+    by_name = checkpoint.weights.by_name
+    if all(isinstance(weight, PlainWeight) for weight in by_name.values()):
+        return {"pretrained_model_name_or_path": str(checkpoint.path)}
+    weights = {name: _LazyWeight(checkpoint, weight) for name, weight in by_name.items()}
+    return {"pretrained_model_name_or_path": None, "state_dict": weights}
 
 
 @contextmanager

@@ -49,26 +49,27 @@ class ReferenceText:
     margins: tuple[float, ...]
 
 
-def compare(source: str, num_workers: int = 2, start: Start = thread_worker) -> Comparison:
+def compare(
+    source: str, num_workers: int = 2, start: Start = thread_worker, reference: str | None = None
+) -> Comparison:
     """Serve a checkpoint in fp32 and compare its text with `generate`'s, for prompts that share their passes.
 
     Args:
         source: The checkpoint.
         num_workers: Expert workers to serve it through.
         start: How each of them is started.
+        reference: The checkpoint for `generate`, where it is another: the same model, dequantised.
 
     Raises:
         CheckpointError: It cannot be served.
     """
     checkpoint = open_checkpoint(source, "Float32")
     prompts = make_prompts()
-    reference = reference_texts(checkpoint, prompts)
+    theirs = reference_texts(open_checkpoint(reference or source, "Float32"), prompts)
     ours = serve_texts(checkpoint, prompts, num_workers, start)
-    differing = [_first_difference(text, tokens) for text, tokens in zip(reference, ours, strict=True)]
-    margins = [
-        text.margins[position] for text, position in zip(reference, differing, strict=True) if position is not None
-    ]
-    num_tokens = sum(len(text.tokens) for text in reference)
+    differing = [_first_difference(text, tokens) for text, tokens in zip(theirs, ours, strict=True)]
+    margins = [text.margins[position] for text, position in zip(theirs, differing, strict=True) if position is not None]
+    num_tokens = sum(len(text.tokens) for text in theirs)
     return Comparison(num_tokens, len(margins), sum(margin < NEAR_TIE for margin in margins))
 
 

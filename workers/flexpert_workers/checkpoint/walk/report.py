@@ -15,8 +15,14 @@ token for token. Everything else is refused when it is applied, with the reason 
 
 This page is written by `python -m flexpert_workers.checkpoint.walk`; a test fails when it is stale.
 
-Whatever the architecture, a checkpoint is also refused when its weights are quantised (FP8, mxfp4, …), when its
-configuration asks for layers other than full or sliding attention, or when it has no layer of experts.
+Whatever the architecture, a checkpoint is also refused when its configuration asks for layers other than full or
+sliding attention, or when it has no layer of experts.
+
+Weights may be stored in BF16, F16 or F32, or quantised as DeepSeek-V3 publishes them (`quant_method` `fp8` with a
+`weight_block_size`: E4M3 values with `…_scale_inv`) or as gpt-oss does (`mxfp4`: `…_blocks` and `…_scales`). Quantised
+weights are dequantised to `model.dtype` (`Auto`: the configuration's own, BF16 where it names none), an expert's while
+its page is filled and dense ones while the engine loads them: what is served is the dequantised model. Other quantised
+formats are refused by name.
 
 {num_served} served, {num_refused} refused.
 
