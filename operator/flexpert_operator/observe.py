@@ -9,6 +9,7 @@ from flexpert_operator.api import names
 from flexpert_operator.api.spec import Model, MoEDeployment
 from flexpert_operator.decide.observation import Cluster, Group, Pod
 from flexpert_operator.decide.sizing_state import Sizing
+from flexpert_operator.decide.status import from_rfc3339
 from flexpert_operator.kube import PODS, RAY_CLUSTERS, Kube, Object
 
 
@@ -64,7 +65,12 @@ def parse_group(raw: Mapping[str, Any], role: str, pods: list[Object]) -> Group:
 def parse_pod(pod: Mapping[str, Any]) -> Pod:
     """A pod, with what keeps it from running."""
     metadata = pod["metadata"]
-    return Pod(metadata["name"], metadata.get("deletionTimestamp") is not None, hindrance(pod.get("status") or {}))
+    return Pod(
+        metadata["name"],
+        terminating=metadata.get("deletionTimestamp") is not None,
+        message=hindrance(pod.get("status") or {}),
+        created_at=from_rfc3339(metadata.get("creationTimestamp")),
+    )
 
 
 def hindrance(status: Mapping[str, Any]) -> str:

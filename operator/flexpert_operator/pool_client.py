@@ -28,6 +28,7 @@ INSPECT_TIMEOUT_S = 120.0
 MAX_MESSAGE_BYTES = 64 * 2**20
 
 STATES = {0: MemberState.STARTING, 1: MemberState.READY, 2: MemberState.DRAINING, 3: MemberState.LOST}
+STATES[pb.Worker.STANDBY] = MemberState.STANDBY
 CAUSES = {
     pb.CAUSE_UNSPECIFIED: Cause.UNKNOWN,
     pb.SCALE: Cause.SCALE,
@@ -90,13 +91,15 @@ class PoolClient:
                 raise ModelRefused(reason, failure.details() or "") from failure
             raise self._translate(failure) from failure
 
-    def configure(self, deployment: MoEDeployment, model: Model, incarnation: str, term: int, engines: int) -> None:
+    def configure(
+        self, deployment: MoEDeployment, model: Model, incarnation: str, term: int, engines: int, workers: int
+    ) -> None:
         """Grant `term` to `incarnation` and say what the pool is for; raises `PoolRefused`."""
         request = pb.ConfigureRequest(
             incarnation=incarnation,
             term=term,
             generation=deployment.generation,
-            spec=spec_message(deployment, model, engines),
+            spec=spec_message(deployment, model, engines, workers),
         )
         try:
             self._stub().Configure(request, timeout=CALL_TIMEOUT_S)
@@ -148,8 +151,8 @@ def model_message(model: Model) -> pb.Model:
     return pb.Model(source=model.source, revision=model.revision, dtype=model.dtype)
 
 
-def spec_message(deployment: MoEDeployment, model: Model, engines: int) -> pb.PoolSpec:
-    """What the pool is for, with the model and the number of engines it is to have now."""
+def spec_message(deployment: MoEDeployment, model: Model, engines: int, workers: int) -> pb.PoolSpec:
+    """What the pool is for, with the model and the numbers of engines and of workers it is to have now."""
     return pb.PoolSpec(
         uid=deployment.uid,
         name=deployment.name,
@@ -163,6 +166,8 @@ def spec_message(deployment: MoEDeployment, model: Model, engines: int) -> pb.Po
         experts=pb.ExpertSpec(
             workers_per_pod=deployment.experts.workers_per_pod,
             memory_per_worker_bytes=deployment.experts.memory_per_worker_bytes,
+            workers=workers,
+            standby_workers=deployment.experts.standby_workers,
         ),
     )
 
@@ -202,6 +207,9 @@ def pool_of(message: pb.Pool) -> Pool:
         generation=message.generation,
         message=message.message,
         lost=tuple(ExpertId(expert.layer, expert.index) for expert in message.lost),
+        wanted_workers=message.wanted_workers if message.HasField("wanted_workers") else None,
+        wanted_standby=message.wanted_standby_workers,
+        table_operation=message.table_operation,
     )
 
 

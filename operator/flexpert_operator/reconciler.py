@@ -133,9 +133,11 @@ class Reconciler:
         grant = terms.decide_grant(deployment.annotations, pool)
         if not grant.taken:
             self._take_term(deployment, terms.annotations_of(grant, pool.incarnation))
-        if not grant.taken or pool.term == 0 or pool.generation != deployment.generation:
+        workers = size.pods * deployment.experts.workers_per_pod
+        told = (pool.generation, pool.wanted_workers) == (deployment.generation, workers)
+        if not grant.taken or pool.term == 0 or not told:
             engines = deployment.engines.replicas
-            self._pool.configure(deployment, serving, pool.incarnation, grant.term, engines)
+            self._pool.configure(deployment, serving, pool.incarnation, grant.term, engines, workers)
             return None, None
         self._drain(drains.decide_drains(pool, size.sizing.victims))
         return self._place(deployment, observed, pool, size)
@@ -238,7 +240,8 @@ class Reconciler:
         try:
             pool = self._pool.get_pool()
             if cluster is not None and cluster.served_model is not None and pool.term > 0 and pool.engines:
-                self._pool.configure(deployment, cluster.served_model, pool.incarnation, pool.term, engines=0)
+                workers = pool.wanted_workers or 0
+                self._pool.configure(deployment, cluster.served_model, pool.incarnation, pool.term, 0, workers)
         except PoolUnavailable:
             return False
         except PoolError as refusal:

@@ -119,7 +119,7 @@ def observed() -> Callable[..., Observation]:
             resource_version="1",
             engines=Group(1, pods=(Pod("engine"),)),
             experts=Group(count, to_delete, present),
-            sizing=sizing or Sizing(settled=count),
+            sizing=sizing or Sizing(settled=count, aim=count),
             served_model=Model("file:///models/tiny"),
         )
         base = Observation(now=now, cluster=cluster, pool=pool, inspection=Inspection(facts=FACTS), ingress_ready=1)

@@ -75,6 +75,7 @@ class SimulatedPool(PoolControlServicer):
         with self.lock:
             lost = self._workers[worker]
             lost.state = pb.Worker.LOST
+            self._cast()
             others = [one.id for one in self._workers.values() if one.state == pb.Worker.READY]
             for row in self._placement.values():
                 if row.pop(worker, None) is not None and not row:
@@ -103,7 +104,8 @@ class SimulatedPool(PoolControlServicer):
                     self._start(pod)
             for worker in self._workers.values():
                 if worker.state == pb.Worker.STARTING and worker.pod not in self.held_pods:
-                    worker.state = pb.Worker.READY
+                    worker.state = pb.Worker.STANDBY
+            self._cast()
 
     def holders(self) -> set[str]:
         """Workers that the placement names."""
@@ -124,6 +126,7 @@ class SimulatedPool(PoolControlServicer):
             self.specs.append(request.spec)
             for worker in self._workers.values():
                 worker.memory_bytes = request.spec.experts.memory_per_worker_bytes
+            self._cast()
         return pb.ConfigureResponse()
 
     def InspectModel(self, request: pb.InspectModelRequest, context: Any) -> pb.ModelInfo:  # noqa: N802
@@ -148,6 +151,8 @@ class SimulatedPool(PoolControlServicer):
                 loads=self.loads,
                 operation=self._operations[self._last] if self._last else None,
                 generation=self._generation,
+                wanted_workers=self.specs[-1].experts.workers if self.specs else None,
+                wanted_standby_workers=self.specs[-1].experts.standby_workers if self.specs else 0,
                 lost=[
                     pb.Expert(layer=layer, index=index) for (layer, index), row in self._placement.items() if not row
                 ],
@@ -156,7 +161,8 @@ class SimulatedPool(PoolControlServicer):
     def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:  # noqa: N802
         with self.lock:
             for worker in request.workers:
-                self._workers[worker].state = pb.Worker.READY if request.undo else pb.Worker.DRAINING
+                self._workers[worker].state = pb.Worker.STANDBY if request.undo else pb.Worker.DRAINING
+            self._cast()
         return pb.DrainResponse()
 
     def Reconfigure(self, request: pb.ReconfigureRequest, context: Any) -> pb.Operation:  # noqa: N802
@@ -209,6 +215,16 @@ class SimulatedPool(PoolControlServicer):
             id=identity, cause=cause, phase=pb.SUCCEEDED, base_epoch=base, started_at=1.0, finished_at=1.5
         )
         self._last = identity
+
+    def _cast(self) -> None:
+        """As the real controller: as many workers serve as are wanted, those that hold experts in any case."""
+        wanted = self.specs[-1].experts.workers if self.specs else 0
+        able = [one for one in self._workers.values() if one.state in (pb.Worker.READY, pb.Worker.STANDBY)]
+        holders = self.holders()
+        able.sort(key=lambda one: (one.id not in holders, one.state == pb.Worker.STANDBY, one.id))
+        for number, worker in enumerate(able):
+            serves = worker.id in holders or number < wanted
+            worker.state = pb.Worker.READY if serves else pb.Worker.STANDBY
 
     def _start(self, pod: str) -> None:
         name = f"w{next(self._numbers)}-{pod}"

@@ -247,6 +247,26 @@ def test_a_lost_worker_is_replaced(world: World) -> None:
     world.until("it is told", lambda: "WorkerLost" in world.reasons("hurt") and world.is_settled("hurt"))
 
 
+def test_standbys_take_growth_and_losses_at_once(world: World) -> None:
+    pool = world.serve("warm", standbyWorkers=1)
+    status = world.get("warm")["status"]["experts"]
+    assert (status["workers"], status["ready"], status["standby"]) == (2, 2, 1)
+    assert (world.group("warm")["replicas"], len(pool.holders())) == (3, 2)
+    world.cluster.unschedulable.add("warm")
+    world.scale("warm", 3)
+    world.until("three hold experts though no pod comes", lambda: len(pool.holders()) == 3)
+    world.until("a standby is missing", lambda: world.condition("warm", "Progressing") == ("True", "Replenishing"))
+    world.cluster.unschedulable.clear()
+    stuck = [pod["metadata"]["name"] for pod in pool_pods(world, "warm") if pod["status"]["phase"] == "Pending"]
+    for name in stuck:
+        world.kube.delete(PODS, NAMESPACE, name)
+    world.until("another stands by", lambda: world.is_settled("warm"))
+    world.scale("warm", 2)
+    world.until("two and a standby", lambda: world.is_settled("warm") and len(pool.holders()) == 2)
+    world.until("the group is as asked", lambda: world.group("warm")["replicas"] == 3)
+    assert world.cluster.random_deletions == []
+
+
 def test_a_lost_pod_is_replaced(world: World) -> None:
     pool = world.serve("evicted")
     before = {pod["metadata"]["name"] for pod in pool_pods(world, "evicted")}
@@ -380,7 +400,7 @@ def test_the_operator_may_die_in_mid_operation(world: World) -> None:
     pool = world.serve("lasting")
     pool.hold = True
     world.scale("lasting", 4)
-    world.until("preparing", lambda: world.condition("lasting", "Progressing") == ("True", "Reconfiguring"))
+    world.until("preparing", lambda: world.condition("lasting", "Progressing") == ("True", "Preparing"))
     world.operator.stop()
     pool.release()
     world.operator = Operator(world.kubeconfig)
@@ -434,7 +454,7 @@ BAD_SPECS: dict[str, tuple[Object, str]] = {
         "spec.serving.httpPort",
     ),
     "standby workers": (
-        {"model": {"source": "file:///m"}, "experts": {"standbyWorkers": 1}},
+        {"model": {"source": "file:///m"}, "experts": {"standbyWorkers": -1}},
         "spec.experts.standbyWorkers",
     ),
     "another solver": (

@@ -47,6 +47,7 @@ def test_all_is_well(deployment: MoEDeployment, pool: MakePool, observed: Observ
         "desired": 2,
         "workers": 2,
         "ready": 2,
+        "standby": 0,
         "epoch": "1.1",
         "replicas": 8,
         "residentBytes": 8000,
@@ -155,13 +156,13 @@ def test_progress(
 ) -> None:
     served = pool(engines=(ENGINE,))
     running = replace(served, operation=replace(OPERATION, phase=Phase.PREPARE, finished_at=None))
-    assert conditions(deployment, observed(running))["Progressing"] == ("True", "Reconfiguring")
+    assert conditions(deployment, observed(running))["Progressing"] == ("True", "Preparing")
     growing = replace(SETTLED, size=replace(SETTLED.size, pods=4))
-    assert conditions(with_workers(4), observed(served), growing)["Progressing"] == ("True", "WaitingForWorkers")
+    assert conditions(with_workers(4), observed(served), growing)["Progressing"] == ("True", "Provisioning")
     draining = replace(SETTLED, size=replace(SETTLED.size, sizing=Sizing(2, victims=("b",))))
     assert conditions(deployment, observed(served), draining)["Progressing"] == ("True", "Draining")
     shrinking = replace(SETTLED, size=replace(SETTLED.size, pods=1))
-    assert conditions(with_workers(1), observed(served), shrinking)["Progressing"] == ("True", "RemovingWorkers")
+    assert conditions(with_workers(1), observed(served), shrinking)["Progressing"] == ("True", "Deprovisioning")
     more = replace(deployment, engines=replace(deployment.engines, replicas=2))
     assert conditions(more, observed(served))["Progressing"] == ("True", "WaitingForEngines")
 

@@ -33,20 +33,20 @@ def test_the_first_ray_cluster_has_what_the_spec_asks_for(with_workers: Make) ->
     decided = size(with_workers(3), Observation(now=5.0))
     assert decided.experts == GroupSize(3)
     assert decided.engines == GroupSize(1)
-    assert decided.sizing == Sizing(settled=0, since=5.0)
+    assert decided.sizing == Sizing(settled=0, aim=3, since=5.0)
 
 
 def test_nothing_changes_when_all_is_as_asked(with_workers: Make, pool: MakePool, observed: Observe) -> None:
     decided = size(with_workers(2), observed(pool()))
     assert decided.experts == GroupSize(2)
-    assert decided.sizing == Sizing(settled=2)
+    assert decided.sizing == Sizing(settled=2, aim=2)
     assert decided.problem is None
 
 
 def test_growth_raises_replicas_and_starts_the_clock(with_workers: Make, pool: MakePool, observed: Observe) -> None:
     decided = size(with_workers(4), observed(pool()))
     assert decided.experts == GroupSize(4)
-    assert decided.sizing == Sizing(settled=2, since=1000.0)
+    assert decided.sizing == Sizing(settled=2, aim=4, since=1000.0)
 
 
 def test_growth_settles_when_every_worker_is_ready(with_workers: Make, pool: MakePool, observed: Observe) -> None:
@@ -163,7 +163,7 @@ def test_a_size_that_does_not_fit_leaves_what_runs(with_workers: Make, pool: Mak
 
 
 def test_pods_that_do_not_come_are_taken_back(with_workers: Make, pool: MakePool, observed: Observe) -> None:
-    sizing = Sizing(settled=2, since=900.0)
+    sizing = Sizing(settled=2, aim=4, since=900.0)
     decided = size(with_workers(4), observed(pool("ab"), "abcd", sizing=sizing))
     assert decided.experts == GroupSize(2, ("d", "c")), "the new pods are the ones deleted"
     assert decided.sizing.failed == FailedGrowth(4, generation=1, at=1000.0)
@@ -173,7 +173,7 @@ def test_pods_that_do_not_come_are_taken_back(with_workers: Make, pool: MakePool
 
 
 def test_before_the_deadline_they_are_waited_for(with_workers: Make, pool: MakePool, observed: Observe) -> None:
-    decided = size(with_workers(4), observed(pool("ab"), "abcd", sizing=Sizing(settled=2, since=990.0)))
+    decided = size(with_workers(4), observed(pool("ab"), "abcd", sizing=Sizing(settled=2, aim=4, since=990.0)))
     assert decided.experts == GroupSize(4)
     assert decided.problem is None
 
@@ -202,7 +202,7 @@ def test_a_failed_growth_is_tried_again(
 
 
 def test_the_first_pods_are_not_taken_back(with_workers: Make, pool: MakePool, observed: Observe) -> None:
-    first = observed(pool((), epoch=Epoch(0, 0)), "ab", sizing=Sizing(settled=0, since=0.0))
+    first = observed(pool((), epoch=Epoch(0, 0)), "ab", sizing=Sizing(settled=0, aim=2, since=0.0))
     decided = size(with_workers(2), first)
     assert decided.experts == GroupSize(2)
     assert decided.problem is not None
@@ -250,7 +250,7 @@ def test_workers_per_pod(deployment: MoEDeployment, pool: MakePool, observed: Ob
 
 
 def test_the_state_survives_its_annotation() -> None:
-    state = Sizing(settled=2, since=3.5, victims=("a",), failed=FailedGrowth(4, 7, 9.25))
+    state = Sizing(settled=2, aim=4, since=3.5, victims=("a",), failed=FailedGrowth(4, 7, 9.25))
     assert Sizing.decode(state.encode()) == state
     assert Sizing.decode(None) == Sizing()
 
@@ -259,3 +259,76 @@ def test_the_served_model_is_what_fits(with_workers: Make, pool: MakePool, obser
     seen = observed(pool("ab"), "ab")
     assert seen.cluster.served_model == Model("file:///models/tiny")
     assert size(with_workers(1), seen).problem is None
+
+
+@pytest.fixture
+def standing_by(with_workers: Make) -> Callable[[int, int], MoEDeployment]:
+    """`workers` that serve and `standby` beside them."""
+
+    def make(workers: int, standby: int) -> MoEDeployment:
+        asked = with_workers(workers)
+        return replace(asked, experts=replace(asked.experts, standby_workers=standby))
+
+    return make
+
+
+StandingBy = Callable[[int, int], MoEDeployment]
+
+
+def with_standby(pool: Pool, worker: MakeWorker, *pods: str) -> Pool:
+    return replace(pool, workers=(*pool.workers, *(worker(pod, MemberState.STANDBY, experts=0) for pod in pods)))
+
+
+def test_standbys_get_pods_of_their_own(
+    standing_by: StandingBy, pool: MakePool, observed: Observe, worker: MakeWorker
+) -> None:
+    assert size(standing_by(2, 1), Observation(now=5.0)).experts == GroupSize(3)
+    full = observed(with_standby(pool("ab"), worker, "c"), "abc", sizing=Sizing(settled=2, aim=2))
+    decided = size(standing_by(2, 1), full)
+    assert decided.experts == GroupSize(3)
+    assert (decided.pods, decided.sizing) == (2, Sizing(settled=2, aim=2))
+
+
+def test_standbys_come_in_whole_pods(standing_by: StandingBy) -> None:
+    asked = standing_by(4, 1)
+    asked = replace(asked, experts=replace(asked.experts, workers_per_pod=2))
+    assert size(asked, Observation(now=5.0)).experts == GroupSize(3)
+
+
+def test_growth_with_a_standby_starts_another_behind_it(
+    standing_by: StandingBy, pool: MakePool, observed: Observe, worker: MakeWorker
+) -> None:
+    before = observed(with_standby(pool("ab"), worker, "c"), "abc", sizing=Sizing(settled=2, aim=2))
+    decided = size(standing_by(3, 1), before)
+    assert decided.experts == GroupSize(4)
+    assert decided.sizing == Sizing(settled=2, aim=3, since=1000.0)
+    promoted = observed(pool("abc"), "abc", replicas=4, sizing=decided.sizing, now=2000.0)
+    late = size(standing_by(3, 1), promoted)
+    assert late.problem is None, "the standby alone is missing: the size asked for is served"
+    assert late.experts == GroupSize(4)
+    assert late.sizing.settled == 3
+
+
+def test_a_shrink_keeps_the_standbys(
+    standing_by: StandingBy, pool: MakePool, observed: Observe, worker: MakeWorker
+) -> None:
+    full = observed(with_standby(pool("abc"), worker, "d"), "abcd", sizing=Sizing(settled=3, aim=3))
+    assert size(standing_by(2, 1), full).sizing.victims == ("c",)
+    assert size(standing_by(3, 0), full).sizing.victims == ("d",)
+    assert size(standing_by(2, 0), full).sizing.victims == ("c", "d")
+
+
+def test_exactly_the_new_pods_are_given_back(
+    standing_by: StandingBy, pool: MakePool, observed: Observe, worker: MakeWorker
+) -> None:
+    """The standby that was promoted for a growth that failed is older than the pods that came for it."""
+    sizing = Sizing(settled=2, aim=5, since=900.0)
+    there = replace(pool("ab"), workers=(*pool("ab").workers, worker("z", experts=0), worker("c", experts=0)))
+    seen = observed(there, "abzcd", replicas=6, sizing=sizing)
+    pods = tuple(Pod(name, created_at=at) for name, at in (("a", 1), ("b", 1), ("z", 2), ("c", 910), ("d", 910)))
+    experts = replace(seen.cluster.experts, pods=pods)
+    decided = size(standing_by(5, 1), replace(seen, cluster=replace(seen.cluster, experts=experts)))
+    assert decided.experts == GroupSize(3, ("d", "c"))
+    assert decided.pods == 2
+    assert decided.problem is not None
+    assert decided.problem.reason == "ProvisionFailed"

@@ -50,6 +50,7 @@ class Rig:
     workers: FakeWorkers
     engines: FakeEngines = field(default_factory=FakeEngines)
     term: int = 1
+    default_spec: PoolSpec = SPEC
 
     async def until(self, true: Callable[[], object], timeout_s: float = 10.0) -> None:
         async with asyncio.timeout(timeout_s):

@@ -1,9 +1,11 @@
 """The pure modules: tables, recovery, reconciliation of slots, predictions, epochs, what the inspection printed."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from flexpert_workers import errors
 from flexpert_workers.messages.control import WorkerState
@@ -12,7 +14,7 @@ from flexpert_workers.pool.inspector import read_answer
 from flexpert_workers.pool.keeper import TableKeeper
 from flexpert_workers.pool.loads import LoadLedger
 from flexpert_workers.pool.predict import OVERHEAD_S, check_request, predict
-from flexpert_workers.pool.reconcile import SlotFailures, reconcile
+from flexpert_workers.pool.reconcile import SlotFailures, decide_roles, reconcile
 from flexpert_workers.pool.recovery import needs_recovery, plan_recovery
 from flexpert_workers.pool.state import Cause, Condition, LaunchedWorker, ModelFacts, Move, Request, Slot, Worker
 from flexpert_workers.pool.tables import build_table, next_epoch, placement_of, replicas_gone, without_replicas
@@ -242,3 +244,52 @@ def test_what_the_inspection_refuses_is_raised(kind: str) -> None:
         read_answer(json.dumps({"error": kind, "message": "say so"}), "", "file:///m", "", "Auto")
     with pytest.raises(errors.CheckpointError, match="out of memory"):
         read_answer("", "Traceback\nout of memory", "file:///m", "", "Auto")
+
+
+def roles(workers: list[Worker], named: str, wanted: int | None, **more: Any) -> dict[str, str]:
+    return {name: str(condition) for name, condition in decide_roles(workers, set(named), wanted, **more).items()}
+
+
+def standby(name: str, **facts: Any) -> Worker:
+    return worker(name, condition=Condition.STANDBY, **facts)
+
+
+def test_as_many_serve_as_are_wanted() -> None:
+    workers = [standby("a"), standby("b"), standby("c"), worker("d", condition=Condition.LOST)]
+    assert roles(workers, "", 2) == {"a": "READY", "b": "READY"}
+    assert roles(workers, "", None) == {"a": "READY", "b": "READY", "c": "READY"}
+    assert roles(workers, "", 0) == {}
+
+
+def test_who_holds_experts_serves_whatever_the_number_is() -> None:
+    workers = [worker("a", 0), worker("b", 1), standby("c")]
+    assert roles(workers, "ab", 1) == {}
+    assert roles(workers, "abc", 1) == {"c": "READY"}
+
+
+def test_a_lost_worker_is_stood_in_for_and_a_drained_one_is_not_counted() -> None:
+    lost = worker("a", condition=Condition.LOST)
+    assert roles([lost, worker("b", 1), standby("c"), standby("d", ready_at=1.0)], "ab", 2) == {"c": "READY"}
+    leaving = worker("a", 0, condition=Condition.DRAINING)
+    assert roles([leaving, worker("b", 1), standby("c")], "ab", 1) == {}
+
+
+def test_promoted_workers_go_back_when_they_are_not_wanted_after_all() -> None:
+    workers = [worker("a", 0), worker("b"), worker("c")]
+    assert roles(workers, "a", 2) == {"c": "STANDBY"}
+    assert roles(workers, "a", 3) == {}
+
+
+def test_the_standby_beside_the_lost_pages_comes_first() -> None:
+    beside = standby("z")
+    assert beside.state is not None
+    beside = replace(beside, state=structs.replace(beside.state, domain="here"))
+    lost = worker("a", condition=Condition.LOST)
+    assert roles([lost, standby("b"), beside], "a", 1, domains={"here"}) == {"z": "READY"}
+
+
+def test_lost_experts_do_not_go_to_a_standby() -> None:
+    workers = [worker("a", condition=Condition.LOST), worker("b", 1, room=1), standby("c")]
+    assert plan_recovery(on(a="0", b="1"), workers, 10, {}).unplaced == ((0, 0),)
+    with pytest.raises(InvalidPlan, match="placed on c"):
+        check_request(request(on(b="1", c="023"), *(Move((0, index), "c") for index in (0, 2, 3))), MODEL, workers)

@@ -45,6 +45,7 @@ class Experts:
     """The expert workers."""
 
     workers: int = 1
+    standby_workers: int = 0
     workers_per_pod: int = 1
     memory_per_worker_bytes: int = 4 * 2**30
     resources: Resources = field(default_factory=Resources)
@@ -53,6 +54,11 @@ class Experts:
     def pods(self) -> int:
         """Pods that hold the workers asked for."""
         return self.workers // self.workers_per_pod
+
+    @property
+    def standby_pods(self) -> int:
+        """Pods beside them whose workers stand by."""
+        return -(-self.standby_workers // self.workers_per_pod)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ def parse_experts(spec: Json) -> Experts:
     """`spec.experts`."""
     return Experts(
         workers=spec.get("workers", 1),
+        standby_workers=spec.get("standbyWorkers", 0),
         workers_per_pod=spec.get("workersPerPod", 1),
         memory_per_worker_bytes=to_bytes(spec.get("memoryPerWorker", "4Gi")),
         resources=parse_resources(spec.get("resources", {})),

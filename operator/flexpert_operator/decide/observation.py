@@ -28,6 +28,7 @@ class MemberState(StrEnum):
 
     STARTING = "Starting"
     READY = "Ready"
+    STANDBY = "Standby"
     DRAINING = "Draining"
     LOST = "Lost"
 
@@ -132,6 +133,9 @@ class Pool:
         generation: Of the MoEDeployment that it was configured with last; 0 is never.
         message: Why it cannot serve, or empty.
         lost: Experts without a live replica.
+        wanted_workers: Workers that are to serve, as it was configured last; None: never said.
+        wanted_standby: Workers that are to stand by.
+        table_operation: Of the newest published table.
     """
 
     incarnation: str
@@ -146,6 +150,9 @@ class Pool:
     generation: int = 0
     message: str = ""
     lost: tuple[ExpertId, ...] = ()
+    wanted_workers: int | None = None
+    wanted_standby: int = 0
+    table_operation: str = ""
 
     @property
     def alive(self) -> tuple[Worker, ...]:
@@ -160,11 +167,12 @@ class Pool:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod of the expert or engine group."""
+    """A pod of the expert or engine group; `created_at` is in seconds since the Unix epoch."""
 
     name: str
     terminating: bool = False
     message: str = ""
+    created_at: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """How many pods each group has, and which of them go: the only place where a size is decided.
 
-Growth raises `replicas`. A shrink chooses victims, has them drained, and when they hold nothing takes them away in one
-patch that names them; names that are not in the fresh pod list are never sent, for KubeRay would then delete another
-pod. Growth that does not come in time is taken back.
+Pods whose workers are to hold experts and those whose workers stand by are of one group; which worker is which the pool
+controller decides. Growth raises `replicas`. A shrink chooses victims, has them drained, and when they hold nothing
+takes them away in one patch that names them; names that are not in the fresh pod list are never sent, for KubeRay would
+then delete another pod. Growth that does not come in time is taken back.
 """
 
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ class Size:
     """What is decided about sizes.
 
     Attributes:
-        pods: Expert pods that the pool is to run with in the end.
+        pods: Expert pods whose workers are to hold experts in the end; those of standbys come on top.
         sizing: To be remembered.
         problem: Why `pods` is not what the spec asks for.
     """
@@ -56,11 +57,12 @@ def decide_size(deployment: MoEDeployment, observed: Observation, provision_dead
     sizing, events = note_failure(deployment, observed, cluster.sizing, provision_deadline_s, retry_s)
     pods, problem = effective_pods(deployment, observed, sizing)
     if sizing.failed is not None and cluster.sizing.failed is None and sizing.settled > 0:
-        group, sizing = withdraw(cluster, observed.pool, sizing)
+        group, sizing = withdraw(cluster, observed.pool, sizing, spec.standby_pods)
     else:
         group, sizing = step(cluster.experts, sizing, pods, spec, observed)
-    if group.replicas != cluster.experts.replicas:
+    if group.replicas != cluster.experts.replicas or pods != sizing.aim:
         sizing = replace(sizing, since=observed.now)
+    sizing = replace(sizing, aim=pods)
     if is_settled(group, sizing, pods, spec, observed.pool):
         sizing = replace(sizing, settled=pods)
     engines = engine_size(deployment.engines.replicas, cluster.engines, observed.pool)
@@ -70,7 +72,8 @@ def decide_size(deployment: MoEDeployment, observed: Observation, provision_dead
 def first_size(deployment: MoEDeployment, observed: Observation) -> Size:
     """Sizes of a RayCluster that does not exist yet."""
     pods = deployment.experts.pods
-    return Size(GroupSize(deployment.engines.replicas), GroupSize(pods), pods, Sizing(since=observed.now))
+    experts = GroupSize(pods + deployment.experts.standby_pods)
+    return Size(GroupSize(deployment.engines.replicas), experts, pods, Sizing(aim=pods, since=observed.now))
 
 
 def note_failure(
@@ -82,7 +85,7 @@ def note_failure(
         came = observed.pool is not None and count_ready(observed.pool) >= spec.workers
         again = came or failed.generation != deployment.generation or observed.now - failed.at >= retry_s
         return (replace(sizing, failed=None, since=observed.now), ()) if again else (sizing, ())
-    growing = cluster is not None and cluster.experts.replicas > sizing.settled and spec.pods > sizing.settled
+    growing = cluster is not None and spec.pods > sizing.settled and spec.pods == sizing.aim
     late = observed.now - sizing.since >= deadline_s
     if not (growing and late) or observed.pool is None or count_ready(observed.pool) >= spec.workers:
         return sizing, ()
@@ -115,34 +118,40 @@ def provision_problem(observed: Observation, failed: FailedGrowth, spec: Experts
     )
 
 
-def withdraw(cluster: Cluster, pool: Pool | None, sizing: Sizing) -> tuple[GroupSize, Sizing]:
-    """Back to the settled size: of the pods that hold nothing, the new ones go."""
-    group = cluster.experts
-    surplus = max(group.replicas - sizing.settled, 0)
-    empty = [pod.name for pod in group.present if not holds(pool, pod.name)]
-    victims = tuple(sorted(empty, reverse=True)[:surplus])
-    return GroupSize(sizing.settled, victims), replace(sizing, victims=())
+def withdraw(cluster: Cluster, pool: Pool | None, sizing: Sizing, standby: int) -> tuple[GroupSize, Sizing]:
+    """Back to the settled size: of the pods that hold nothing, the newest go."""
+    group, total = cluster.experts, sizing.settled + standby
+    surplus = max(len(group.present) - total, 0)
+    empty = [pod for pod in group.present if not holds(pool, pod.name)]
+    newest = sorted(empty, key=lambda pod: (pod.created_at, pod.name), reverse=True)
+    return GroupSize(total, tuple(pod.name for pod in newest[:surplus])), replace(sizing, victims=())
 
 
 def step(group: Group, sizing: Sizing, pods: int, spec: Experts, observed: Observation) -> tuple[GroupSize, Sizing]:
-    """One step of the expert group towards `pods`."""
+    """One step of the expert group towards `pods` and the pods of the standbys."""
     present = {pod.name for pod in group.present}
     victims = tuple(name for name in sizing.victims if name in present)
-    staying = group.replicas - len(victims)
-    if pods > staying:
-        kept = max(len(victims) - (pods - staying), 0)
+    staying, total = group.replicas - len(victims), pods + spec.standby_pods
+    if total > staying:
+        kept = max(len(victims) - (total - staying), 0)
         victims = victims[:kept]
-        return GroupSize(pods + kept, still_there(group)), replace(sizing, victims=victims)
-    if pods < staying and len(present) >= group.replicas and not still_there(group):
-        victims += choose_victims(group, observed.pool, victims, staying - pods)
+        return GroupSize(total + kept, still_there(group)), replace(sizing, victims=victims)
+    if total < staying and len(present) >= group.replicas and not still_there(group):
+        victims += choose_victims(group, observed.pool, victims, staying - total, pods)
     return dismiss(group, replace(sizing, victims=victims), pods, observed.pool)
 
 
-def choose_victims(group: Group, pool: Pool | None, chosen: tuple[str, ...], count: int) -> tuple[str, ...]:
-    """`count` more pods to be drained: those whose workers hold least, the newest name first among equals."""
-    candidates = [pod.name for pod in group.present if pod.name not in chosen]
-    candidates.sort(reverse=True)
-    return tuple(sorted(candidates, key=lambda name: resident_bytes(pool, name))[:count])
+def choose_victims(group: Group, pool: Pool | None, chosen: tuple[str, ...], count: int, pods: int) -> tuple[str, ...]:
+    """`count` more pods to be drained: those whose workers hold least, the newest name first among equals.
+
+    Pods whose workers serve go only in so far as more than `pods` of them are there: standbys stay standbys.
+    """
+    candidates = sorted((pod.name for pod in group.present if pod.name not in chosen), reverse=True)
+    candidates.sort(key=lambda name: resident_bytes(pool, name))
+    serving = [name for name in candidates if serves(pool, name)]
+    others = [name for name in candidates if name not in serving]
+    surplus = serving[: max(len(serving) - pods, 0)]
+    return tuple([*surplus, *others, *serving[len(surplus) :]][:count]) if pods else tuple(candidates[:count])
 
 
 def dismiss(group: Group, sizing: Sizing, pods: int, pool: Pool | None) -> tuple[GroupSize, Sizing]:
@@ -173,15 +182,25 @@ def engine_size(replicas: int, group: Group, pool: Pool | None) -> GroupSize:
 
 def is_settled(group: GroupSize, sizing: Sizing, pods: int, spec: Experts, pool: Pool | None) -> bool:
     """Whether the pool runs with the size aimed for: every worker ready and in use, none on its way out."""
-    if pool is None or sizing.victims or group.replicas != pods:
+    if pool is None or sizing.victims or group.replicas != pods + spec.standby_pods:
         return False
     ready = {worker.id for worker in pool.workers if worker.state is MemberState.READY}
     return pods == 0 or (len(ready) == pods * spec.workers_per_pod and pool.holders == ready)
 
 
 def count_ready(pool: Pool) -> int:
-    """Workers that are ready."""
+    """Workers that are ready; standbys are not counted."""
     return sum(worker.state is MemberState.READY for worker in pool.workers)
+
+
+def count_standby(pool: Pool) -> int:
+    """Workers that stand by."""
+    return sum(worker.state is MemberState.STANDBY for worker in pool.workers)
+
+
+def serves(pool: Pool | None, pod: str) -> bool:
+    """Whether a worker of the pod is to hold experts."""
+    return any(worker.state is MemberState.READY for worker in workers_on(pool, pod))
 
 
 def workers_on(pool: Pool | None, pod: str) -> tuple[Worker, ...]:

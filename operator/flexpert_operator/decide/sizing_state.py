@@ -20,12 +20,14 @@ class Sizing:
 
     Attributes:
         settled: Pods that the pool last ran with as asked for.
+        aim: Pods that the pool was to run with when this was written.
         since: When the present size was asked for, seconds since the Unix epoch.
         victims: Pods that are drained to be deleted.
         failed: The last growth that failed, while it is not tried again.
     """
 
     settled: int = 0
+    aim: int = 0
     since: float = 0.0
     victims: tuple[str, ...] = ()
     failed: FailedGrowth | None = None
@@ -41,4 +43,10 @@ class Sizing:
             return cls()
         raw = json.loads(text)
         failed = FailedGrowth(**raw["failed"]) if raw["failed"] else None
-        return cls(settled=raw["settled"], since=raw["since"], victims=tuple(raw["victims"]), failed=failed)
+        return cls(
+            settled=raw["settled"],
+            aim=raw.get("aim", 0),
+            since=raw["since"],
+            victims=tuple(raw["victims"]),
+            failed=failed,
+        )

@@ -13,11 +13,20 @@ from flexpert_operator.decide.observation import (
     MemberState,
     Observation,
     Operation,
+    Phase,
     Pool,
     Problem,
 )
 from flexpert_operator.decide.placing import Solution, imbalance_percent
-from flexpert_operator.decide.sizing import Size, count_ready
+from flexpert_operator.decide.sizing import Size, count_ready, count_standby
+
+STEP_NAMES = {
+    Phase.PENDING: "Preparing",
+    Phase.PREPARE: "Preparing",
+    Phase.COMMIT: "Committing",
+    Phase.RETIRE: "Retiring",
+}
+"""The steps of a running reconfiguration; the operator's own are Provisioning, Draining and Deprovisioning."""
 
 IMBALANCE_STEP = 2
 """Percent by which the imbalance has to change before the status is written for it."""
@@ -95,14 +104,15 @@ def experts_status(deployment: MoEDeployment, pool: Pool | None, old: Json) -> d
     """`status.experts`."""
     if pool is None:
         return (
-            {"workers": 0, "ready": 0, "replicas": 0, "residentBytes": 0}
+            {"workers": 0, "ready": 0, "standby": 0, "replicas": 0, "residentBytes": 0}
             | dict(old)
             | {"desired": deployment.experts.workers}
         )
     found: dict[str, Any] = {
         "desired": deployment.experts.workers,
-        "workers": len(pool.alive),
+        "workers": count_workers(deployment, pool),
         "ready": count_ready(pool),
+        "standby": count_standby(pool),
         "replicas": sum(worker.num_experts for worker in pool.alive),
         "residentBytes": sum(worker.resident_bytes for worker in pool.alive),
     }
@@ -115,6 +125,14 @@ def experts_status(deployment: MoEDeployment, pool: Pool | None, old: Json) -> d
     if imbalance is not None:
         found["imbalancePercent"] = imbalance
     return found
+
+
+def count_workers(deployment: MoEDeployment, pool: Pool) -> int:
+    """Workers that exist, ready or not; of those that start, as many as are to serve: the others will stand by."""
+    states = [worker.state for worker in pool.alive]
+    serving = states.count(MemberState.READY) + states.count(MemberState.DRAINING)
+    missing = max(0, deployment.experts.workers - states.count(MemberState.READY))
+    return serving + min(missing, states.count(MemberState.STARTING))
 
 
 def operation_status(operation: Operation, now: float) -> dict[str, Any]:
@@ -186,14 +204,17 @@ def step_under_way(deployment: MoEDeployment, observed: Observation, outcome: Ou
     if outcome.problem is not None and pool.generation == 0:
         return None
     if pool.operation is not None and pool.operation.running:
-        return "Reconfiguring", f"{pool.operation.cause} {pool.operation.id}"
+        return STEP_NAMES[pool.operation.phase], f"{pool.operation.cause} {pool.operation.id}"
     if size.sizing.victims:
         return "Draining", f"pods {', '.join(size.sizing.victims)} are losing their experts"
     wanted = size.pods * deployment.experts.workers_per_pod
     if count_ready(pool) < wanted:
-        return "WaitingForWorkers", f"{count_ready(pool)} of {wanted} workers are ready"
-    if len(pool.alive) > wanted:
-        return "RemovingWorkers", f"{len(pool.alive) - wanted} workers are going"
+        return "Provisioning", f"{count_ready(pool)} of {wanted} workers are ready"
+    total = wanted + deployment.experts.standby_pods * deployment.experts.workers_per_pod
+    if len(pool.alive) > total:
+        return "Deprovisioning", f"{len(pool.alive) - total} workers are going"
+    if count_standby(pool) < total - wanted:
+        return "Replenishing", f"{count_standby(pool)} of {total - wanted} workers stand by"
     if ready_engines(pool) != deployment.engines.replicas:
         return "WaitingForEngines", f"{ready_engines(pool)} of {deployment.engines.replicas} engines are ready"
     if outcome.due or (outcome.problem is None and pool.generation != deployment.generation):

@@ -26,6 +26,7 @@ from flexpert_workers.pool.launchers import EngineLauncher, LauncherUnavailable,
 from flexpert_workers.pool.leases import EngineRegistry, LeaseTerms
 from flexpert_workers.pool.operations import Ground, Operations, check_base
 from flexpert_workers.pool.predict import Prediction, check_request, predict
+from flexpert_workers.pool.reconcile import decide_roles
 from flexpert_workers.pool.reconfigure import Deadlines
 from flexpert_workers.pool.recovery import needs_recovery, plan_recovery
 from flexpert_workers.pool.state import (
@@ -229,6 +230,7 @@ class PoolController:
     async def _tend(self) -> None:
         """Keep every expert served: expel silent engines, recover what was lost, fence earlier controllers."""
         self.engines.sweep()
+        self._settle_roles()
         table, model = self.keeper.table, self.model
         if self.keeper.term == 0 or table is None or model is None or model.digest != table.digest:
             return
@@ -324,11 +326,26 @@ class PoolController:
         if state.table and self.keeper.adopt(RoutingTable.decode(state.table)) and self.keeper.table is not None:
             log.info("adopted table %s from worker %s", self.keeper.epoch, state.worker)
             self.engines.publish(self.keeper.table)
+        self._settle_roles()
         self.changes.bump()
 
     def _workers_changed(self) -> None:
         self._worker_changes.bump()
+        self._settle_roles()
         self.changes.bump()
+
+    def _settle_roles(self) -> None:
+        """Promote standbys at once where workers are missing, and let those that are too many stand by."""
+        running = self.operations.running
+        named = {address.worker for address in self.keeper.table.workers} if self.keeper.table is not None else set()
+        named |= running.workers() if running is not None else frozenset()
+        wanted = self.spec.workers if self.spec is not None else 0
+        self.fleet.cast(decide_roles(self.fleet.all(), named, wanted, self._orphaned_domains(named)))
+
+    def _orphaned_domains(self, named: set[str]) -> frozenset[str]:
+        """Page owners of workers that are lost and held experts of the table in force."""
+        lost = (one for one in self.fleet.all() if one.condition is Condition.LOST and one.id in named)
+        return frozenset(one.state.domain for one in lost if one.state is not None and one.state.domain)
 
     def _note_problem(self, about: str, problem: str) -> None:
         if self._problems.get(about, "") == problem:

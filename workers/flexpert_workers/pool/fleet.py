@@ -74,7 +74,6 @@ class WorkerFleet:
         self._clock = clock
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
-        self._began: dict[str, float] = {}
 
     # ---- what is known
 
@@ -101,7 +100,7 @@ class WorkerFleet:
         return tuple(
             worker.id
             for worker in self.workers.values()
-            if worker.condition is Condition.STARTING and now - self._began[worker.id] > self._patience.start_s
+            if worker.condition is Condition.STARTING and now - worker.began_at > self._patience.start_s
         )
 
     # ---- asking
@@ -138,24 +137,24 @@ class WorkerFleet:
         if known.state is not None and known.state.incarnation != state.incarnation:
             self.lose(worker, "another process answers in its place")
             raise WorkerUnreachable(f"{worker} is another process now")
-        condition = Condition.READY if known.condition is Condition.STARTING else known.condition
-        self._replace(replace(known, state=state, condition=condition, slot=_located(known.slot, state)))
+        condition = Condition.STANDBY if known.condition is Condition.STARTING else known.condition
+        ready_at = self._clock() if known.ready_at is None else known.ready_at
+        slot = _located(known.slot, state)
+        self._replace(replace(known, state=state, condition=condition, slot=slot, ready_at=ready_at))
         return state
 
     # ---- coming and going
 
     def expect(self, worker: str, slot: Slot | None) -> None:
         """A worker is being started in `slot`."""
-        self._began[worker] = self._clock()
-        self._replace(Worker(worker, slot, Condition.STARTING))
+        self._replace(Worker(worker, slot, Condition.STARTING, began_at=self._clock()))
 
     async def connect(self, launched: LaunchedWorker, slot: Slot | None) -> WorkerState | None:
         """Link up with a worker that is up; returns its description, or None when it does not answer (yet)."""
         name = launched.worker
         adopted = name not in self.workers
         if adopted:
-            self._began[name] = self._clock()
-            self._replace(Worker(name, slot, Condition.STARTING))
+            self.expect(name, slot)
         if name not in self._links:
             self._links[name] = self._make_link(launched.control_endpoint, lambda: self._on_break(name))
         try:
@@ -171,14 +170,20 @@ class WorkerFleet:
         return state
 
     def drain(self, worker: str, undo: bool) -> None:
-        """Mark a worker: it gets no new experts. Undone, a stopped one is forgotten, so that its slot is filled."""
+        """Mark a worker: it gets no new experts. Undone, it stands by, and a stopped one's slot is filled anew."""
         known = self.workers[worker]
         if undo and known.stopped:
             self.forget(worker)
         elif undo and known.condition is Condition.DRAINING:
-            self._replace(replace(known, condition=Condition.READY if known.state else Condition.STARTING))
-        elif not undo and known.condition in (Condition.READY, Condition.STARTING):
+            self._replace(replace(known, condition=Condition.STANDBY if known.state else Condition.STARTING))
+        elif not undo and known.condition in (Condition.READY, Condition.STANDBY, Condition.STARTING):
             self._replace(replace(known, condition=Condition.DRAINING))
+
+    def cast(self, roles: Mapping[str, Condition]) -> None:
+        """Have workers serve or stand by, as `reconcile.decide_roles` says."""
+        for worker, condition in roles.items():
+            log.info("worker %s is %s", worker, condition.lower())
+            self._replace(replace(self.workers[worker], condition=condition))
 
     def stopped(self, worker: str) -> None:
         """A drained worker was stopped; its slot stays empty."""
@@ -198,7 +203,6 @@ class WorkerFleet:
         """A worker matters no more."""
         self._disconnect(worker)
         del self.workers[worker]
-        self._began.pop(worker, None)
         self._on_change()
 
     def close(self) -> None:

@@ -60,7 +60,7 @@ def _resident(worker: Worker) -> int:
 
 def _refusal(request: Request, model: ModelFacts, live: Mapping[str, Worker], peaks: Mapping[str, int]) -> str:
     try:
-        check_placement(request.target, model, frozenset(live))
+        check_placement(request.target, model, frozenset(name for name, worker in live.items() if worker.placeable))
     except InvalidPlan as wrong:
         return str(wrong)
     moved = {(move.expert, move.target) for move in request.moves}

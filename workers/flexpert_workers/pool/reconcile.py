@@ -1,4 +1,7 @@
-"""One worker per slot: which to start, which to stop, which are dead. Pure; `controller` calls it on every round."""
+"""One worker per slot: which to start, which to stop, which are dead, which serve and which stand by. Pure.
+
+`caretaker` calls `reconcile` on every round, `controller` calls `decide_roles` whenever a worker changes.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +67,36 @@ def reconcile(
             if worker.id not in named and _forgotten(worker, {slot.id for slot in slots}, now, lost_kept_s)
         ),
     )
+
+
+def decide_roles(
+    workers: Collection[Worker], named: Collection[str], wanted: int | None, domains: Collection[str] = ()
+) -> Mapping[str, Condition]:
+    """Who is to change between READY and STANDBY so that `wanted` workers serve; the others stand by, empty.
+
+    Those that `named` names (they hold experts, or are about to) serve whatever the number is: a surplus of them ends
+    by draining, not here. Of the others the ones that serve already go on; then come standbys, those of `domains`
+    first. Workers that drain, start or are lost have no role.
+
+    Args:
+        workers: All that are known.
+        named: Ids of workers of the table in force and of the running operation.
+        wanted: Workers that are to serve; None: all.
+        domains: Page owners whose pages nobody serves now; a worker beside them attaches instead of copying.
+    """
+    able = [worker for worker in workers if worker.condition in (Condition.READY, Condition.STANDBY)]
+    spare = sorted(
+        (worker for worker in able if worker.id not in named),
+        key=lambda one: (one.condition is Condition.STANDBY, _domain(one) not in domains, one.ready_at or 0.0, one.id),
+    )
+    vacant = len(spare) if wanted is None else max(0, wanted - (len(able) - len(spare)))
+    serving = {worker.id for worker in able if worker.id in named} | {worker.id for worker in spare[:vacant]}
+    roles = {worker.id: Condition.READY if worker.id in serving else Condition.STANDBY for worker in able}
+    return {worker.id: roles[worker.id] for worker in able if roles[worker.id] is not worker.condition}
+
+
+def _domain(worker: Worker) -> str:
+    return worker.state.domain if worker.state is not None else ""
 
 
 def _to_start(

@@ -131,9 +131,12 @@ class Transaction:
 
     def concerns(self, worker: str) -> bool:
         """Whether the death of a worker spoils this operation."""
-        if any(worker == move.target for move in self.request.moves):
-            return True
-        return any(worker in shares for shares in self.request.target.values())
+        return worker in self.workers()
+
+    def workers(self) -> frozenset[str]:
+        """Workers that hold something in the end, or are to be given something on the way."""
+        placed = {worker for shares in self.request.target.values() for worker in shares}
+        return frozenset(placed | {move.target for move in self.request.moves})
 
     # ---- prepare
 

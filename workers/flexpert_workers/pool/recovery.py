@@ -4,6 +4,7 @@ Experts that still have a replica only lose the dead one. An expert without any 
 copy, else to the least loaded worker with room, copied from a live peer that has it, else read from the file.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,14 +38,14 @@ def plan_recovery(
 
     Args:
         placement: Of the table in force.
-        workers: All that are known; only live ones are used, draining ones as the last resort.
+        workers: All that are known; only live ones that do not stand by are used, draining ones as the last resort.
         expert_bytes: Of one replica.
         loads: Tokens per expert, any unit; missing ones count as none.
     """
     held = held_by(workers)
     kept, lost = without_replicas(placement, replicas_gone(placement, held))
     target: dict[Expert, Mapping[str, float]] = dict(kept)
-    homes = _Homes.of([worker for worker in workers if worker.live], kept, expert_bytes, loads)
+    homes = _Homes.of([worker for worker in workers if worker.placeable], kept, expert_bytes, loads)
     moves: list[Move] = []
     unplaced: list[Expert] = []
     for expert in sorted(lost, key=lambda one: (-loads.get(one, 0.0), one)):
@@ -61,23 +62,22 @@ def plan_recovery(
 
 @dataclass
 class _Homes:
-    """Room and load of each live worker while lost experts are handed out; lives for one `plan_recovery`."""
+    """Room and load of each able worker while lost experts are handed out; lives for one `plan_recovery`."""
 
     free: dict[str, int]
-    load: dict[str, float]
-    count: dict[str, int]
+    load: defaultdict[str, float]
+    count: defaultdict[str, int]
     draining: frozenset[str]
 
     @classmethod
-    def of(cls, live: Sequence[Worker], kept: Placement, expert_bytes: int, loads: Mapping[Expert, float]) -> "_Homes":
-        load = {worker.id: 0.0 for worker in live}
-        count = {worker.id: 0 for worker in live}
+    def of(cls, able: Sequence[Worker], kept: Placement, expert_bytes: int, loads: Mapping[Expert, float]) -> "_Homes":
+        load, count = defaultdict[str, float](float), defaultdict[str, int](int)
         for expert, shares in kept.items():
             for worker, share in shares.items():
                 load[worker] += share * loads.get(expert, 0.0)
                 count[worker] += 1
-        free = {worker.id: worker.free_bytes // max(1, expert_bytes) for worker in live}
-        return cls(free, load, count, frozenset(w.id for w in live if w.condition is Condition.DRAINING))
+        free = {worker.id: worker.free_bytes // max(1, expert_bytes) for worker in able}
+        return cls(free, load, count, frozenset(w.id for w in able if w.condition is Condition.DRAINING))
 
     def take(self, load: float, holders: tuple[str, ...]) -> str | None:
         """A home for one expert: a holder if there is one, else a worker with room; the least loaded of them."""
@@ -88,5 +88,6 @@ class _Homes:
         home = min(candidates, key=lambda w: (w in self.draining, self.load[w], self.count[w], w))
         self.load[home] += load
         self.count[home] += 1
-        self.free[home] -= 0 if home in holders else 1
+        if home not in holders:
+            self.free[home] -= 1
         return home

@@ -19,6 +19,7 @@ class Condition(StrEnum):
 
     STARTING = "STARTING"
     READY = "READY"
+    STANDBY = "STANDBY"
     DRAINING = "DRAINING"
     LOST = "LOST"
 
@@ -79,6 +80,8 @@ class Worker:
 
     Attributes:
         slot: None when its slot is gone.
+        began_at: When its start was asked for, or when it was found, in the controller's clock.
+        ready_at: When it first answered; None while it starts.
         state: Its last own description; None while it starts.
         stopped: It was drained and stopped; it keeps its slot empty.
         lost_at: When it was found dead, in the controller's clock.
@@ -90,11 +93,19 @@ class Worker:
     state: WorkerState | None = None
     stopped: bool = False
     lost_at: float | None = None
+    began_at: float = 0.0
+    ready_at: float | None = None
 
     @property
     def live(self) -> bool:
-        """It answers and can hold experts (also while it drains)."""
-        return self.state is not None and not self.stopped and self.condition in (Condition.READY, Condition.DRAINING)
+        """It answers and can hold experts (also while it drains or stands by)."""
+        up = (Condition.READY, Condition.DRAINING, Condition.STANDBY)
+        return self.state is not None and not self.stopped and self.condition in up
+
+    @property
+    def placeable(self) -> bool:
+        """Experts may be placed on it: it is live and no standby."""
+        return self.live and self.condition is not Condition.STANDBY
 
     @property
     def experts(self) -> frozenset[Expert]:
@@ -157,7 +168,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """What the operator wants of the pool; see `pool.proto`."""
+    """What the operator wants of the pool; see `pool.proto`. `workers` None: all that there are hold experts."""
 
     uid: str
     name: str
@@ -172,6 +183,8 @@ class PoolSpec:
     workers_per_pod: int = 1
     memory_per_worker_bytes: int = 0
     worker_threads: int = 0
+    workers: int | None = None
+    standby_workers: int = 0
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,12 @@ def pool_message(controller: PoolController, with_placement: bool, with_loads: b
         message=controller.message(),
         lost=[expert_message(expert) for expert in controller.lost_experts()],
     )
+    if controller.keeper.table is not None:
+        message.table_operation = controller.keeper.table.operation
+    if controller.spec is not None:
+        message.wanted_standby_workers = controller.spec.standby_workers
+        if controller.spec.workers is not None:
+            message.wanted_workers = controller.spec.workers
     if with_placement:
         message.placement.extend(replica_messages(placement_of(controller.keeper.table)))
     if model is not None:
@@ -98,7 +104,7 @@ def worker_message(worker: Worker, num_experts: int, with_experts: bool) -> pool
         )
     if worker.state is not None and worker.live:
         message.pid, message.resident_bytes = worker.state.pid, worker.state.resident_bytes
-        message.threads = worker.state.threads
+        message.threads, message.domain = worker.state.threads, worker.state.domain
         if with_experts:
             message.experts.extend(sorted(layer * num_experts + index for layer, index in worker.experts))
     return message
@@ -208,6 +214,8 @@ def spec_of(message: pool_pb2.PoolSpec) -> PoolSpec:
         workers_per_pod=max(1, message.experts.workers_per_pod),
         memory_per_worker_bytes=message.experts.memory_per_worker_bytes,
         worker_threads=message.experts.threads,
+        workers=message.experts.workers if message.experts.HasField("workers") else None,
+        standby_workers=message.experts.standby_workers,
     )
 
 
