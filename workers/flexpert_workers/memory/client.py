@@ -1,0 +1,288 @@
+"""A worker's connection to the page owner of its domain: borrows pages, and survives the owner.
+
+The preparing thread of a worker calls `acquire`, any thread `release`. A thread of the client's own watches the
+connection: when the owner dies, what is mapped stays mapped, and as soon as another owner serves at the same path the
+descriptors are handed back to it, so that it has the pages without reading a byte.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from flexpert_workers.errors import CapacityError, CheckpointError, FlexpertError, PageError
+from flexpert_workers.memory.backend import ExpertKey, PageBackend
+from flexpert_workers.memory.loans import Loan, Origin, Want
+from flexpert_workers.memory.passing import MOST_DESCRIPTORS, Link
+from flexpert_workers.memory.ranges import PageRanges
+from flexpert_workers.messages import owner as messages
+
+_log = logging.getLogger(__name__)
+_decoder: msgspec.msgpack.Decoder[messages.OwnerReply] = msgspec.msgpack.Decoder(messages.OwnerReply)
+_ERRORS: dict[str, type[FlexpertError]] = {"capacity": CapacityError, "checkpoint": CheckpointError, "page": PageError}
+_Reply = TypeVar("_Reply", bound=msgspec.Struct)
+_SHORTEST_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 1.0
+
+
+class OwnerClient:
+    """A `PageLender` over a UNIX socket.
+
+    Args:
+        path: Of the owner's socket.
+        hello: Who borrows, and pages of what.
+        ranges: Gives what pages are made of, when the owner asks for it.
+    """
+
+    def __init__(
+        self, path: str, hello: messages.Hello, backend: PageBackend, ranges: Callable[[], PageRanges]
+    ) -> None:
+        self._path = path
+        self._hello = hello
+        self._backend = backend
+        self._ranges = ranges
+        self._lock = threading.Lock()  # of the connection
+        self._holding = threading.Lock()  # of what is held; taken after the other
+        self._link: Link | None = None
+        self._welcome = messages.Welcome("", "", 0, False)
+        self._held: dict[ExpertKey, Loan] = {}
+        self._released: deque[ExpertKey] = deque()
+        self._descriptors: deque[int] = deque()
+        self._ended = threading.Event()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._watcher = threading.Thread(target=self._watch, name="owner-watch", daemon=True)
+
+    @property
+    def domain(self) -> str:
+        """See `PageLender`."""
+        return self._welcome.domain
+
+    @property
+    def transfer_endpoint(self) -> str:
+        """See `PageLender`."""
+        return self._welcome.transfer_endpoint
+
+    @property
+    def owner_pid(self) -> int:
+        """Process id of the owner that was last connected to."""
+        return self._welcome.pid
+
+    def connect(self, timeout_s: float) -> None:
+        """Connect, waiting for an owner that is still being started.
+
+        Raises:
+            ConnectionError: None serves at the path within `timeout_s`.
+            FlexpertError: It does not lend pages of this checkpoint.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._try_to_connect():
+            if time.monotonic() > deadline:
+                raise ConnectionError(f"no page owner serves at {self._path}: is its process running?")
+            time.sleep(_SHORTEST_PAUSE_S)
+        self._watcher.start()
+
+    def acquire(self, wants: Sequence[Want]) -> Iterator[Loan]:
+        """See `PageLender`; may be stopped early by closing the iterator."""
+        try:
+            with self._lock, self._hanging_up():
+                yield from self._acquire(wants)
+        finally:
+            self._tell_released()
+
+    def release(self, keys: Iterable[ExpertKey]) -> None:
+        """See `PageLender`; while pages are being acquired it is told with the next acknowledgement."""
+        with self._holding:
+            for loan in [self._held.pop(key) for key in keys if key in self._held]:
+                loan.page.close()
+                self._released.append(loan.key)
+        self._tell_released()
+
+    def drop_idle(self) -> int:
+        """Have the owner drop every page that nobody borrows; returns the bytes freed."""
+        with self._lock, self._hanging_up():
+            return self._ask(messages.DropIdle(), messages.Done).freed
+
+    def owner_state(self) -> messages.OwnerState:
+        """What the owner has."""
+        with self._lock, self._hanging_up():
+            return self._ask(messages.AskOwner(), messages.OwnerState)
+
+    def close(self) -> None:
+        """See `PageLender`; the connection ends, and with it every lease."""
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        os.eventfd_write(self._bell, 1)
+        if self._watcher.ident is not None:
+            self._watcher.join()
+        with self._lock, self._holding:
+            self._disconnect()
+            for loan in self._held.values():
+                loan.page.close()
+            self._held.clear()
+        os.close(self._bell)
+
+    # ------------------------------------------------------------------ one exchange after the other, under the lock
+
+    def _acquire(self, wants: Sequence[Want]) -> Iterator[Loan]:
+        self._send_released()
+        self._send(messages.Acquire(tuple((*want.key, want.peers) for want in wants)))
+        while not isinstance(lent := self._receive(), messages.Done):
+            waiting = deque(self._borrowed(lent))
+            try:
+                while waiting:
+                    loan = waiting.popleft()
+                    with self._holding:
+                        self._held[loan.key] = loan
+                    yield loan
+            except GeneratorExit:
+                self._stop_early(waiting)
+                raise
+            self._send(messages.Received(True, self._take_released()))
+
+    def _borrowed(self, lent: messages.OwnerReply) -> Iterator[Loan]:
+        """The pages of a reply; each descriptor becomes a page's own."""
+        if not isinstance(lent, messages.Lent) or len(lent.pages) != len(self._descriptors):
+            raise ConnectionError(f"the page owner answered Acquire with {type(lent).__name__}")
+        for page in lent.pages:
+            adopted = self._backend.adopt(self._descriptors.popleft(), self._hello.page_bytes)
+            origin = Origin(page.origin)
+            yield Loan((page.layer, page.index), adopted, page.checksum, origin, page.copy_s, page.verify_s)
+
+    def _stop_early(self, unused: Iterable[Loan]) -> None:
+        """End a request under way, and give back what it brought and nobody took."""
+        for loan in unused:
+            loan.page.close()
+            self._released.append(loan.key)
+        self._send(messages.Received(False, self._take_released()))
+        self._receive()
+
+    def _send_released(self) -> None:
+        if self._released:
+            self._send(messages.Release(self._take_released()))
+
+    def _take_released(self) -> tuple[ExpertKey, ...]:
+        return tuple(self._released.popleft() for _ in range(len(self._released)))
+
+    def _ask(self, request: messages.OwnerRequest, expected: type[_Reply], pages: Sequence[Loan] = ()) -> _Reply:
+        self._send(request, [loan.page.descriptor() for loan in pages])
+        reply = self._receive()
+        if not isinstance(reply, expected):
+            raise ConnectionError(f"the page owner answered {type(request).__name__} with {type(reply).__name__}")
+        return reply
+
+    def _send(self, request: messages.OwnerRequest, descriptors: Sequence[int] = ()) -> None:
+        if self._link is None:
+            raise ConnectionError(f"the page owner at {self._path} is gone")
+        self._link.send(msgspec.msgpack.encode(request), descriptors)
+
+    def _receive(self) -> messages.OwnerReply:
+        """The next reply; its descriptors are in `_descriptors`. What the owner refused is raised."""
+        if self._link is None:
+            raise ConnectionError(f"the page owner at {self._path} is gone")
+        payload, descriptors = self._link.receive()
+        self._descriptors.extend(descriptors)
+        reply = _decoder.decode(payload)
+        if isinstance(reply, messages.Failed):
+            raise _ERRORS.get(reply.kind, FlexpertError)(reply.reason)
+        return reply
+
+    # ------------------------------------------------------------------ the connection
+
+    def _tell_released(self) -> None:
+        """Tell the owner now, unless a request is under way: then whoever makes it tells."""
+        while self._released and self._lock.acquire(blocking=False):
+            try:
+                with self._hanging_up():
+                    self._send_released()
+            except OSError:
+                return  # the leases end with the connection
+            finally:
+                self._lock.release()
+
+    @contextlib.contextmanager
+    def _hanging_up(self) -> Iterator[None]:
+        """What goes wrong with a connection is its end; the watcher makes another."""
+        try:
+            yield
+        except (OSError, msgspec.MsgspecError) as error:
+            while self._descriptors:
+                os.close(self._descriptors.popleft())
+            if self._link is not None:
+                with contextlib.suppress(OSError):
+                    self._link.socket.shutdown(socket.SHUT_RDWR)
+            if isinstance(error, OSError):
+                raise
+            raise ConnectionError(f"the page owner at {self._path} says what is no reply: {error}") from error
+
+    def _watch(self) -> None:
+        pause = _SHORTEST_PAUSE_S
+        while not self._ended.is_set():
+            if self._link is not None:
+                self._wait_for_end(self._link)
+                with self._lock:
+                    self._disconnect()
+            elif self._reconnect():
+                pause = _SHORTEST_PAUSE_S
+            else:
+                self._ended.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _wait_for_end(self, link: Link) -> None:
+        """Wait until the connection is broken, or this client is closed."""
+        poll = select.poll()
+        poll.register(link.socket, select.POLLRDHUP)
+        poll.register(self._bell, select.POLLIN)
+        poll.poll()
+
+    def _reconnect(self) -> bool:
+        try:
+            return self._try_to_connect()
+        except FlexpertError as refused:
+            _log.warning("the page owner at %s lends nothing: %s", self._path, refused)
+            return False
+
+    def _try_to_connect(self) -> bool:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(self._path)
+        except OSError:
+            sock.close()
+            return False
+        with self._lock:
+            self._link = Link(sock)
+            try:
+                with self._hanging_up():
+                    self._greet()
+            except OSError:
+                self._disconnect()
+                return False
+            except FlexpertError:
+                self._disconnect()
+                raise
+        return True
+
+    def _greet(self) -> None:
+        self._released.clear()  # those leases ended with the connection before
+        self._welcome = self._ask(self._hello, messages.Welcome)
+        if self._welcome.needs_ranges:
+            self._ask(messages.Ranges(msgspec.msgpack.encode(self._ranges())), messages.Done)
+        with self._holding:
+            held = list(self._held.values())
+            for start in range(0, len(held), MOST_DESCRIPTORS):
+                batch = held[start : start + MOST_DESCRIPTORS]
+                experts = tuple((*loan.key, loan.checksum) for loan in batch)
+                self._ask(messages.HandBack(experts), messages.HandedBack, batch)
+
+    def _disconnect(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None

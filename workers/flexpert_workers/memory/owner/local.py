@@ -1,0 +1,60 @@
+"""A page owner inside the worker that borrows from it: for a worker that is started without an owner process."""
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from flexpert_workers.memory.backend import ExpertKey, Page, PageBackend
+from flexpert_workers.memory.loans import Loan, Want
+from flexpert_workers.memory.owner.pages import PageOwner
+
+
+class LocalLender:
+    """The one borrower of an owner in the same process; see `PageLender`.
+
+    Args:
+        owner: Is closed with this lender.
+        domain: The owner's id.
+        transfer_endpoint: Where other owners copy its pages from, or empty.
+    """
+
+    def __init__(self, owner: PageOwner, backend: PageBackend, domain: str, transfer_endpoint: str = "") -> None:
+        self._owner = owner
+        self._backend = backend
+        self._domain = domain
+        self._transfer_endpoint = transfer_endpoint
+        self._held: dict[ExpertKey, Page] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def domain(self) -> str:
+        """See `PageLender`."""
+        return self._domain
+
+    @property
+    def transfer_endpoint(self) -> str:
+        """See `PageLender`."""
+        return self._transfer_endpoint
+
+    def acquire(self, wants: Sequence[Want]) -> Iterator[Loan]:
+        """See `PageLender`."""
+        for loans in self._owner.acquire(self._domain, wants, at_once=1):
+            for loan in loans:
+                page = self._backend.adopt(os.dup(loan.page.descriptor()), loan.page.nbytes)
+                with self._lock:
+                    self._held[loan.key] = page
+                yield replace(loan, page=page)
+
+    def release(self, keys: Iterable[ExpertKey]) -> None:
+        """See `PageLender`."""
+        released = list(keys)
+        with self._lock:
+            for page in [self._held.pop(key) for key in released if key in self._held]:
+                page.close()
+        self._owner.release(self._domain, released)
+
+    def close(self) -> None:
+        """See `PageLender`; the owner ends too."""
+        self.release(list(self._held))
+        self._owner.close()

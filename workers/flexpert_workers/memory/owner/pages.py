@@ -1,0 +1,316 @@
+"""The pages of one memory domain: who borrows them, what they take of a budget, and how they come to be.
+
+The heart of a page owner, without sockets: `server` calls it for workers in other processes, `local` for a worker in
+this one. Every public method may be called from any thread.
+
+The life of an entry: `acquire` makes it and a reader thread fills its page (from a peer, else from the file), verifies
+and seals it; it is lent to whoever wants it; released by all it is idle, and stays while there is room.
+"""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from flexpert_workers.errors import CapacityError, PageError
+from flexpert_workers.memory.backend import ExpertKey, NewPage, Page, PageBackend, padded_bytes, page_checksum
+from flexpert_workers.memory.loans import Loan, Origin, Want
+from flexpert_workers.memory.owner.filling import Filled, PageFiller
+
+
+@dataclass(eq=False)
+class _Entry:
+    """One expert's page, there or being made. Borrowers may be waiting for it as well as hold it."""
+
+    key: ExpertKey
+    ready: "Future[Filled]"
+    borrowers: set[str]
+
+    @property
+    def filled(self) -> Filled | None:
+        """The page once it is there."""
+        if not self.ready.done() or self.ready.cancelled() or self.ready.exception() is not None:
+            return None
+        return self.ready.result()
+
+
+@dataclass(frozen=True)
+class OwnerStatus:
+    """What an owner has: experts, bytes in use of its budget, pages lent, pages idle."""
+
+    experts: tuple[ExpertKey, ...]
+    used_bytes: int
+    budget_bytes: int
+    lent: int
+    idle: int
+
+
+class PageOwner:
+    """Owns the pages of one domain.
+
+    Args:
+        page_bytes: Of every page, without padding.
+        budget_bytes: All pages together take no more, padding included.
+        filler: Fills them.
+        readers: Pages that are filled at once.
+        ahead: Empty pages made ahead of need, while there is room.
+    """
+
+    def __init__(
+        self,
+        backend: PageBackend,
+        page_bytes: int,
+        budget_bytes: int,
+        filler: PageFiller,
+        readers: int = 2,
+        ahead: int = 4,
+    ) -> None:
+        self.page_bytes = page_bytes
+        self._backend = backend
+        self._padded_bytes = padded_bytes(page_bytes, backend.granularity)
+        self._budget_bytes = budget_bytes
+        self._filler = filler
+        self._ahead = ahead
+        self._lock = threading.RLock()
+        self._entries: dict[ExpertKey, _Entry] = {}
+        self._idle: dict[ExpertKey, None] = {}  # the one idle for longest first
+        self._strays: set[tuple[str, ExpertKey]] = set()
+        self._stock: list[NewPage] = []
+        self._making = 0
+        self._closed = False
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="page-reader")
+        self._readers.submit(self._restock)
+
+    # ------------------------------------------------------------------ lending
+
+    def acquire(self, borrower: str, wants: Sequence[Want], at_once: int = 250) -> Iterator[list[Loan]]:
+        """Lend pages, see `PageLender.acquire`; the pages of the loans stay the owner's own.
+
+        Args:
+            borrower: Whose leases these are; a name that is never used again.
+            wants: What is wanted.
+            at_once: Yield no more loans together; what is ready together is yielded together.
+        """
+        ready: queue.SimpleQueue[tuple[_Entry, bool]] = queue.SimpleQueue()
+        pending: set[ExpertKey] = set()
+        try:
+            for found in self._begin(borrower, wants):
+                pending.add(found[0].key)
+                found[0].ready.add_done_callback(lambda _, found=found: ready.put(found))  # type: ignore[misc]
+            while pending:
+                loans = [_loan(*found) for found in _take(ready, at_once)]
+                pending.difference_update(loan.key for loan in loans)
+                yield loans
+        finally:
+            self.release(borrower, pending)
+
+    def release(self, borrower: str, keys: Iterable[ExpertKey]) -> None:
+        """End leases of a borrower; what nobody waits for any more is not brought."""
+        with self._lock:
+            for key in keys:
+                self._strays.discard((borrower, key))
+                entry = self._entries.get(key)
+                if entry is None or borrower not in entry.borrowers:
+                    continue
+                entry.borrowers.remove(borrower)
+                if not entry.borrowers and not entry.ready.cancel() and entry.filled is not None:
+                    self._idle[key] = None
+
+    def end(self, borrower: str) -> None:
+        """End all leases of a borrower that is gone."""
+        with self._lock:
+            lent = [key for key, entry in self._entries.items() if borrower in entry.borrowers]
+            self.release(borrower, [*lent, *(key for name, key in self._strays if name == borrower)])
+
+    def adopt(self, borrower: str, key: ExpertKey, descriptor: int, checksum: int) -> bool:
+        """Take a page over that a borrower of an earlier owner still maps; the descriptor is closed or kept.
+
+        Returns:
+            Whether the page is this owner's now. When it has the expert in other memory already the borrower keeps
+            its own, which counts against the budget until it is released.
+
+        Raises:
+            PageError: It is no sealed page, or its bytes are not those that were verified.
+        """
+        page = self._backend.adopt(descriptor, self.page_bytes)
+        with self._lock:
+            known = self._known(borrower, key, page)
+        if known is not None:
+            page.close()
+            return known
+        if page_checksum(page.view()) != checksum:
+            page.close()
+            raise PageError(f"the page of expert {key} that {borrower} hands back is damaged")
+        with self._lock:
+            known = self._known(borrower, key, page)
+            if known is not None:
+                page.close()
+                return known
+            entry = self._entries[key] = _Entry(key, Future(), {borrower})
+            entry.ready.set_result(Filled(page, checksum, Origin.ATTACHED, 0.0, 0.0))
+            return True
+
+    # ------------------------------------------------------------------ what others ask
+
+    def read(self, key: ExpertKey) -> memoryview | None:
+        """The bytes of an expert, for as long as the view lives; None when they are not here."""
+        with self._lock:
+            entry = self._entries.get(key)
+            filled = None if entry is None else entry.filled
+            return None if filled is None else filled.page.view()
+
+    def drop_idle(self) -> int:
+        """Drop every page that nobody borrows; returns the bytes freed."""
+        with self._lock:
+            before = self._used_bytes()
+            for key in list(self._idle):
+                self._drop(key)
+            while self._stock:
+                self._stock.pop().close()
+            return before - self._used_bytes()
+
+    def status(self) -> OwnerStatus:
+        """What the owner has."""
+        with self._lock:
+            lent = sum(bool(entry.borrowers) for entry in self._entries.values())
+            return OwnerStatus(
+                tuple(sorted(self._entries)), self._used_bytes(), self._budget_bytes, lent, idle=len(self._idle)
+            )
+
+    def close(self) -> None:
+        """Let go of every page; those that are mapped live on with their borrowers."""
+        with self._lock:
+            self._closed = True
+        self._readers.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            for entry in self._entries.values():
+                if entry.filled is not None:
+                    entry.filled.page.close()
+            self._entries.clear()
+            self._idle.clear()
+            while self._stock:
+                self._stock.pop().close()
+
+    # ------------------------------------------------------------------ the budget
+
+    def _begin(self, borrower: str, wants: Sequence[Want]) -> list[tuple[_Entry, bool]]:
+        """Enter `borrower` for every expert wanted: (entry, whether it is made for this), all of them or none."""
+        wanted = {want.key: want for want in wants}
+        with self._lock:
+            if self._closed:
+                raise ConnectionError("this page owner has ended")
+            missing = [want for key, want in wanted.items() if key not in self._entries]
+            self._make_room(len(missing), keep=wanted.keys())
+            known = [self._entries[key] for key in wanted if key in self._entries]
+            for entry in known:
+                entry.borrowers.add(borrower)
+                self._idle.pop(entry.key, None)
+            new = [self._begin_one(borrower, want) for want in missing]
+            return [*((entry, False) for entry in known), *((entry, True) for entry in new)]
+
+    def _begin_one(self, borrower: str, want: Want) -> _Entry:
+        entry = _Entry(want.key, self._readers.submit(self._bring, want), {borrower})
+        self._entries[want.key] = entry
+        entry.ready.add_done_callback(lambda _: self._settle(entry))
+        return entry
+
+    def _make_room(self, num_pages: int, keep: Iterable[ExpertKey]) -> None:
+        """Drop empty pages and then idle ones, as few as possible, so that `num_pages` more fit; all or nothing."""
+        idle = [key for key in self._idle if key not in set(keep)]
+        droppable = len(self._stock) + len(idle)
+        if self._free_pages() + droppable < num_pages:
+            raise CapacityError(
+                f"{num_pages} experts of {self._padded_bytes} bytes do not fit: the page owner uses "
+                f"{self._used_bytes()} of its {self._budget_bytes} bytes and can free {droppable * self._padded_bytes}"
+            )
+        while self._stock and self._free_pages() < num_pages:
+            self._stock.pop().close()
+        for key in idle[: max(0, num_pages - self._free_pages())]:
+            self._drop(key)
+
+    def _free_pages(self) -> int:
+        return (self._budget_bytes - self._used_bytes()) // self._padded_bytes
+
+    def _used_bytes(self) -> int:
+        num_pages = len(self._entries) + len(self._strays) + len(self._stock) + self._making
+        return num_pages * self._padded_bytes
+
+    def _drop(self, key: ExpertKey) -> None:
+        del self._idle[key]
+        self._entries.pop(key).ready.result().page.close()
+
+    def _known(self, borrower: str, key: ExpertKey, page: Page) -> bool | None:
+        """Enter a borrower for an expert that is here: whether its page is ours; None when the expert is not here."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if entry.filled is not None and entry.filled.page.identity() == page.identity():
+            entry.borrowers.add(borrower)
+            self._idle.pop(key, None)
+            return True
+        self._strays.add((borrower, key))
+        return False
+
+    # ------------------------------------------------------------------ the readers
+
+    def _bring(self, want: Want) -> Filled:
+        return self._filler.fill(self._empty_page(), want.key, want.peers)
+
+    def _empty_page(self) -> NewPage:
+        with self._lock:
+            if self._stock:
+                return self._stock.pop()
+        return self._backend.create(self.page_bytes)
+
+    def _settle(self, entry: _Entry) -> None:
+        """An entry's page is there; or it failed or is not wanted any more, and is forgotten."""
+        with self._lock:
+            if entry.filled is None:
+                del self._entries[entry.key]
+            elif not entry.borrowers:
+                self._idle[entry.key] = None
+            if not self._closed:
+                self._readers.submit(self._restock)
+
+    def _restock(self) -> None:
+        """Make empty pages ahead of need, while nothing has to make way for them."""
+        while self._may_make_one():
+            try:
+                page = self._backend.create(self.page_bytes)
+            except CapacityError:
+                page = None
+            with self._lock:
+                self._making -= 1
+                if page is None:
+                    return
+                self._stock.append(page)
+
+    def _may_make_one(self) -> bool:
+        with self._lock:
+            enough = len(self._stock) + self._making >= self._ahead
+            if self._closed or enough or self._free_pages() < 1:
+                return False
+            self._making += 1
+            return True
+
+
+def _take(ready: "queue.SimpleQueue[tuple[_Entry, bool]]", at_most: int) -> Iterator[tuple[_Entry, bool]]:
+    """Wait for one, then take what else is there."""
+    yield ready.get()
+    for _ in range(at_most - 1):
+        try:
+            yield ready.get_nowait()
+        except queue.Empty:
+            return
+
+
+def _loan(entry: _Entry, is_new: bool) -> Loan:
+    """The loan of a page that is there; what went wrong with it is raised."""
+    try:
+        filled = entry.ready.result()
+    except CancelledError:
+        raise ConnectionError("this page owner has ended") from None
+    if not is_new:
+        return Loan(entry.key, filled.page, filled.checksum, Origin.ATTACHED)
+    return Loan(entry.key, filled.page, filled.checksum, filled.origin, filled.copy_s, filled.verify_s)

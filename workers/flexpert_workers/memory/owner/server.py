@@ -1,0 +1,229 @@
+"""Lends pages over a UNIX socket: one thread a connection, and the connection is the lease of all lent over it."""
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from flexpert_workers.errors import CapacityError, CheckpointError, FlexpertError, PageError
+from flexpert_workers.memory.loans import Loan, Want
+from flexpert_workers.memory.owner.domain import Domain
+from flexpert_workers.memory.owner.pages import PageOwner
+from flexpert_workers.memory.passing import MOST_DESCRIPTORS, Link
+from flexpert_workers.messages import owner as messages
+
+_log = logging.getLogger(__name__)
+_decoder: msgspec.msgpack.Decoder[messages.OwnerRequest] = msgspec.msgpack.Decoder(messages.OwnerRequest)
+_KINDS: dict[type[Exception], str] = {CapacityError: "capacity", CheckpointError: "checkpoint", PageError: "page"}
+
+
+class OwnerServer:
+    """Accepts borrowers on a socket's path.
+
+    Args:
+        domain: Whose pages are lent.
+        name: Its id, told to borrowers.
+    """
+
+    def __init__(self, domain: Domain, name: str, path: str) -> None:
+        self._domain = domain
+        self._name = name
+        self._path = path
+        self._socket = _listen(path)
+        self._links: set[Link] = set()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._accept, name="accept", daemon=True)
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End every connection; the path is free again."""
+        Path(self._path).unlink(missing_ok=True)
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+        with self._lock:
+            for link in self._links:
+                with contextlib.suppress(OSError):
+                    link.socket.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connected, _ = self._socket.accept()
+            except OSError:
+                return  # `stop` has closed the socket
+            link = Link(connected)
+            with self._lock:
+                self._links.add(link)
+            threading.Thread(target=self._serve, args=(link,), name="borrower", daemon=True).start()
+
+    def _serve(self, link: Link) -> None:
+        try:
+            _Borrower(link, self._domain, self._name).serve()
+        except (OSError, msgspec.MsgspecError) as gone:
+            _log.info("a borrower's connection ended: %s", gone)
+        finally:
+            with self._lock:
+                self._links.discard(link)
+            link.close()
+
+
+class _Borrower:
+    """One connection, from its `Hello` to its end."""
+
+    def __init__(self, link: Link, domain: Domain, domain_name: str) -> None:
+        self._link = link
+        self._domain = domain
+        self._domain_name = domain_name
+
+    def serve(self) -> None:
+        """Answer until the borrower is gone; then its leases end.
+
+        Raises:
+            OSError: It is gone.
+        """
+        hello, _ = self._receive()
+        if not isinstance(hello, messages.Hello):
+            raise ConnectionError(f"a borrower began with {type(hello).__name__}")
+        welcomed: list[PageOwner] = []
+        self._answering(lambda: welcomed.append(self._domain.welcome(hello)))
+        for owner in welcomed:
+            self._converse(owner, hello.borrower)
+
+    def _converse(self, owner: PageOwner, borrower: str) -> None:
+        try:
+            self._send(
+                messages.Welcome(
+                    self._domain_name, self._domain.transfer_endpoint, os.getpid(), self._domain.source.needs_ranges
+                )
+            )
+            while True:
+                self._answer(owner, borrower, *self._receive())
+        finally:
+            owner.end(borrower)
+
+    def _answer(self, owner: PageOwner, borrower: str, request: messages.OwnerRequest, descriptors: list[int]) -> None:
+        match request:
+            case messages.Acquire(experts):
+                wants = [Want((layer, index), peers) for layer, index, peers in experts]
+                self._answering(lambda: self._lend(owner, borrower, wants))
+            case messages.Release(experts):
+                owner.release(borrower, experts)
+            case messages.HandBack(experts):
+                self._send(messages.HandedBack(_adopt(owner, borrower, experts, descriptors)))
+            case messages.Ranges(ranges):
+                self._answering(lambda: self._learn(ranges))
+            case messages.DropIdle():
+                self._send(messages.Done(owner.drop_idle()))
+            case messages.AskOwner():
+                status = owner.status()
+                self._send(
+                    messages.OwnerState(
+                        status.experts, status.used_bytes, status.budget_bytes, status.lent, status.idle
+                    )
+                )
+            case _:
+                raise ConnectionError(f"{type(request).__name__} at this point of a conversation")
+
+    def _lend(self, owner: PageOwner, borrower: str, wants: list[Want]) -> None:
+        with contextlib.closing(owner.acquire(borrower, wants, MOST_DESCRIPTORS)) as batches:
+            for loans in batches:
+                lent = messages.Lent(tuple(_lent_page(loan) for loan in loans))
+                self._send(lent, [loan.page.descriptor() for loan in loans])
+                received, _ = self._receive()
+                if not isinstance(received, messages.Received):
+                    raise ConnectionError(f"{type(received).__name__} instead of Received")
+                owner.release(borrower, received.released)
+                if not received.more:
+                    break
+        self._send(messages.Done())
+
+    def _learn(self, ranges: bytes) -> None:
+        self._domain.source.learn(ranges)
+        self._send(messages.Done())
+
+    def _answering(self, act: Callable[[], None]) -> None:
+        """Do something; what goes wrong with it is answered with `Failed`."""
+        try:
+            act()
+        except FlexpertError as error:
+            kind = next((name for known, name in _KINDS.items() if isinstance(error, known)), "internal")
+            self._send(messages.Failed(kind, str(error)))
+        except ConnectionError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever one request does, the owner serves the next
+            _log.warning("a borrower's request failed", exc_info=True)
+            self._send(messages.Failed("internal", f"{type(error).__name__}: {error}"))
+
+    def _receive(self) -> tuple[messages.OwnerRequest, list[int]]:
+        payload, descriptors = self._link.receive()
+        try:
+            request = _decoder.decode(payload)
+            expected = len(request.experts) if isinstance(request, messages.HandBack) else 0
+            if len(descriptors) != expected:
+                raise ConnectionError(f"{type(request).__name__} came with {len(descriptors)} descriptors")
+        except BaseException:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+        return request, descriptors
+
+    def _send(self, reply: messages.OwnerReply, descriptors: list[int] | None = None) -> None:
+        self._link.send(msgspec.msgpack.encode(reply), descriptors or [])
+
+
+def _lent_page(loan: Loan) -> messages.LentPage:
+    return messages.LentPage(*loan.key, loan.checksum, loan.origin, loan.copy_s, loan.verify_s)
+
+
+def _adopt(
+    owner: PageOwner, borrower: str, experts: tuple[tuple[int, int, int], ...], descriptors: list[int]
+) -> tuple[messages.Expert, ...]:
+    """Adopt the pages that a borrower hands back; those that were not adopted."""
+    refused: list[messages.Expert] = []
+    for (layer, index, checksum), descriptor in zip(experts, descriptors, strict=True):
+        try:
+            if not owner.adopt(borrower, (layer, index), descriptor, checksum):
+                refused.append((layer, index))
+        except PageError as error:
+            _log.warning("not adopted: %s", error)
+            refused.append((layer, index))
+    return tuple(refused)
+
+
+def _listen(path: str) -> socket.socket:
+    """A listening socket at `path`, in place of one whose owner is dead.
+
+    Raises:
+        OSError: Somebody else listens there, or the path is longer than 107 bytes.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if _is_alive(path):
+            raise FileExistsError(f"a page owner serves at {path} already")
+        Path(path).unlink(missing_ok=True)
+        listening.bind(path)
+        os.chmod(path, 0o600)
+        listening.listen()
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _is_alive(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
