@@ -1,8 +1,19 @@
 """What the tests of memory share: pages of known bytes, and what a process has open and mapped."""
 
+import json
 import os
 import random
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
+
+import msgspec
+
+from flexpert_workers.memory.loans import Want
+from flexpert_workers.memory.ranges import plain_ranges
+from flexpert_workers.messages.owner import Hello
 
 
 def page_of(backend, seed, nbytes=300_000):
@@ -20,3 +31,55 @@ def num_descriptors(pid="self"):
 def num_page_mappings(pid="self"):
     """Mappings of pages in a process."""
     return sum("flexpert-page" in line for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+
+
+class Files:
+    """Expert bytes that stand for a checkpoint: a file of random pages, and its ranges."""
+
+    def __init__(self, folder, num_layers=2, num_experts=8, nbytes=20_000):
+        self.folder = Path(folder)
+        self.nbytes = nbytes
+        self.keys = [(layer, index) for layer in range(num_layers) for index in range(num_experts)]
+        generator = random.Random(5)
+        self.pages = {key: generator.randbytes(nbytes) for key in self.keys}
+        (self.folder / "model.safetensors").write_bytes(b"header" + b"".join(self.pages.values()))
+        self.ranges = plain_ranges("digest", num_experts, [self._parts(number) for number in range(len(self.keys))])
+        self.filled = []
+
+    def fill(self, key, page):
+        self.filled.append(key)
+        page[:] = self.pages[key]
+
+    def _parts(self, number):
+        """Two ranges, the second part of the page first."""
+        start, half = 6 + number * self.nbytes, self.nbytes // 2
+        return [("model.safetensors", start + half, self.nbytes - half, half), ("model.safetensors", start, half, 0)]
+
+    def hello(self, borrower):
+        return Hello(borrower, "pool", "digest", self.nbytes, len(self.keys))
+
+
+def wants(*keys):
+    return [Want(key) for key in keys]
+
+
+@contextmanager
+def owner_process(config):
+    """A page owner as a process of its own, that lends already."""
+    command = [sys.executable, "-m", "flexpert_workers.memory.owner", "--config", msgspec.json.encode(config).decode()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process, json.loads(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def until(condition, timeout_s=30.0):
+    """Wait for something that another process does."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+    return found

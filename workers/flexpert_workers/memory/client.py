@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -89,7 +89,7 @@ class OwnerClient:
             time.sleep(_SHORTEST_PAUSE_S)
         self._watcher.start()
 
-    def acquire(self, wants: Sequence[Want]) -> Iterator[Loan]:
+    def acquire(self, wants: Sequence[Want]) -> Generator[Loan, None, None]:
         """See `PageLender`; may be stopped early by closing the iterator."""
         try:
             with self._lock, self._hanging_up():
@@ -132,7 +132,7 @@ class OwnerClient:
 
     # ------------------------------------------------------------------ one exchange after the other, under the lock
 
-    def _acquire(self, wants: Sequence[Want]) -> Iterator[Loan]:
+    def _acquire(self, wants: Sequence[Want]) -> Generator[Loan, None, None]:
         self._send_released()
         self._send(messages.Acquire(tuple((*want.key, want.peers) for want in wants)))
         while not isinstance(lent := self._receive(), messages.Done):

@@ -4,6 +4,7 @@ A page is a `memfd`. Its maker fills it through a mapping, takes the mapping awa
 write it, or change its size, ever again; what is lent is a second descriptor, opened for reading.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -79,9 +80,9 @@ class NewHostPage:
 
     def fill(self, write: Callable[[memoryview], None]) -> int:
         """See `NewPage`; `write` fills the memory file itself."""
-        with memoryview(self._mapping) as whole, whole[: self._nbytes] as page:
-            write(page)
-            return page_checksum(page)
+        page = memoryview(self._mapping)[: self._nbytes]
+        write(page)
+        return page_checksum(page)
 
     def seal(self) -> HostPage:
         """See `NewPage`."""
@@ -93,7 +94,8 @@ class NewHostPage:
 
     def close(self) -> None:
         """See `NewPage`."""
-        self._mapping.close()
+        with contextlib.suppress(BufferError):  # an exception still refers to what it was writing: it goes with it
+            self._mapping.close()
         os.close(self._descriptor)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 
 from flexpert_workers.memory.backend import ExpertKey, Page, PageBackend
@@ -37,7 +37,7 @@ class LocalLender:
         """See `PageLender`."""
         return self._transfer_endpoint
 
-    def acquire(self, wants: Sequence[Want]) -> Iterator[Loan]:
+    def acquire(self, wants: Sequence[Want]) -> Generator[Loan, None, None]:
         """See `PageLender`."""
         for loans in self._owner.acquire(self._domain, wants, at_once=1):
             for loan in loans:

@@ -9,7 +9,7 @@ and seals it; it is lent to whoever wants it; released by all it is idle, and st
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -84,7 +84,7 @@ class PageOwner:
 
     # ------------------------------------------------------------------ lending
 
-    def acquire(self, borrower: str, wants: Sequence[Want], at_once: int = 250) -> Iterator[list[Loan]]:
+    def acquire(self, borrower: str, wants: Sequence[Want], at_once: int = 250) -> Generator[list[Loan], None, None]:
         """Lend pages, see `PageLender.acquire`; the pages of the loans stay the owner's own.
 
         Args:
