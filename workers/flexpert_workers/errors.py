@@ -9,9 +9,20 @@ FlexpertError
 │   └── UnsupportedArchitecture
 ├── CapacityError         something does not fit into the memory it was given
 ├── PageError             memory that was lent is not what it should be
+├── TransferError         a page could not be copied from a peer; `received` is what arrived
+│   ├── SourceLost            the connection broke or the source hung, and it did not come back in time
+│   ├── PageNotHeld           the source does not hold the expert
+│   ├── IdentityMismatch      the source is of another pool or checkpoint
+│   ├── CorruptPage           the bytes that arrived are not those that left
+│   └── TransferCancelled     the copy was not wanted any more
 ├── StaleEpoch            an operation based on a table that is not the newest, or an older term
 └── PassAbandoned         a forward pass gave up waiting for experts; its requests are queued again
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flexpert_workers.transfer.contract import Received
 
 
 class FlexpertError(Exception):
@@ -64,6 +75,38 @@ class CapacityError(FlexpertError):
 
 class PageError(FlexpertError):
     """Memory that was lent is not what it should be: not sealed, too short, or its bytes are not those promised."""
+
+
+class TransferError(FlexpertError):
+    """A page could not be copied from a peer: go on with another source, or with the file.
+
+    Attributes:
+        received: What arrived intact; a fetch from another source goes on from there. None when that is nothing.
+    """
+
+    def __init__(self, message: str, received: "Received | None" = None) -> None:
+        super().__init__(message)
+        self.received = received
+
+
+class SourceLost(TransferError):
+    """The connection broke or the source hung, and it did not come back in time."""
+
+
+class PageNotHeld(TransferError):
+    """The source does not hold the expert."""
+
+
+class IdentityMismatch(TransferError):
+    """The source is of another pool or checkpoint."""
+
+
+class CorruptPage(TransferError):
+    """The bytes that arrived are not those that left, or the source names another checksum than before."""
+
+
+class TransferCancelled(TransferError):
+    """The copy was not wanted any more."""
 
 
 class StaleEpoch(FlexpertError):

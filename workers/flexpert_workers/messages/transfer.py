@@ -1,0 +1,75 @@
+"""Page fetcher ↔ page server: how the bytes of an expert's page are asked for and come.
+
+Every request is one frame, a tagged MessagePack struct; every reply is one such frame, followed by one raw frame of
+page bytes in the case of `Chunk`.
+"""
+
+import msgspec
+
+
+class AskPage(msgspec.Struct, frozen=True, tag=True):
+    """Ask what the page of an expert is; `pool` and `digest` say for whom and of which checkpoint."""
+
+    pool: str
+    digest: str
+    layer: int
+    index: int
+
+
+class AskChunk(msgspec.Struct, frozen=True, tag=True):
+    """Ask for `length` bytes of a page from `offset` on.
+
+    Attributes:
+        incarnation: Of the server, as its `Page` said: another one refuses.
+        number: Named again in the reply.
+    """
+
+    incarnation: str
+    number: int
+    layer: int
+    index: int
+    offset: int
+    length: int
+
+
+class Leave(msgspec.Struct, frozen=True, tag=True):
+    """The page last asked for is not needed any more; has no reply."""
+
+
+TransferRequest = AskPage | AskChunk | Leave
+
+
+class Page(msgspec.Struct, frozen=True, tag=True):
+    """What a page is: its bytes in number, the XXH3 (64 bit) of all of them, and who would send them."""
+
+    incarnation: str
+    total: int
+    checksum: int
+
+
+class Chunk(msgspec.Struct, frozen=True, tag=True):
+    """Header before a raw frame of page bytes. `checksum` is their XXH3 (64 bit) with the offset as its seed."""
+
+    number: int
+    offset: int
+    length: int
+    checksum: int
+
+
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """The server is there and holds chunks back, since it keeps to its rate."""
+
+
+class Unavailable(msgspec.Struct, frozen=True, tag=True):
+    """The request was not carried out.
+
+    Attributes:
+        kind: One of "not-held", "other-pool", "restarted", "invalid", "internal".
+        reason: A sentence.
+    """
+
+    kind: str
+    reason: str
+
+
+TransferReply = Page | Chunk | Alive | Unavailable

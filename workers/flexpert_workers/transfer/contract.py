@@ -1,0 +1,72 @@
+"""The plain values that cross the edge of this package."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+Buffer = bytes | bytearray | memoryview
+ExpertKey = tuple[int, int]
+"""(layer, index) of an expert, the layer 0-based among MoE layers."""
+
+
+class Identity(NamedTuple):
+    """For whom pages are, and of what: equal keys under equal identities mean equal bytes."""
+
+    pool: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class FetchLimits:
+    """How a target fetches.
+
+    Attributes:
+        chunk_bytes: Asked for at a time; made smaller on a link that is too slow for it, down to `least_chunk_bytes`.
+        window_bytes: Asked for and not arrived yet, at most, for each source.
+        silence_s: Without a sign of life for that long the source is taken to hang: the connection is made anew.
+        patience_s: Without a chunk that arrives intact for that long the source is given up.
+        retries: How many damaged chunks one page forgives.
+    """
+
+    chunk_bytes: int = 1 << 20
+    least_chunk_bytes: int = 64 << 10
+    window_bytes: int = 4 << 20
+    silence_s: float = 3.0
+    patience_s: float = 15.0
+    retries: int = 3
+
+
+@dataclass(frozen=True)
+class ServeLimits:
+    """How a source serves.
+
+    Attributes:
+        chunk_bytes: The longest chunk that it sends.
+        window_bytes: What one target may have asked for at a time.
+        idle_s: A page for which no target asked for that long is let go of.
+        sign_of_life_s: How often a target hears of the source while its chunks wait for their turn.
+    """
+
+    chunk_bytes: int = 4 << 20
+    window_bytes: int = 16 << 20
+    idle_s: float = 10.0
+    sign_of_life_s: float = 0.5
+
+
+@dataclass(frozen=True)
+class Received:
+    """What arrived intact of a page, to go on from there with the same source or another.
+
+    Attributes:
+        total: Bytes of the page.
+        checksum: Of the page, as its source said.
+        missing: Ranges [start, end) that have not arrived, in order.
+    """
+
+    total: int
+    checksum: int
+    missing: tuple[tuple[int, int], ...] = field(default=())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that arrived."""
+        return self.total - sum(end - start for start, end in self.missing)
