@@ -14,6 +14,7 @@ from flexpert_operator.decide.observation import (
     Operation,
     Phase,
     Pool,
+    Prediction,
     Worker,
 )
 from flexpert_operator.decide.placing import Reconfiguration
@@ -264,4 +265,15 @@ def operation_of(message: pb.Operation) -> Operation:
         started_at=message.started_at,
         finished_at=message.finished_at or None,
         phase_seconds=dict(message.phase_seconds),
+        attached_experts=message.attached_experts,
+        step_seconds=dict(message.step_seconds),
+        peak_bytes=max(message.peak_bytes.values(), default=0),
+        predicted=prediction_of(message.predicted) if message.HasField("predicted") else None,
+        wave=message.wave or 1,
     )
+
+
+def prediction_of(message: pb.PlanPrediction) -> Prediction:
+    """A prediction as decisions see it."""
+    peak = max(message.peak_bytes.values(), default=0)
+    return Prediction(message.moved_bytes, message.seconds, peak, message.waves or 1)

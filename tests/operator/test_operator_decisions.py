@@ -230,6 +230,21 @@ def test_conditions_are_told_when_they_change() -> None:
     assert [event.reason for event in condition_events(told, [ready, degraded])] == ["ExpertsDoNotFit"]
 
 
+def test_the_operators_own_steps_are_told() -> None:
+    def told(then: str, now: str, degraded: ConditionStatus = ConditionStatus.FALSE) -> list[str]:
+        conditions = [Condition("Progressing", ConditionStatus.TRUE, now, ""), Condition("Degraded", degraded, "X", "")]
+        old = [{"type": "Progressing", "status": "True", "reason": then}]
+        old += [{"type": "Degraded", "status": str(degraded), "reason": "X"}]
+        return [event.reason for event in condition_events(old, conditions)]
+
+    assert told("Settled", "Provisioning") == ["Provisioning"]
+    assert told("Provisioning", "Preparing") == ["Provisioned"]
+    assert told("Provisioning", "Provisioning") == []
+    assert told("Provisioning", "Settled", ConditionStatus.TRUE) == []
+    assert told("Retiring", "Deprovisioning") == ["Deprovisioning"]
+    assert told("Deprovisioning", "Replenishing") == ["Deprovisioned", "Replenishing"]
+
+
 # ---- differences
 
 

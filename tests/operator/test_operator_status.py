@@ -15,7 +15,9 @@ from flexpert_operator.decide.observation import (
     Operation,
     Phase,
     Pool,
+    Prediction,
     Problem,
+    Worker,
 )
 from flexpert_operator.decide.placing import Solution
 from flexpert_operator.decide.sizing import GroupSize, Size
@@ -28,6 +30,7 @@ Observe = Callable[..., Observation]
 
 ENGINE = Engine("engine-1", "engine", MemberState.READY)
 SETTLED = Outcome(Size(GroupSize(1), GroupSize(2), 2, Sizing(settled=2)), problem=None)
+PREDICTED = Prediction(moved_bytes=3000, seconds=0.2, peak_bytes=5000)
 OPERATION = Operation("scale-1.0", Cause.SCALE, Phase.SUCCEEDED, Epoch(1, 1), 3, 3000, "", 990.0, 990.25)
 
 
@@ -62,6 +65,8 @@ def test_all_is_well(deployment: MoEDeployment, pool: MakePool, observed: Observ
         "phase": "Succeeded",
         "movedExperts": 3,
         "movedBytes": 3000,
+        "attachedExperts": 0,
+        "stepMilliseconds": {},
         "durationMilliseconds": 250,
     }
     assert "placement" not in status
@@ -175,6 +180,39 @@ def test_degraded(deployment: MoEDeployment, pool: MakePool, observed: Observe) 
     assert found["Degraded"] == ("True", "ReconfigurationFailed")
     broken = pool(message="engines cannot be started")
     assert conditions(deployment, observed(broken))["Degraded"] == ("True", "PoolDegraded")
+
+
+def test_what_the_last_reconfiguration_took(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
+    steps = {"start": 0.0, "copy": 0.12, "warm-up": 0.01, "commit": 0.003}
+    ended = replace(OPERATION, attached_experts=1, step_seconds=steps, peak_bytes=5500, predicted=PREDICTED)
+    status = build_status(deployment, observed(pool(engines=(ENGINE,), operation=ended)), SETTLED)
+    assert status["lastReconfiguration"] == {
+        "id": "scale-1.0",
+        "cause": "Scale",
+        "phase": "Succeeded",
+        "movedExperts": 3,
+        "movedBytes": 3000,
+        "attachedExperts": 1,
+        "durationMilliseconds": 250,
+        "stepMilliseconds": {"start": 0, "copy": 120, "warmUp": 10, "commit": 3},
+        "peakBytes": 5500,
+        "predicted": {"movedBytes": 3000, "durationMilliseconds": 200, "peakBytes": 5000, "waves": 1},
+    }
+
+
+def test_standbys_are_not_counted_as_workers(
+    with_workers: Callable[..., MoEDeployment], pool: MakePool, observed: Observe, worker: Callable[..., Worker]
+) -> None:
+    asked = with_workers(2)
+    asked = replace(asked, experts=replace(asked.experts, standby_workers=1))
+    waiting = pool(engines=(ENGINE,))
+    waiting = replace(waiting, workers=(*waiting.workers, worker("c", MemberState.STARTING, experts=0)))
+    assert conditions(asked, observed(waiting))["Progressing"] == ("True", "Replenishing")
+    found = build_status(asked, observed(waiting), SETTLED)["experts"]
+    assert (found["workers"], found["ready"], found["standby"]) == (2, 2, 0), "the one that starts will stand by"
+    settled = replace(waiting, workers=(*waiting.workers[:2], worker("c", MemberState.STANDBY, experts=0)))
+    assert conditions(asked, observed(settled))["Progressing"] == ("False", "Settled")
+    assert build_status(asked, observed(settled), SETTLED)["experts"]["standby"] == 1
 
 
 def test_times() -> None:

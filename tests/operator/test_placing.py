@@ -216,3 +216,11 @@ def test_imbalance_in_percent(pool: MakePool) -> None:
 
 def test_ready_workers(pool: MakePool, worker: MakeWorker) -> None:
     assert count_ready(pool("ab", workers=(worker("a"), worker("b", MemberState.DRAINING)))) == 1
+
+
+def test_what_stopped_between_two_waves_goes_on(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
+    """The pool controller died after the first of several commits: the table in force is no operation's last."""
+    request = ask(deployment, observed(pool(table_operation="scale-0a1b.0#1")))
+    assert request is not None
+    assert request.cause is Cause.SCALE
+    assert ask(deployment, observed(pool(table_operation="scale-0a1b.0"))) is None

@@ -201,7 +201,7 @@ def request(target: Any, *moves: Move) -> Request:
 def test_a_prediction_counts_what_is_not_there_yet() -> None:
     workers = [worker("a", 0, 1, 2, 3), worker("b", 3)]
     moves = (Move((0, 2), "b", ("a", "")), Move((0, 3), "b", ("a", "")))
-    prediction = predict(request(on(a="01", b="23"), *moves), MODEL, workers, bytes_per_second=100.0)
+    prediction = predict(request(on(a="01", b="23"), *moves), MODEL, workers, on(a="0123"), bytes_per_second=100.0)
     assert (prediction.moved_experts, prediction.moved_bytes) == (1, 10)
     assert prediction.seconds == pytest.approx(OVERHEAD_S + 0.1)
     assert prediction.peak_bytes == {"a": 40, "b": 20}
@@ -220,7 +220,7 @@ def test_a_prediction_counts_what_is_not_there_yet() -> None:
 def test_plans_that_cannot_be_carried_out(target: Any, moves: Any, message: str) -> None:
     workers = [worker("a", 0, 1, 2, 3), worker("b", room=3)]
     with pytest.raises(InvalidPlan, match=message):
-        check_request(request(target, *moves), MODEL, workers)
+        check_request(request(target, *moves), MODEL, workers, on(a="0123"))
 
 
 def test_loads_count_what_was_added_since() -> None:
@@ -292,4 +292,4 @@ def test_lost_experts_do_not_go_to_a_standby() -> None:
     workers = [worker("a", condition=Condition.LOST), worker("b", 1, room=1), standby("c")]
     assert plan_recovery(on(a="0", b="1"), workers, 10, {}).unplaced == ((0, 0),)
     with pytest.raises(InvalidPlan, match="placed on c"):
-        check_request(request(on(b="1", c="023"), *(Move((0, index), "c") for index in (0, 2, 3))), MODEL, workers)
+        check_request(request(on(b="1", c="023"), *(Move((0, index), "c") for index in (0, 2, 3))), MODEL, workers, {})

@@ -87,8 +87,25 @@ class Engine:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What the pool controller expected of a reconfiguration; `peak_bytes` are those of the fullest worker."""
+
+    moved_bytes: int
+    seconds: float
+    peak_bytes: int
+    waves: int = 1
+
+
+@dataclass(frozen=True)
 class Operation:
-    """The running reconfiguration or the last one; times in seconds since the Unix epoch, `finished_at` None: runs."""
+    """The running reconfiguration or the last one; times in seconds since the Unix epoch, `finished_at` None: runs.
+
+    Attributes:
+        attached_experts: Of the moved ones, those that cost no byte.
+        step_seconds: Of start, copy, map, verify, warm-up and commit.
+        peak_bytes: Of experts, on the fullest worker.
+        wave: The one that runs, or ran last.
+    """
 
     id: str
     cause: Cause
@@ -100,6 +117,11 @@ class Operation:
     started_at: float = 0.0
     finished_at: float | None = None
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    attached_experts: int = 0
+    step_seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: int = 0
+    predicted: Prediction | None = None
+    wave: int = 1
 
     @property
     def running(self) -> bool:

@@ -20,7 +20,6 @@ from flexpert_operator.decide.observation import (
     Pool,
     Worker,
 )
-from flexpert_operator.decide.waves import next_wave
 from flexpert_placement.plan import make_plan
 from flexpert_placement.solver import imbalance
 from flexpert_placement.types import (
@@ -123,8 +122,15 @@ def why(pool: Pool, targets: tuple[Worker, ...], spec: PlacementSpec, same_size:
         return Cause.FAILURE
     if pool.holders != wanted:
         return Cause.FAILURE if same_size else Cause.SCALE
+    if is_halfway(pool.table_operation):
+        return Cause.SCALE
     too_few = any(len(row) < spec.min_replicas for row in pool.placement.values())
     return Cause.SCALE if too_few else None
+
+
+def is_halfway(table_operation: str) -> bool:
+    """Whether the newest table is of a wave that more were to follow, and whoever was to publish them is gone."""
+    return "#" in table_operation
 
 
 def is_rebalance_due(spec: PlacementSpec, pool: Pool, now: float, solved_at: float) -> bool:
@@ -180,17 +186,11 @@ def reconfiguration(
         expert: {worker: share for worker, share in row.items() if worker in alive}
         for expert, row in pool.placement.items()
     }
-    target = next_wave(current, result.placement, slots_of(pool, request.problem.expert_bytes))
-    plan = make_plan(current, target, alive)
+    plan = make_plan(current, result.placement, alive)
     if not plan.moves and not plan.drops and not pool.lost and request.cause is not Cause.REBALANCE:
         return None
-    identity = operation_id(deployment.uid, deployment.generation, request, target, pool.operation)
+    identity = operation_id(deployment.uid, deployment.generation, request, result.placement, pool.operation)
     return Reconfiguration(identity, request.base_epoch, request.cause, plan)
-
-
-def slots_of(pool: Pool, expert_bytes: int) -> dict[str, int]:
-    """Replicas that fit into each worker, the one that it keeps free included."""
-    return {worker.id: worker.memory_bytes // expert_bytes for worker in pool.alive}
 
 
 def rebalance_threshold(deployment: MoEDeployment) -> float:

@@ -3,11 +3,14 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flexpert_operator.api.conditions import DEGRADED, READY, Condition
+from flexpert_operator.api.conditions import DEGRADED, PROGRESSING, READY, Condition
 from flexpert_operator.decide.observation import Event, MemberState, Operation, Phase, Pool
 
 STEPS = (Phase.PREPARE, Phase.COMMIT, Phase.RETIRE, Phase.SUCCEEDED)
 """The phases that a reconfiguration goes through when all is well; a later one implies the earlier ones."""
+
+OWN_STEPS = {"Provisioning": "Provisioned", "Deprovisioning": "Deprovisioned", "Replenishing": "Replenished"}
+"""The operator's own steps, as the reasons of the condition Progressing, and the Events that tell of their ends."""
 
 
 def operation_events(told_id: str | None, told_phase: str | None, operation: Operation | None) -> tuple[Event, ...]:
@@ -65,13 +68,26 @@ def worker_events(before: Pool | None, after: Pool | None) -> tuple[Event, ...]:
 
 
 def condition_events(old: Iterable[Mapping[str, Any]], new: Iterable[Condition]) -> tuple[Event, ...]:
-    """Changes of Ready and Degraded that a user wants to be told."""
+    """Changes of Ready, Progressing and Degraded that a user wants to be told."""
     before = {condition["type"]: (condition["status"], condition["reason"]) for condition in old}
-    events = []
-    for condition in new:
+    events, now = [], tuple(new)
+    degraded = any(condition.type == DEGRADED and condition.status == "True" for condition in now)
+    for condition in now:
         changed = before.get(condition.type) != (str(condition.status), condition.reason)
         if changed and condition.type == READY and condition.status == "True":
             events.append(Event("Ready", condition.message))
         if changed and condition.type == DEGRADED and condition.status == "True":
             events.append(Event(condition.reason, condition.message, warning=True))
+        if changed and condition.type == PROGRESSING:
+            events += own_step_events(before.get(PROGRESSING, ("", ""))[1], condition, degraded)
     return tuple(events)
+
+
+def own_step_events(old_reason: str, condition: Condition, degraded: bool) -> list[Event]:
+    """The operator's own steps that end and begin when Progressing changes its reason; failures tell of themselves."""
+    events = []
+    if old_reason in OWN_STEPS and old_reason != condition.reason and not degraded:
+        events.append(Event(OWN_STEPS[old_reason], f"now: {condition.message}"))
+    if condition.reason in OWN_STEPS and old_reason != condition.reason:
+        events.append(Event(condition.reason, condition.message))
+    return events

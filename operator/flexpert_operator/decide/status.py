@@ -28,6 +28,16 @@ STEP_NAMES = {
 }
 """The steps of a running reconfiguration; the operator's own are Provisioning, Draining and Deprovisioning."""
 
+STEP_FIELDS = {
+    "start": "start",
+    "copy": "copy",
+    "map": "map",
+    "verify": "verify",
+    "warm-up": "warmUp",
+    "commit": "commit",
+}
+"""What the pool controller calls the steps of a reconfiguration, and what the status does."""
+
 IMBALANCE_STEP = 2
 """Percent by which the imbalance has to change before the status is written for it."""
 
@@ -143,10 +153,32 @@ def operation_status(operation: Operation, now: float) -> dict[str, Any]:
         "phase": str(operation.phase),
         "movedExperts": operation.moved_experts,
         "movedBytes": operation.moved_bytes,
+        "attachedExperts": operation.attached_experts,
+        "stepMilliseconds": {
+            field: milliseconds(operation.step_seconds[step])
+            for step, field in STEP_FIELDS.items()
+            if step in operation.step_seconds
+        },
     }
+    if operation.peak_bytes > 0:
+        found["peakBytes"] = operation.peak_bytes
+    if operation.predicted is not None:
+        found["predicted"] = {
+            "movedBytes": operation.predicted.moved_bytes,
+            "durationMilliseconds": milliseconds(operation.predicted.seconds),
+            "peakBytes": operation.predicted.peak_bytes,
+            "waves": operation.predicted.waves,
+        }
+    if operation.message:
+        found["message"] = operation.message
     if operation.finished_at is not None:
-        found["durationMilliseconds"] = round(1000 * (operation.finished_at - operation.started_at))
+        found["durationMilliseconds"] = milliseconds(operation.finished_at - operation.started_at)
     return found
+
+
+def milliseconds(seconds: float) -> int:
+    """A duration as the status tells it."""
+    return round(1000 * seconds)
 
 
 def ready_engines(pool: Pool) -> int:

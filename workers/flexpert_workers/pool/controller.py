@@ -25,7 +25,7 @@ from flexpert_workers.pool.keeper import TableKeeper
 from flexpert_workers.pool.launchers import EngineLauncher, LauncherUnavailable, WorkerLauncher
 from flexpert_workers.pool.leases import EngineRegistry, LeaseTerms
 from flexpert_workers.pool.operations import Ground, Operations, check_base
-from flexpert_workers.pool.predict import Prediction, check_request, predict
+from flexpert_workers.pool.predict import check_request, predict
 from flexpert_workers.pool.reconcile import decide_roles
 from flexpert_workers.pool.reconfigure import Deadlines
 from flexpert_workers.pool.recovery import needs_recovery, plan_recovery
@@ -36,6 +36,7 @@ from flexpert_workers.pool.state import (
     ModelFacts,
     Operation,
     PoolSpec,
+    Prediction,
     Request,
 )
 from flexpert_workers.pool.tables import placement_of, replicas_gone, without_replicas
@@ -99,6 +100,7 @@ class PoolController:
         self._tasks: set[asyncio.Task[None]] = set()
         self._inspecting: tuple[str, str, str] | None = None
         self._problems: dict[str, str] = {}
+        self._missing_since: float | None = None
         self._attempt: tuple[Epoch, frozenset[str], float] | None = None
 
     # ---- life
@@ -164,7 +166,8 @@ class PoolController:
 
     def predict(self, request: Request) -> Prediction:
         """The dry run of a plan; raises `NotConfigured`."""
-        prediction = predict(request, self._model(), self.fleet.all(), self.operations.bytes_per_second)
+        base, rate = placement_of(self.keeper.table), self.operations.bytes_per_second
+        prediction = predict(request, self._model(), self.fleet.all(), base, rate)
         if request.base_epoch != self.keeper.epoch:
             stale = f"the plan starts from table {request.base_epoch}, but {self.keeper.epoch} is in force"
             return replace(prediction, refusal=stale)
@@ -187,7 +190,7 @@ class PoolController:
         if self.keeper.term == 0:
             raise NotGranted("this controller has no term yet; call Configure")
         check_base(request, self.keeper)
-        check_request(request, self._model(), self.fleet.all())
+        check_request(request, self._model(), self.fleet.all(), placement_of(self.keeper.table))
         return self.operations.begin(request)
 
     # ---- what can be seen
@@ -254,7 +257,7 @@ class PoolController:
         dead = [worker.id for worker in self.fleet.all() if worker.condition is Condition.LOST]
         for worker in dead:
             in_force = worker in named and running is not None and not _is_recovery(running.request)
-            if running is not None and (in_force or running.concerns(worker)):
+            if running is not None and (in_force or worker in running.workers()):
                 running.preempt(f"worker {worker} died")
 
     def _recover(self, table: RoutingTable, model: ModelFacts) -> None:
@@ -340,7 +343,11 @@ class PoolController:
         named = {address.worker for address in self.keeper.table.workers} if self.keeper.table is not None else set()
         named |= running.workers() if running is not None else frozenset()
         wanted = self.spec.workers if self.spec is not None else 0
-        self.fleet.cast(decide_roles(self.fleet.all(), named, wanted, self._orphaned_domains(named)))
+        roles = decide_roles(self.fleet.all(), named, wanted, self._orphaned_domains(named))
+        now, missing_since = self._clock(), self._missing_since
+        self.fleet.cast(roles, now - missing_since if missing_since is not None else 0.0)
+        ready = sum(one.condition is Condition.READY for one in self.fleet.all())
+        self._missing_since = (missing_since or now) if wanted is not None and ready < wanted else None
 
     def _orphaned_domains(self, named: set[str]) -> frozenset[str]:
         """Page owners of workers that are lost and held experts of the table in force."""

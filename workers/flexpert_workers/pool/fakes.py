@@ -21,6 +21,8 @@ class FakeWorker:
         script: Request type → what to answer instead (None: nothing at all); takes effect until removed.
         asked: Every request, in order.
         up: Whether it answers.
+        peak: Most experts that it held at once.
+        domain: As it describes itself.
     """
 
     def __init__(self, worker: str, pool: str, model: ModelFacts, memory_experts: int = 10_000) -> None:
@@ -29,6 +31,8 @@ class FakeWorker:
         self.model = model
         self.memory_bytes = memory_experts * model.expert_bytes
         self.experts: set[Expert] = set()
+        self.peak = 0
+        self.domain = ""
         self.table = b""
         self.tokens = [0] * (model.layers * model.experts)
         self.up = True
@@ -38,6 +42,7 @@ class FakeWorker:
         self.asked: list[control.ControlRequest] = []
         self.on_break: Callable[[], None] | None = None
         self._wanted: dict[str, set[Expert]] = {}
+        self._brought: set[str] = set()
 
     @property
     def endpoint(self) -> str:
@@ -73,8 +78,7 @@ class FakeWorker:
             case control.AskLoads():
                 return control.Loads(tuple(self.tokens))
             case control.Prepare(operation, experts):
-                self._wanted[operation] = {(layer, index) for layer, index, _ in experts} - self.experts
-                return control.Done()
+                return self._prepare(operation, {(layer, index) for layer, index, _ in experts} - self.experts)
             case control.AskPrepare(operation):
                 return self._prepared(operation)
             case control.Rollback(operation):
@@ -104,13 +108,25 @@ class FakeWorker:
             experts=tuple(sorted(self.experts)),
             table=self.table,
             in_flight=0,
+            domain=self.domain,
         )
+
+    def _prepare(self, operation: str, wanted: set[Expert]) -> control.ControlReply:
+        """As a worker, it refuses what does not fit beside what it has and was promised."""
+        promised = self.experts | wanted
+        promised |= {one for name, experts in self._wanted.items() if name not in self._brought for one in experts}
+        if len(promised) * self.model.expert_bytes > self.memory_bytes:
+            return control.Refused("capacity", f"{len(wanted)} experts do not fit")
+        self._wanted[operation] = wanted
+        return control.Done()
 
     def _prepared(self, operation: str) -> control.PrepareStatus:
         wanted = self._wanted[operation]
         done = self.gate.is_set()
-        if done:
+        if done and operation not in self._brought:
+            self._brought.add(operation)
             self.experts |= wanted
+            self.peak = max(self.peak, len(self.experts))
         count = len(wanted) if done else 0
         return control.PrepareStatus(operation, done, count * self.model.expert_bytes, count, count, "")
 

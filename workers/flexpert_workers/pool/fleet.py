@@ -89,10 +89,23 @@ class WorkerFleet:
         """What each live worker holds."""
         return {worker.id: worker.experts for worker in self.workers.values() if worker.live}
 
-    def control_endpoint(self, worker: str) -> str | None:
-        """Where peers fetch experts from a worker; None when it is not live."""
-        known = self.workers.get(worker)
-        return known.state.control_endpoint if known is not None and known.live and known.state is not None else None
+    def copy_endpoints(self, target: str, sources: Iterable[str]) -> tuple[str, ...]:
+        """Where `target` can copy an expert from that `sources` hold, in order, each once.
+
+        Those of its own domain are left out: what they hold its page owner attaches without being told.
+        """
+        domain = self._state(target).domain if self._is_live(target) else ""
+        states = [self._state(one) for one in sources if one != target and self._is_live(one)]
+        others = (state for state in states if not (domain and state.domain == domain))
+        return tuple(dict.fromkeys(state.transfer_endpoint or state.control_endpoint for state in others))
+
+    def _is_live(self, worker: str) -> bool:
+        return worker in self.workers and self.workers[worker].live
+
+    def _state(self, worker: str) -> WorkerState:
+        state = self.workers[worker].state
+        assert state is not None, f"worker {worker} has not described itself"
+        return state
 
     def overdue(self) -> tuple[str, ...]:
         """Workers that have been starting for too long."""
@@ -179,11 +192,11 @@ class WorkerFleet:
         elif not undo and known.condition in (Condition.READY, Condition.STANDBY, Condition.STARTING):
             self._replace(replace(known, condition=Condition.DRAINING))
 
-    def cast(self, roles: Mapping[str, Condition]) -> None:
-        """Have workers serve or stand by, as `reconcile.decide_roles` says."""
+    def cast(self, roles: Mapping[str, Condition], waited_s: float) -> None:
+        """Have workers serve or stand by, as `reconcile.decide_roles` says; one was missing for `waited_s`."""
         for worker, condition in roles.items():
             log.info("worker %s is %s", worker, condition.lower())
-            self._replace(replace(self.workers[worker], condition=condition))
+            self._replace(replace(self.workers[worker], condition=condition, waited_s=waited_s))
 
     def stopped(self, worker: str) -> None:
         """A drained worker was stopped; its slot stays empty."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from flexpert_workers.errors import StaleEpoch
 from flexpert_workers.messages.control import ControlReply, ControlRequest
@@ -10,10 +10,12 @@ from flexpert_workers.pool.exceptions import InvalidPlan, OperationRunning, Unkn
 from flexpert_workers.pool.fleet import WorkerFleet
 from flexpert_workers.pool.keeper import TableKeeper
 from flexpert_workers.pool.leases import EngineRegistry
-from flexpert_workers.pool.reconfigure import Deadlines, Transaction
-from flexpert_workers.pool.state import Cause, ModelFacts, Operation, Phase, Placement, Request
+from flexpert_workers.pool.predict import predict
+from flexpert_workers.pool.reconfigure import Deadlines
+from flexpert_workers.pool.state import Cause, ModelFacts, Operation, Phase, Placement, Prediction, Request
 from flexpert_workers.pool.tables import build_table, placement_of, replicas_gone
-from flexpert_workers.routing import RoutingTable
+from flexpert_workers.pool.waves import Waves, split
+from flexpert_workers.routing import Epoch, RoutingTable
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +44,33 @@ class Ground:
         """Workers that can be asked."""
         return self._workers.live()
 
-    def control_endpoint(self, worker: str) -> str | None:
-        """Where peers fetch experts from a worker."""
-        return self._workers.control_endpoint(worker)
+    def copy_endpoints(self, target: str, sources: Iterable[str]) -> tuple[str, ...]:
+        """Where `target` can copy an expert from that `sources` hold, in order."""
+        return self._workers.copy_endpoints(target, sources)
+
+    def resident_bytes(self) -> Mapping[str, int]:
+        """Bytes of experts on each live worker."""
+        states = (worker.state for worker in self._workers.all() if worker.live)
+        return {state.worker: state.resident_bytes for state in states if state is not None}
+
+    def waited_seconds(self, workers: Iterable[str]) -> float:
+        """For how long the newest of `workers` was waited for that the table in force does not name."""
+        table, known = self._keeper.table, self._workers.workers
+        named = {address.worker for address in table.workers} if table is not None else set()
+        return max((known[name].waited_s for name in workers if name in known and name not in named), default=0.0)
+
+    def epoch(self) -> Epoch:
+        """Of the table in force."""
+        return self._keeper.epoch
+
+    def plan(self, request: Request, bytes_per_second: float) -> tuple[tuple[Request, ...], Prediction | None]:
+        """The waves of a request, and what is expected of it."""
+        model = self._model()
+        if model is None:
+            return (request,), None
+        workers, base = self._workers.all(), placement_of(self._keeper.table)
+        prediction = predict(request, model, workers, base, bytes_per_second)
+        return split(request, model, workers, base), prediction
 
     async def ask(self, worker: str, request: ControlRequest, timeout_s: float) -> ControlReply:
         """Ask a worker; raises `WorkerUnreachable`."""
@@ -101,7 +127,7 @@ class Operations:
         self._on_change = on_change
         self._known: dict[str, Operation] = {}
         self._task: asyncio.Task[None] | None = None
-        self.running: Transaction | None = None
+        self.running: Waves | None = None
         self.last: Operation | None = None
         self.bytes_per_second = _ASSUMED_BYTES_PER_SECOND
 
@@ -113,13 +139,18 @@ class Operations:
         """
         if self.running is not None:
             raise OperationRunning(f"operation {self.running.request.operation} is running")
-        transaction = Transaction(
-            request, self._ground, self._deadlines, lambda operation: self._note(operation, request.recorded)
+        waves, predicted = self._ground.plan(request, self.bytes_per_second)
+        self.running = Waves(
+            request,
+            waves,
+            self._ground,
+            self._deadlines,
+            lambda operation: self._note(operation, request.recorded),
+            predicted,
         )
-        self.running = transaction
-        self._note(transaction.operation, request.recorded)
-        self._task = asyncio.create_task(self._run(transaction))
-        return transaction.operation
+        self._note(self.running.operation, request.recorded)
+        self._task = asyncio.create_task(self._run(self.running))
+        return self.running.operation
 
     def find(self, operation: str) -> Operation | None:
         """An operation of this controller, by its id."""
@@ -167,12 +198,12 @@ class Operations:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _run(self, transaction: Transaction) -> None:
+    async def _run(self, waves: Waves) -> None:
         try:
-            ended = await transaction.run()
+            ended = await waves.run()
             log.info("operation %s: %s %s", ended.id, ended.phase, ended.message)
-            if ended.moved_bytes:
-                self.bytes_per_second = ended.moved_bytes / max(ended.phase_seconds["prepare"], 1e-3)
+            if waves.busiest_bytes:
+                self.bytes_per_second = waves.busiest_bytes / max(ended.phase_seconds["prepare"], 1e-3)
         finally:
             self.running = None
             self._on_change()

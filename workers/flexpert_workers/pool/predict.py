@@ -2,56 +2,75 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from flexpert_workers.pool.exceptions import InvalidPlan
-from flexpert_workers.pool.state import ModelFacts, Request, Worker
+from flexpert_workers.pool.state import Expert, ModelFacts, Placement, Prediction, Request, Worker
 from flexpert_workers.pool.tables import check_placement
+from flexpert_workers.pool.waves import split
 
 OVERHEAD_S = 0.05
 """Of a reconfiguration that copies nothing: a few round trips to every worker and engine."""
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a plan would do; `refusal` is why it could not be carried out, or empty."""
+def predict(
+    request: Request, model: ModelFacts, workers: Sequence[Worker], base: Placement, bytes_per_second: float
+) -> Prediction:
+    """Predict what `request` would do to `workers` as they are, wave by wave.
 
-    moved_bytes: int
-    moved_experts: int
-    seconds: float
-    peak_bytes: Mapping[str, int]
-    refusal: str
-
-
-def predict(request: Request, model: ModelFacts, workers: Sequence[Worker], bytes_per_second: float) -> Prediction:
-    """Predict what `request` would do to `workers` as they are.
-
-    `bytes_per_second` is how fast one worker has lately brought experts in; targets work side by side.
+    Args:
+        request: What is asked for.
+        model: Whose experts are placed.
+        workers: As they are.
+        base: Placement of the table in force.
+        bytes_per_second: How fast one worker has lately brought experts in; targets work side by side.
     """
     live = {worker.id: worker for worker in workers if worker.live}
-    incoming = Counter(
-        move.target for move in request.moves if move.target in live and move.expert not in live[move.target].experts
-    )
-    peaks = {name: _resident(worker) + incoming[name] * model.expert_bytes for name, worker in live.items()}
-    busiest = max(incoming.values(), default=0)
+    waves = split(request, model, tuple(workers), base)
+    holding = {name: worker.experts for name, worker in live.items()}
+    copied, attached, seconds = 0, 0, 0.0
+    peaks = {name: _resident(worker) for name, worker in live.items()}
+    for wave in waves:
+        coming = {(move.expert, move.target) for move in wave.moves if move.target in live}
+        new = Counter(target for expert, target in coming if expert not in holding[target])
+        dear = Counter(target for expert, target in coming if not _at_hand(expert, target, live, holding))
+        for name, experts in holding.items():
+            peaks[name] = max(peaks[name], (len(experts) + new[name]) * model.expert_bytes)
+        copied, attached = copied + dear.total(), attached + new.total() - dear.total()
+        seconds += OVERHEAD_S + max(dear.values(), default=0) * model.expert_bytes / bytes_per_second
+        holding = {name: frozenset(e for e, shares in wave.target.items() if name in shares) for name in live}
     return Prediction(
-        moved_bytes=incoming.total() * model.expert_bytes,
-        moved_experts=incoming.total(),
-        seconds=OVERHEAD_S + busiest * model.expert_bytes / bytes_per_second,
+        moved_bytes=copied * model.expert_bytes,
+        moved_experts=copied + attached,
+        attached_experts=attached,
+        seconds=seconds,
         peak_bytes=peaks,
         refusal=_refusal(request, model, live, peaks),
+        waves=len(waves),
     )
 
 
-def check_request(request: Request, model: ModelFacts, workers: Sequence[Worker]) -> None:
+def check_request(request: Request, model: ModelFacts, workers: Sequence[Worker], base: Placement) -> None:
     """Check that a plan can be carried out on the pool as it is.
 
     Raises:
         InvalidPlan: The message says what is wrong with it.
     """
-    refusal = predict(request, model, workers, bytes_per_second=1.0).refusal
+    refusal = predict(request, model, workers, base, bytes_per_second=1.0).refusal
     if refusal:
         raise InvalidPlan(refusal)
+
+
+def _at_hand(expert: Expert, target: str, live: Mapping[str, Worker], holding: Mapping[str, frozenset[Expert]]) -> bool:
+    """Whether the target holds an expert, or a worker of the same page owner does."""
+    domain = _domain(live[target])
+    return any(
+        expert in experts and (name == target or (domain and _domain(live[name]) == domain))
+        for name, experts in holding.items()
+    )
+
+
+def _domain(worker: Worker) -> str:
+    return worker.state.domain if worker.state is not None else ""
 
 
 def _resident(worker: Worker) -> int:

@@ -1,4 +1,4 @@
-"""A reconfiguration as a transaction: prepare → commit → retire (DESIGN §6). `controller` runs one at a time.
+"""A wave of a reconfiguration as a transaction: prepare → commit → retire (DESIGN §6). `waves` runs one at a time.
 
 Before commit any failure, cancellation or pre-emption rolls back and the old table stands; the first engine to see the
 new table is the commit, after which it only rolls forward. All that it acts on comes through a `Fleet`.
@@ -7,7 +7,7 @@ new table is the commit, after which it only rolls forward. All that it acts on 
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -24,9 +24,9 @@ from flexpert_workers.messages.control import (
     Rollback,
     StoreTable,
 )
-from flexpert_workers.pool.exceptions import Committed, InvalidPlan, WorkerUnreachable
+from flexpert_workers.pool.exceptions import InvalidPlan, WorkerUnreachable
 from flexpert_workers.pool.state import Move, Operation, Phase, Request
-from flexpert_workers.routing import RoutingTable
+from flexpert_workers.routing import Epoch, RoutingTable
 
 
 class Fleet(Protocol):
@@ -35,14 +35,23 @@ class Fleet(Protocol):
     def live(self) -> frozenset[str]:
         """Workers that can be asked."""
 
-    def control_endpoint(self, worker: str) -> str | None:
-        """Where peers fetch experts from a worker; None when it is not live."""
+    def copy_endpoints(self, target: str, sources: Iterable[str]) -> tuple[str, ...]:
+        """Where `target` can copy an expert from that `sources` hold, in order."""
+
+    def resident_bytes(self) -> Mapping[str, int]:
+        """Bytes of experts on each live worker, as it last described itself."""
+
+    def waited_seconds(self, workers: Iterable[str]) -> float:
+        """For how long the newest of `workers` was waited for that the table in force does not name."""
 
     async def ask(self, worker: str, request: ControlRequest, timeout_s: float) -> ControlReply:
         """Ask a worker; raises `WorkerUnreachable`."""
 
     async def refresh(self, workers: Iterable[str]) -> None:
         """Have workers describe themselves anew; raises `WorkerUnreachable` when one does not."""
+
+    def epoch(self) -> Epoch:
+        """Of the table in force."""
 
     def next_table(self, request: Request) -> RoutingTable:
         """The table that `request` leads to, under the next epoch; raises `InvalidPlan` if it cannot be published."""
@@ -79,7 +88,12 @@ class _Abort(Exception):
 
 
 class Transaction:
-    """One reconfiguration. `operation` is how it stands; `on_change` is called whenever that changes."""
+    """One wave of a reconfiguration. `operation` is how it stands; `on_change` is called whenever that changes.
+
+    Attributes:
+        busiest_bytes: Most that a single worker has copied so far.
+        interruption: The phase and reason with which it is to end, or was to end before it committed; None: as planned.
+    """
 
     def __init__(
         self,
@@ -93,6 +107,7 @@ class Transaction:
         self.request = request
         self.operation = Operation(request.operation, request.cause, Phase.PENDING, request.base_epoch, wall())
         self.committed = False
+        self.busiest_bytes = 0
         self._fleet = fleet
         self._deadlines = deadlines
         self._on_change = on_change
@@ -115,33 +130,22 @@ class Transaction:
             self._enter(Phase.SUCCEEDED, message="; ".join(filter(None, remarks)))
         return self.operation
 
-    def cancel(self, reason: str) -> None:
-        """End it before commit.
+    @property
+    def interruption(self) -> tuple[Phase, str] | None:
+        """See the class."""
+        return (self._abort.phase, str(self._abort)) if self._abort is not None else None
 
-        Raises:
-            Committed: It is too late.
-        """
-        if self.committed:
-            raise Committed(f"operation {self.request.operation} has committed and rolls forward")
-        self._interrupt(Phase.CANCELLED, reason)
-
-    def preempt(self, reason: str) -> None:
-        """Make way for recovery: before commit it rolls back, after it the recovery's own retire takes over."""
-        self._interrupt(Phase.ROLLED_BACK, reason)
-
-    def concerns(self, worker: str) -> bool:
-        """Whether the death of a worker spoils this operation."""
-        return worker in self.workers()
-
-    def workers(self) -> frozenset[str]:
-        """Workers that hold something in the end, or are to be given something on the way."""
-        placed = {worker for shares in self.request.target.values() for worker in shares}
-        return frozenset(placed | {move.target for move in self.request.moves})
+    def interrupt(self, phase: Phase, reason: str) -> None:
+        """Before commit: roll back, and end in `phase`. After it: no longer wait for workers to retire."""
+        self._abort = self._abort or _Abort(phase, reason)
+        self._interrupted.set()
 
     # ---- prepare
 
     async def _prepare(self) -> None:
         self._enter(Phase.PREPARE)
+        waited = {"start": self._fleet.waited_seconds(self.request.workers())}
+        self._change(replace(self.operation, step_seconds=waited))
         by_target: dict[str, list[Move]] = defaultdict(list)
         for move in self.request.moves:
             by_target[move.target].append(move)
@@ -149,19 +153,14 @@ class Transaction:
         with _rolling_back():
             await asyncio.gather(*(self._begin(target, moves) for target, moves in by_target.items()))
             await self._await_prepared(by_target, deadline)
-            await self._fleet.refresh(sorted({w for shares in self.request.target.values() for w in shares}))
+            await self._fleet.refresh(sorted(self.request.workers()))
+        self._change(replace(self.operation, peak_bytes=self._fleet.resident_bytes()))
         self._check_interrupted()
 
     async def _begin(self, target: str, moves: list[Move]) -> None:
-        experts = tuple((*move.expert, self._peers(move)) for move in moves)
+        experts = tuple((*move.expert, self._fleet.copy_endpoints(target, move.sources)) for move in moves)
         prepare = Prepare(self.request.operation, experts)
         _expect(target, await self._fleet.ask(target, prepare, self._deadlines.ask_s), PrepareStatus, Done)
-
-    def _peers(self, move: Move) -> tuple[str, ...]:
-        endpoints = (
-            self._fleet.control_endpoint(source) for source in move.sources if source and source != move.target
-        )
-        return tuple(endpoint for endpoint in endpoints if endpoint is not None)
 
     async def _await_prepared(self, targets: Iterable[str], deadline: float) -> None:
         statuses: dict[str, PrepareStatus] = {}
@@ -187,10 +186,20 @@ class Transaction:
 
     def _note_moved(self, statuses: Iterable[PrepareStatus]) -> None:
         told = list(statuses)
-        num_bytes = sum(status.copied_bytes for status in told)
-        num_experts = sum(status.copied_experts for status in told)
-        if (num_bytes, num_experts) != (self.operation.moved_bytes, self.operation.moved_experts):
-            self._change(replace(self.operation, moved_bytes=num_bytes, moved_experts=num_experts))
+        steps = dict(self.operation.step_seconds)
+        for status in told:
+            for step, seconds in status.step_seconds.items():
+                steps[step] = max(seconds, steps.get(step, 0.0))
+        self.busiest_bytes = max((status.copied_bytes for status in told), default=0)
+        moved = replace(
+            self.operation,
+            moved_bytes=sum(status.copied_bytes for status in told),
+            moved_experts=sum(status.copied_experts for status in told),
+            attached_experts=sum(status.attached_experts for status in told),
+            step_seconds=steps,
+        )
+        if moved != self.operation:
+            self._change(moved)
 
     # ---- commit
 
@@ -294,19 +303,19 @@ class Transaction:
     def _enter(self, phase: Phase, message: str = "") -> None:
         now = self._monotonic()
         seconds = dict(self.operation.phase_seconds)
+        steps = dict(self.operation.step_seconds)
         if self.operation.phase is not Phase.PENDING:
             seconds[self.operation.phase.lower()] = now - self._phase_began
+        if self.operation.phase is Phase.COMMIT:
+            steps["commit"] = now - self._phase_began
         self._phase_began = now
         finished = self._wall() if phase.finished else None
-        self._change(replace(self.operation, phase=phase, phase_seconds=seconds, finished_at=finished, message=message))
+        entered = replace(self.operation, phase=phase, phase_seconds=seconds, step_seconds=steps)
+        self._change(replace(entered, finished_at=finished, message=message))
 
     def _change(self, operation: Operation) -> None:
         self.operation = operation
         self._on_change(operation)
-
-    def _interrupt(self, phase: Phase, reason: str) -> None:
-        self._abort = self._abort or _Abort(phase, reason)
-        self._interrupted.set()
 
     def _check_interrupted(self) -> None:
         if self._abort is not None:

@@ -82,6 +82,7 @@ class Worker:
         slot: None when its slot is gone.
         began_at: When its start was asked for, or when it was found, in the controller's clock.
         ready_at: When it first answered; None while it starts.
+        waited_s: For how long a worker was missing before this one was promoted: nothing for a warm standby.
         state: Its last own description; None while it starts.
         stopped: It was drained and stopped; it keeps its slot empty.
         lost_at: When it was found dead, in the controller's clock.
@@ -95,6 +96,7 @@ class Worker:
     lost_at: float | None = None
     began_at: float = 0.0
     ready_at: float | None = None
+    waited_s: float = 0.0
 
     @property
     def live(self) -> bool:
@@ -213,10 +215,42 @@ class Request:
     target: Placement
     recorded: bool = True
 
+    def workers(self) -> frozenset[str]:
+        """Workers that hold something in the end, or are to be given something on the way."""
+        placed = {worker for shares in self.target.values() for worker in shares}
+        return frozenset(placed | {move.target for move in self.moves})
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a plan would do.
+
+    Attributes:
+        attached_experts: Of those moved, the ones whose page is in the target's domain already: they cost no byte.
+        peak_bytes: Most that each worker holds on the way.
+        refusal: Why it could not be carried out, or empty.
+        waves: Commits that it takes.
+    """
+
+    moved_bytes: int
+    moved_experts: int
+    attached_experts: int
+    seconds: float
+    peak_bytes: Mapping[str, int]
+    refusal: str
+    waves: int = 1
+
 
 @dataclass(frozen=True)
 class Operation:
-    """A reconfiguration as observed. Times are seconds since the Unix epoch; `finished_at` is None while it runs."""
+    """A reconfiguration as observed. Times are seconds since the Unix epoch; `finished_at` is None while it runs.
+
+    Attributes:
+        step_seconds: Of "start", "copy", "map", "verify", "warm-up" and "commit": the slowest worker's each.
+        peak_bytes: What each worker held when all was prepared.
+        predicted: What was expected of it; None when the model was not known.
+        wave: The one that runs, or ran last.
+    """
 
     id: str
     cause: Cause
@@ -229,3 +263,8 @@ class Operation:
     message: str = ""
     finished_at: float | None = None
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    attached_experts: int = 0
+    step_seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    predicted: "Prediction | None" = None
+    wave: int = 1

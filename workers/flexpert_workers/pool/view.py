@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from flexpert_proto import pool_pb2
 from flexpert_workers.pool.controller import PoolController
 from flexpert_workers.pool.exceptions import InvalidPlan
-from flexpert_workers.pool.predict import Prediction
 from flexpert_workers.pool.state import (
     Cause,
     Condition,
@@ -16,6 +15,7 @@ from flexpert_workers.pool.state import (
     Move,
     Operation,
     PoolSpec,
+    Prediction,
     Request,
     Worker,
 )
@@ -157,7 +157,13 @@ def operation_message(operation: Operation) -> pool_pb2.Operation:
         started_at=operation.started_at,
         finished_at=operation.finished_at or 0.0,
         phase_seconds=dict(operation.phase_seconds),
+        attached_experts=operation.attached_experts,
+        step_seconds=dict(operation.step_seconds),
+        peak_bytes=dict(operation.peak_bytes),
+        wave=operation.wave,
     )
+    if operation.predicted is not None:
+        message.predicted.CopyFrom(prediction_message(operation.predicted))
     if operation.epoch is not None:
         message.epoch.CopyFrom(epoch_message(operation.epoch))
     return message
@@ -171,6 +177,8 @@ def prediction_message(prediction: Prediction) -> pool_pb2.PlanPrediction:
         seconds=prediction.seconds,
         peak_bytes=dict(prediction.peak_bytes),
         refusal=prediction.refusal,
+        attached_experts=prediction.attached_experts,
+        waves=prediction.waves,
     )
 
 

@@ -1,5 +1,5 @@
-from flexpert_operator.decide.waves import next_wave
 from flexpert_placement.types import ExpertId, Placement
+from flexpert_placement.waves import next_wave
 
 
 def placed(rows: dict[int, str]) -> Placement:
