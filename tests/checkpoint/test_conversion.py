@@ -13,9 +13,12 @@ from transformers.core_model_loading import (
     WeightConverter,
 )
 
-from flexpert_workers.checkpoint.conversion import Recipe, assemble
+from flexpert_workers.checkpoint.conversion import plain_operations
+from flexpert_workers.checkpoint.dtypes import SERVED
 from flexpert_workers.checkpoint.files import SINGLE_FILE, open_files
-from flexpert_workers.checkpoint.layout import fill_segment, make_layout
+from flexpert_workers.checkpoint.layout import make_layout
+from flexpert_workers.checkpoint.pages import fill_segment
+from flexpert_workers.checkpoint.recipes import Recipe, assemble
 from flexpert_workers.checkpoint.weights import find_weights
 from flexpert_workers.errors import CorruptCheckpoint, UnsupportedArchitecture
 
@@ -62,10 +65,11 @@ def save(folder, parts):
 
 
 def recipe_of(parts, operations):
-    return Recipe("target", {pattern: tuple(tensors) for pattern, tensors in parts.items()}, tuple(operations))
+    sources = {pattern: tuple(tensors) for pattern, tensors in parts.items()}
+    return Recipe("target", sources, plain_operations(operations))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", ["Float32", "BFloat16"])
 @pytest.mark.parametrize("case", CASES)
 def test_parts_equal_the_converted_parameter(tmp_path, case, dtype):
     parts, operations = CASES[case]
@@ -76,7 +80,7 @@ def test_parts_equal_the_converted_parameter(tmp_path, case, dtype):
         page = bytearray(layout.page_bytes)
         source = assemble(recipe_of(parts, operations), index, EXPERTS, weights)
         fill_segment(weights, layout.segments[0], source, memoryview(page))
-        assert torch.equal(layout.views(page)["target"], expected[index].to(dtype))
+        assert torch.equal(layout.views(page)["target"], expected[index].to(SERVED[dtype]))
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,11 @@ class Layout:
         return self.root / "volumes"
 
     @property
+    def checkpoints(self) -> Path:
+        """What the pools' processes remember of the checkpoints that they opened."""
+        return self.root / "checkpoints"
+
+    @property
     def scratch(self) -> Path:
         """Short folder for sockets and Ray's sessions, the same for the same state folder."""
         digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flexpert_workers.errors import CheckpointNotFound, CorruptCheckpoint
 
 SINGLE_FILE = "model.safetensors"
@@ -22,32 +20,31 @@ CONFIG_FILE = "config.json"
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format itself."""
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_BITS = {name: dtype.itemsize * 8 for name, dtype in DTYPES.items()} | {
-    "U64": 64,
-    "U32": 32,
-    "U16": 16,
-    "C64": 64,
+_BITS = {
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8,
     "F6_E2M3": 6,
     "F6_E3M2": 6,
     "F4": 4,
+    "I64": 64,
+    "I32": 32,
+    "I16": 16,
+    "I8": 8,
+    "U64": 64,
+    "U32": 32,
+    "U16": 16,
+    "U8": 8,
+    "C64": 64,
+    "BOOL": 8,
 }
+"""Bits of an element, by the format's names."""
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
 
@@ -67,11 +64,6 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int
     nbytes: int
-
-    @property
-    def torch_dtype(self) -> torch.dtype | None:
-        """The same dtype in torch, or None where torch has none that can be sliced."""
-        return DTYPES.get(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -118,22 +110,21 @@ class CheckpointFiles:
                     raise CorruptCheckpoint(f"{path} is truncated: tensor {tensor.name!r} ends before its last byte")
                 done += count
 
-    def digest(self, config: bytes, dtype: str) -> str:
-        """Identity of what is served from these files, in hexadecimal.
+    def fingerprint(self) -> bytes:
+        """Identity of what the files hold.
 
-        It covers the configuration (as canonical JSON), the dtype served, every file's name, size and whole header
-        (tensor names, dtypes, shapes, offsets), and 16 evenly spaced samples of 4 KiB of each file's data, so that
-        two fine-tunings of one model differ. It does not read every byte: a flipped bit elsewhere goes unseen.
+        It covers every file's name, size and whole header (tensor names, dtypes, shapes, offsets), and 16 evenly spaced
+        samples of 4 KiB of each file's data, so that two fine-tunings of one model differ. It does not read every byte:
+        a flipped bit elsewhere goes unseen.
         """
-        digest = hashlib.sha256(config)
-        digest.update(dtype.encode())
+        digest = hashlib.sha256()
         for shard in self.shards:
             digest.update(f"\0{shard.name}\0{shard.size}\0".encode())
             digest.update(shard.header)
             with _open(self.path / shard.name) as descriptor:
                 for start in _sample_offsets(shard):
                     digest.update(os.pread(descriptor.fileno, _SAMPLE_BYTES, start))
-        return digest.hexdigest()[:32]
+        return digest.digest()
 
 
 class _open:  # noqa: N801 - used as a function

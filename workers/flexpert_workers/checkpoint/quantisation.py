@@ -4,8 +4,9 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from flexpert_workers.errors import UnsupportedArchitecture
 
@@ -13,15 +14,13 @@ _MXFP4_ARCHITECTURES = frozenset({"GptOssForCausalLM"})
 """Who publishes `…_blocks` and `…_scales`, packed along the input dimension and stored output dimension first."""
 
 
-@dataclass(frozen=True)
-class BlockFp8:
+class BlockFp8(msgspec.Struct, frozen=True, tag=True):
     """FP8 (E4M3) weights with one scale for each block of `block` (rows, columns), as DeepSeek-V3 publishes them."""
 
     block: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Mxfp4:
+class Mxfp4(msgspec.Struct, frozen=True, tag=True):
     """Experts in mxfp4: FP4 (E2M1) values, two a byte, and a power of two for every 32 of them, as gpt-oss has them."""
 
 

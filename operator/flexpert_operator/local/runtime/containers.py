@@ -19,6 +19,7 @@ from flexpert_operator.local.runtime.values import (
     LocalPod,
     Object,
 )
+from flexpert_proto import names
 
 _PYTHON = ("python", "python3")
 
@@ -117,6 +118,7 @@ def _environment(host: Host, pod: Object, spec: Object, local: LocalPod, head: L
         **host.environment,
         **environment.declared(spec, pod),
         **environment.laptop(local, spec, str(layout.services), str(layout.volumes), host.num_cores),
+        names.ENV_CHECKPOINT_CACHE: str(layout.checkpoints),
     }
     if head is not None:
         loopback = host.loopback is not None
