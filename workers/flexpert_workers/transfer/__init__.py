@@ -6,11 +6,12 @@ Nothing here imports torch.
 
 from flexpert_workers.transfer.bucket import TokenBucket
 from flexpert_workers.transfer.checksum import page_checksum
-from flexpert_workers.transfer.contract import FetchLimits, Identity, Received, ServeLimits
+from flexpert_workers.transfer.contract import DeviceMemory, FetchLimits, Identity, Received, ServeLimits
 from flexpert_workers.transfer.source import PageServer
 from flexpert_workers.transfer.target import PageFetcher
 
 __all__ = [
+    "DeviceMemory",
     "FetchLimits",
     "Identity",
     "PageFetcher",

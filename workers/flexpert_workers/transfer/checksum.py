@@ -3,6 +3,8 @@
 The page owner seals a page under `page_checksum`; the source and the target of a copy use both functions.
 """
 
+from collections.abc import Callable
+
 import xxhash
 
 from flexpert_workers.transfer.contract import Buffer
@@ -25,10 +27,10 @@ class RunningChecksum:
         self._hash = xxhash.xxh3_64()
         self._read = 0
 
-    def advance(self, page: memoryview, end: int) -> None:
-        """Read on up to `end`; everything before it has arrived."""
+    def advance(self, read: Callable[[int, int], memoryview], end: int) -> None:
+        """Read on up to `end` with `read(start, end)`; everything before it has arrived."""
         if end > self._read:
-            self._hash.update(page[self._read : end])
+            self._hash.update(read(self._read, end))
             self._read = end
 
     def value(self) -> int:

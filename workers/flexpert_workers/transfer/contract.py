@@ -1,11 +1,32 @@
 """The plain values that cross the edge of this package."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 Buffer = bytes | bytearray | memoryview
 ExpertKey = tuple[int, int]
 """(layer, index) of an expert, the layer 0-based among MoE layers."""
+
+
+class DeviceMemory(Protocol):
+    """A page in the memory of a device, which the host reaches by copying."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the page."""
+
+    @property
+    def address(self) -> int:
+        """Of its first byte, on the device."""
+
+    def read(self, start: int, end: int) -> memoryview:
+        """A copy of the bytes [start, end)."""
+
+    def write(self, start: int, data: memoryview) -> None:
+        """Put bytes at `start`; they are there when this returns."""
+
+
+PageMemory = memoryview | DeviceMemory
 
 
 class Identity(NamedTuple):
@@ -25,6 +46,7 @@ class FetchLimits:
         silence_s: Without a sign of life for that long the source is taken to hang: the connection is made anew.
         patience_s: Without a chunk that arrives intact for that long the source is given up.
         retries: How many damaged chunks one page forgives.
+        meeting_s: The longest wait for a channel between devices to be made and warmed.
     """
 
     chunk_bytes: int = 1 << 20
@@ -33,6 +55,7 @@ class FetchLimits:
     silence_s: float = 3.0
     patience_s: float = 15.0
     retries: int = 3
+    meeting_s: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -44,12 +67,16 @@ class ServeLimits:
         window_bytes: What one target may have asked for at a time.
         idle_s: A page for which no target asked for that long is let go of.
         sign_of_life_s: How often a target hears of the source while its chunks wait for their turn.
+        channel_s: A chunk on a channel that is not taken for that long ends the channel.
+        channel_idle_s: A channel that nothing goes over for that long ends.
     """
 
     chunk_bytes: int = 4 << 20
     window_bytes: int = 16 << 20
     idle_s: float = 10.0
     sign_of_life_s: float = 0.5
+    channel_s: float = 20.0
+    channel_idle_s: float = 300.0
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from flexpert_workers.errors import (
 )
 from flexpert_workers.messages import transfer
 from flexpert_workers.transfer.bucket import TokenBucket
+from flexpert_workers.transfer.channel import Channel, ChannelBroken, ChannelTransport
 from flexpert_workers.transfer.checksum import RunningChecksum, chunk_checksum
 from flexpert_workers.transfer.contract import ExpertKey, FetchLimits, Identity, Received
 from flexpert_workers.transfer.link import Link, LinkBroken
+from flexpert_workers.transfer.places import Place
 from flexpert_workers.transfer.ranges import Missing
 
 _BEAT_S = 0.1
@@ -31,8 +33,9 @@ class Fetch:
         link: Link,
         identity: Identity,
         key: ExpertKey,
-        into: memoryview,
+        into: Place,
         bucket: TokenBucket,
+        channels: ChannelTransport | None,
         limits: FetchLimits,
         clock: Callable[[], float],
     ) -> None:
@@ -41,6 +44,7 @@ class Fetch:
         self._key = key
         self._into = into
         self._bucket = bucket
+        self._channels = channels
         self._limits = limits
         self._clock = clock
         self._missing = Missing([(0, into.nbytes)] if into.nbytes else [])
@@ -71,6 +75,7 @@ class Fetch:
     def _until_complete(self) -> int:
         while True:
             try:
+                self._meet()
                 self._open()
                 self._receive_all()
                 return self._verify()
@@ -81,11 +86,33 @@ class Fetch:
 
     # ------------------------------------------------------------------ the steps
 
+    def _meet(self) -> None:
+        """Make a channel between the devices, where the page is on one; without it the bytes go over the host."""
+        link, channels = self._link, self._channels
+        if channels is None or self._into.device is None or link.channel is not None or not link.may_meet:
+            return
+        link.may_meet = False  # until the channel has shown that it works
+        self._heard_at = self._clock()
+        self._expecting = True
+        meeting = channels.new_meeting()
+        link.send(transfer.AskChannel(*self._identity, meeting))
+        if not isinstance(self._reply(), transfer.Meeting):
+            return
+        link.channel = Channel(lambda: channels.communicator(meeting, rank=1), self._limits.meeting_s)
+        try:
+            link.channel.wait_until_warm(self._limits.meeting_s)
+        except ChannelBroken as broken:
+            raise LinkBroken(str(broken)) from broken
+        finally:
+            self._progress_at = self._clock()
+        link.may_meet = True
+
     def _open(self) -> None:
         """Ask what the page is; it must be the page of which bytes have arrived already."""
         self._heard_at = self._clock()
         self._expecting = True
-        self._link.send(transfer.AskPage(*self._identity, *self._key))
+        has_channel = self._link.channel is not None and self._into.device is not None
+        self._link.send(transfer.AskPage(*self._identity, *self._key, channel=has_channel))
         page = self._reply()
         if not isinstance(page, transfer.Page):
             raise LinkBroken(f"{self._link.endpoint} answers {type(page).__name__} to a question for a page")
@@ -121,13 +148,27 @@ class Fetch:
         wanted = self._missing.asked(chunk.number)
         if wanted is None or wanted != (chunk.offset, chunk.offset + chunk.length):
             raise LinkBroken(f"{self._link.endpoint} sent a chunk that was not asked for")
-        place = self._into[slice(*wanted)]
-        if not self._link.receive_into(place) or chunk_checksum(place, chunk.offset) != chunk.checksum:
+        if not self._bring(chunk) or chunk_checksum(self._into.read(*wanted), chunk.offset) != chunk.checksum:
             self._forgive_damage(chunk.number)
             return
         self._missing.arrived(chunk.number)
-        self._running.advance(self._into, self._missing.arrived_up_to(self._into.nbytes))
+        self._running.advance(self._into.read, self._missing.arrived_up_to(self._into.nbytes))
         self._progress_at = self._clock()
+
+    def _bring(self, chunk: transfer.Chunk) -> bool:
+        """Put a chunk's bytes into their place; whether there were as many as there should be."""
+        if not chunk.channel:
+            return self._into.fill(chunk.offset, chunk.offset + chunk.length, self._link.receive_into)
+        channel, device = self._link.channel, self._into.device
+        if channel is None or device is None:
+            raise LinkBroken(f"{self._link.endpoint} sent a chunk over a channel that there is not")
+        address = device.address + chunk.offset
+        try:
+            channel.call(lambda end: end.receive(address, chunk.length), self._limits.silence_s)
+        except ChannelBroken as broken:
+            self._link.may_meet = False
+            raise LinkBroken(str(broken)) from broken
+        return True
 
     def _verify(self) -> int:
         if self._running.value() != self._checksum:
@@ -147,7 +188,7 @@ class Fetch:
                 self._raise_if_silent()
             else:
                 self._heard_at = self._clock()
-            if isinstance(reply, transfer.Unavailable):
+            if isinstance(reply, transfer.Unavailable) and reply.kind != "no-channel":
                 self._refused(reply)
             if reply is not None and not isinstance(reply, transfer.Alive):
                 return reply

@@ -8,6 +8,7 @@ import msgspec
 import zmq
 
 from flexpert_workers.messages import transfer
+from flexpert_workers.transfer.channel import Channel
 from flexpert_workers.transport.monitor import ConnectionMonitor, PeerEvent
 from flexpert_workers.transport.sockets import is_readable
 
@@ -24,12 +25,16 @@ class Link:
     Attributes:
         lock: Held by whoever fetches a page over the link: one heavy stream between two owners.
         chunk_bytes: How much to ask for at a time, which a fetch fits to how fast the link is.
+        channel: Between this owner's device and the source's, once both ends have met.
+        may_meet: Whether it is worth trying to make a channel; not when that has failed.
     """
 
     def __init__(self, endpoint: str, context: "zmq.Context[Any]", chunk_bytes: int) -> None:
         self.endpoint = endpoint
         self.chunk_bytes = chunk_bytes
         self.lock = threading.Lock()
+        self.channel: Channel | None = None
+        self.may_meet = True
         self._context = context
         self._connection: tuple[zmq.Socket[Any], ConnectionMonitor] | None = None
         self._gone = False
@@ -83,7 +88,10 @@ class Link:
         return num_bytes == target.nbytes and not sock.getsockopt(zmq.RCVMORE)
 
     def reset(self) -> None:
-        """Close the connection: nothing that was asked for over it can arrive later."""
+        """Close the connection: nothing that was asked for over it can arrive later, nor over its channel."""
+        if self.channel is not None:
+            self.channel.abort()
+            self.channel = None
         if self._connection is not None:
             sock, monitor = self._connection
             self._connection = None

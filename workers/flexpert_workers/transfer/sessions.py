@@ -4,7 +4,9 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from flexpert_workers.messages.transfer import AskChunk
+from flexpert_workers.transfer.channel import Channel
 from flexpert_workers.transfer.contract import ExpertKey
+from flexpert_workers.transfer.places import Place
 
 
 @dataclass
@@ -13,13 +15,15 @@ class Session:
 
     Attributes:
         page: Kept here while the target asks for it, so that it stays valid.
+        channel: Over which its chunks go; None for frames.
         asked: Chunks to send, in order.
         heard_at: When the target last asked (seconds of the server's clock).
         told_at: When the server last said something to it.
     """
 
     key: ExpertKey
-    page: memoryview
+    page: Place
+    channel: Channel | None
     heard_at: float
     told_at: float
     asked: deque[AskChunk] = field(default_factory=deque)
@@ -36,9 +40,9 @@ class Sessions:
     def __init__(self) -> None:
         self._sessions: OrderedDict[bytes, Session] = OrderedDict()
 
-    def open(self, target: bytes, key: ExpertKey, page: memoryview, now: float) -> Session:
+    def open(self, target: bytes, key: ExpertKey, page: Place, channel: Channel | None, now: float) -> Session:
         """Begin a session; what the target had asked for before is forgotten."""
-        self._sessions[target] = Session(key, page, heard_at=now, told_at=now)
+        self._sessions[target] = Session(key, page, channel, heard_at=now, told_at=now)
         return self._sessions[target]
 
     def of(self, target: bytes) -> Session | None:

@@ -16,8 +16,11 @@ import zmq
 
 from flexpert_workers.messages import transfer
 from flexpert_workers.transfer.bucket import TokenBucket
+from flexpert_workers.transfer.channel import Channel, ChannelTransport
 from flexpert_workers.transfer.checksum import chunk_checksum, page_checksum
-from flexpert_workers.transfer.contract import ExpertKey, Identity, ServeLimits
+from flexpert_workers.transfer.contract import ExpertKey, Identity, PageMemory, ServeLimits
+from flexpert_workers.transfer.meetings import Meetings
+from flexpert_workers.transfer.places import place_of
 from flexpert_workers.transfer.sessions import Session, Sessions
 from flexpert_workers.transport.endpoints import bind
 
@@ -25,6 +28,7 @@ _log = logging.getLogger(__name__)
 _decoder: msgspec.msgpack.Decoder[transfer.TransferRequest] = msgspec.msgpack.Decoder(transfer.TransferRequest)
 _LIMITS = ServeLimits()
 _GONE_MS = 30_000
+_LOOK_AT_CHANNELS_S = 1.0
 
 
 class PageServer:
@@ -37,6 +41,7 @@ class PageServer:
         bind_host: Address to listen on.
         socket_dir: Folder for UNIX sockets on a loopback `bind_host`; empty for TCP.
         bucket: The rate at which this owner gives bytes out; None for as fast as they go.
+        channels: Of this owner's device; None for all bytes to go over the host.
         checksum_of: The checksum under which a held page was sealed; when None, or when it answers None, the server
             computes it when the page is first asked for.
         context: ZeroMQ context; a shared one when None.
@@ -49,12 +54,13 @@ class PageServer:
 
     def __init__(
         self,
-        read_page: Callable[[ExpertKey], memoryview | None],
+        read_page: Callable[[ExpertKey], PageMemory | None],
         identity: Identity,
         bind_host: str,
         socket_dir: str,
         bucket: TokenBucket | None = None,
         *,
+        channels: ChannelTransport | None = None,
         checksum_of: Callable[[ExpertKey], int | None] | None = None,
         limits: ServeLimits = _LIMITS,
         context: "zmq.Context[Any] | None" = None,
@@ -73,6 +79,7 @@ class PageServer:
         self._clock = clock
         self._checksums: dict[ExpertKey, int] = {}
         self._sessions = Sessions()
+        self._meetings = Meetings(channels, limits, clock)
         self._endpoint = ""
         self._thread: threading.Thread | None = None
         self._wake: zmq.Socket[Any] | None = None
@@ -118,8 +125,10 @@ class PageServer:
                     self._take_request(sock)
                 wait_s = self._send_next(sock)
                 self._sessions.expire(self._clock() - self._limits.idle_s)
+                self._meetings.tidy()
         finally:
             self._sessions.clear()
+            self._meetings.clear()
             sock.close(linger=0)
             wake.close(linger=0)
 
@@ -127,7 +136,7 @@ class PageServer:
         """Send one chunk, if one is wanted and the rate allows it; seconds after which to come again."""
         turn = self._sessions.next()
         if turn is None:
-            return self._limits.idle_s
+            return _LOOK_AT_CHANNELS_S if self._meetings else self._limits.idle_s
         target, session = turn
         wait_s = self._bucket.take(session.asked[0].length)
         if wait_s:
@@ -138,11 +147,21 @@ class PageServer:
 
     def _send_chunk(self, sock: "zmq.Socket[Any]", target: bytes, session: Session) -> None:
         asked = session.asked.popleft()
-        bytes_of_it = session.page[asked.offset : asked.offset + asked.length]
+        bytes_of_it = session.page.read(asked.offset, asked.offset + asked.length)
         checksum = chunk_checksum(bytes_of_it, asked.offset)
         self._sessions.had_turn(target)
         self.sent_bytes += asked.length
-        self._send(sock, target, transfer.Chunk(asked.number, asked.offset, asked.length, checksum), bytes_of_it)
+        over_channel = self._post(session, asked)
+        header = transfer.Chunk(asked.number, asked.offset, asked.length, checksum, over_channel)
+        self._send(sock, target, header, None if over_channel else bytes_of_it)
+
+    def _post(self, session: Session, asked: transfer.AskChunk) -> bool:
+        """Begin to send a chunk over the target's channel, if there is one that is whole."""
+        page, channel = session.page.device, session.channel
+        if page is None or channel is None or channel.broken:
+            return False
+        channel.post(lambda end: end.send(page.address + asked.offset, asked.length))
+        return True
 
     def _give_signs_of_life(self, sock: "zmq.Socket[Any]") -> None:
         for target, _ in self._sessions.waiting(self._clock() - self._limits.sign_of_life_s):
@@ -161,6 +180,7 @@ class PageServer:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
             self._sessions.close(target)  # the target is gone, or takes nothing in
+            self._meetings.end(target)
 
     # ------------------------------------------------------------------ requests
 
@@ -180,6 +200,8 @@ class PageServer:
                 return self._offer(target, request)
             if isinstance(request, transfer.AskChunk):
                 return self._queue_chunk(target, request)
+            if isinstance(request, transfer.AskChannel):
+                return self._meet(target, request)
             self._sessions.close(target)
             return None
         except Exception as error:  # noqa: BLE001  whatever one page does, the server gives the next
@@ -188,22 +210,31 @@ class PageServer:
 
     def _offer(self, target: bytes, request: transfer.AskPage) -> transfer.TransferReply:
         if (request.pool, request.digest) != self._identity:
-            return transfer.Unavailable(
-                "other-pool",
-                f"this owner serves pool {self._identity.pool} and checkpoint {self._identity.digest}, "
-                f"not {request.pool} and {request.digest}",
-            )
-        session = self._open(target, (request.layer, request.index))
+            return self._of_another(request.pool, request.digest)
+        channel = self._meetings.of(target) if request.channel else None
+        session = self._open(target, (request.layer, request.index), channel)
         if isinstance(session, transfer.Unavailable):
             return session
-        return transfer.Page(self.incarnation, session.page.nbytes, self._checksum(session))
+        over_channel = session.channel is not None
+        return transfer.Page(self.incarnation, session.page.nbytes, self._checksum(session), over_channel)
+
+    def _meet(self, target: bytes, request: transfer.AskChannel) -> transfer.TransferReply:
+        if (request.pool, request.digest) != self._identity:
+            return self._of_another(request.pool, request.digest)
+        if not self._meetings.meet(target, request.meeting):
+            return transfer.Unavailable("no-channel", "this owner sends all bytes over the host")
+        return transfer.Meeting()
+
+    def _of_another(self, pool: str, digest: str) -> transfer.Unavailable:
+        ours = f"pool {self._identity.pool} and checkpoint {self._identity.digest}"
+        return transfer.Unavailable("other-pool", f"this owner serves {ours}, not {pool} and {digest}")
 
     def _queue_chunk(self, target: bytes, request: transfer.AskChunk) -> transfer.TransferReply | None:
         if request.incarnation != self.incarnation:
             return transfer.Unavailable("restarted", f"this is {self.incarnation}, not {request.incarnation}")
         session = self._sessions.of(target)
         if session is None or session.key != (request.layer, request.index):
-            opened = self._open(target, (request.layer, request.index))
+            opened = self._open(target, (request.layer, request.index), None)
             if isinstance(opened, transfer.Unavailable):
                 return opened
             session = opened
@@ -222,17 +253,18 @@ class PageServer:
         short = 0 < request.length <= self._limits.chunk_bytes
         return inside and short and session.asked_bytes + request.length <= self._limits.window_bytes
 
-    def _open(self, target: bytes, key: ExpertKey) -> Session | transfer.Unavailable:
+    def _open(self, target: bytes, key: ExpertKey, channel: Channel | None) -> Session | transfer.Unavailable:
         page = self._read_page(key)
         if page is None:
             self._sessions.close(target)
             return transfer.Unavailable("not-held", f"expert {key} is not held here")
-        return self._sessions.open(target, key, page.cast("B"), self._clock())
+        place = place_of(page)
+        return self._sessions.open(target, key, place, channel if place.device else None, self._clock())
 
     def _checksum(self, session: Session) -> int:
         sealed = self._checksum_of(session.key)
         if sealed is not None:
             return sealed
         if session.key not in self._checksums:
-            self._checksums[session.key] = page_checksum(session.page)
+            self._checksums[session.key] = page_checksum(session.page.read(0, session.page.nbytes))
         return self._checksums[session.key]

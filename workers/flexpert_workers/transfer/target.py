@@ -12,9 +12,11 @@ import zmq
 
 from flexpert_workers.errors import TransferCancelled
 from flexpert_workers.transfer.bucket import TokenBucket
-from flexpert_workers.transfer.contract import ExpertKey, FetchLimits, Identity, Received
+from flexpert_workers.transfer.channel import ChannelTransport
+from flexpert_workers.transfer.contract import ExpertKey, FetchLimits, Identity, PageMemory, Received
 from flexpert_workers.transfer.fetch import Fetch
 from flexpert_workers.transfer.link import Link
+from flexpert_workers.transfer.places import place_of
 
 _LIMITS = FetchLimits()
 
@@ -25,6 +27,7 @@ class PageFetcher:
     Args:
         identity: Sources of another pool or checkpoint are refused, by themselves.
         bucket: The rate at which this owner takes bytes in; None for as fast as they come.
+        channels: Of this owner's device; None for all bytes to go over the host.
         context: ZeroMQ context; a shared one when None.
         clock: Seconds, monotonic.
     """
@@ -34,12 +37,14 @@ class PageFetcher:
         identity: Identity,
         bucket: TokenBucket | None = None,
         *,
+        channels: ChannelTransport | None = None,
         limits: FetchLimits = _LIMITS,
         context: "zmq.Context[Any] | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._identity = identity
         self._bucket = bucket or TokenBucket(None)
+        self._channels = channels
         self._limits = limits
         self._context: zmq.Context[Any] = context or zmq.Context.instance()
         self._clock = clock
@@ -51,7 +56,7 @@ class PageFetcher:
         self,
         endpoint: str,
         key: ExpertKey,
-        into: memoryview,
+        into: PageMemory,
         *,
         received: Received | None = None,
         cancelled: Callable[[], bool] = lambda: False,
@@ -64,8 +69,8 @@ class PageFetcher:
         Args:
             endpoint: Of the peer's page server.
             key: The expert.
-            into: Writable, contiguous, of the page's size in bytes. What is in it after an error must not be used,
-                except to go on with `received`.
+            into: Of the page's size in bytes; host memory must be writable and contiguous. What is in it after an
+                error must not be used, except to go on with `received`.
             received: What an earlier fetch into the same bytes brought (`TransferError.received`).
             cancelled: Asked several times a second; when true the fetch ends.
 
@@ -75,7 +80,9 @@ class PageFetcher:
         """
         link = self._link(endpoint)
         with link.lock:  # whoever has it gives up after `patience_s` without progress, so this wait ends
-            fetch = Fetch(link, self._identity, key, into.cast("B"), self._bucket, self._limits, self._clock)
+            fetch = Fetch(
+                link, self._identity, key, place_of(into), self._bucket, self._channels, self._limits, self._clock
+            )
             return fetch.run(received, lambda: self._closed.is_set() or cancelled())
 
     def close(self) -> None:
