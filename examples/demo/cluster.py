@@ -17,7 +17,7 @@ from flexpert_proto import pool_pb2_grpc
 
 GROUP, VERSION, PLURAL = "flexpert.io", "v1alpha1", "moedeployments"
 CALL_TIMEOUT_S = 10.0
-POLL_S = 0.1
+POLL_S = 0.5
 
 
 class DemoError(Exception):
@@ -34,6 +34,7 @@ class Laptop:
         self.namespace = namespace
         self._kubectl = shutil.which("kubectl")
         self._channel: grpc.aio.Channel | None = None
+        self._client: client.CustomObjectsApi | None = None
 
     async def flexpert(self, *arguments: str) -> str:
         """Run the `flexpert` command and return what it printed."""
@@ -125,7 +126,9 @@ class Laptop:
         return self.state / "kubeconfig"
 
     def _objects(self) -> client.CustomObjectsApi:
-        return client.CustomObjectsApi(config.new_client_from_config(str(self._kubeconfig)))
+        if self._client is None:
+            self._client = client.CustomObjectsApi(config.new_client_from_config(str(self._kubeconfig)))
+        return self._client
 
     async def _run(self, *command: str) -> str:
         process = await asyncio.create_subprocess_exec(

@@ -1,7 +1,7 @@
 """What the demo measures: a record a request, an event a change, and the report made of both. All pure."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ class Request:
     Attributes:
         arrivals: (time, number of tokens) of each piece, in seconds on the demo's clock.
         error: Why it failed, or None.
-        identical: Whether the text equals the reference; None while it runs or when it failed.
+        text: What was answered; None while it runs or when it failed.
     """
 
     started: float
@@ -24,7 +24,7 @@ class Request:
     arrivals: list[tuple[float, int]] = field(default_factory=list)
     finished: float | None = None
     error: str | None = None
-    identical: bool | None = None
+    text: str | None = None
 
     def token_gaps(self) -> list[tuple[float, float]]:
         """(time, seconds a token) between one piece and the next."""
@@ -96,16 +96,20 @@ def event_report(event: Event, requests: Sequence[Request]) -> dict[str, Any]:
 
 
 def report(
-    requests: Sequence[Request], events: Sequence[Event], engine_expert_bytes: int, ready_s: float
+    requests: Sequence[Request],
+    references: Mapping[str, str],
+    events: Sequence[Event],
+    engine_expert_bytes: int,
+    ready_s: float,
 ) -> dict[str, Any]:
-    """The whole of `build/demo/report.json`."""
+    """The whole of `build/demo/report.json`; `references` is the text that each prompt should give."""
     ended = [request for request in requests if request.finished is not None]
     failed = [request for request in ended if request.error is not None]
     return {
         "requests": {
             "total": len(ended),
             "failed": len(failed),
-            "text_identical": bool(ended) and all(r.identical for r in ended if r.error is None),
+            "text_identical": bool(ended) and all(r.text == references[r.prompt] for r in ended if r.error is None),
         },
         "events": [event_report(event, requests) for event in events],
         "engine_expert_bytes": engine_expert_bytes,

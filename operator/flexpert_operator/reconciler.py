@@ -247,7 +247,7 @@ class Reconciler:
         except PoolError as refusal:
             log.info("%s/%s: %s", self._namespace, self._name, refusal)
             return True
-        return any(engine.running + engine.waiting > 0 for engine in pool.engines)
+        return pool.requests_in_flight > 0
 
 
 def local_endpoints(deployment: MoEDeployment) -> dict[str, str]:

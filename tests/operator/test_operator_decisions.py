@@ -15,6 +15,7 @@ from flexpert_operator.decide.drains import Drains, decide_drains
 from flexpert_operator.decide.model import fit_problem, model_problem, model_to_serve
 from flexpert_operator.decide.observation import (
     Cause,
+    Engine,
     Epoch,
     Event,
     Inspection,
@@ -318,3 +319,11 @@ def test_names_stay_below_63_characters() -> None:
     name = "a" * 40
     for made in (k8s_names.pool_control_service(name), k8s_names.ingress(name), k8s_names.ray_cluster(name)):
         assert len(made) <= 63
+
+
+def test_requests_of_a_lost_engine_are_not_waited_for() -> None:
+    serving = Engine("e-1", "pod", MemberState.READY, running=2, waiting=1)
+    lost = Engine("e-2", "pod", MemberState.LOST, running=5)
+
+    assert Pool("c-1", engines=(serving, lost)).requests_in_flight == 3
+    assert Pool("c-1", engines=(lost,)).requests_in_flight == 0

@@ -182,6 +182,12 @@ class Pool:
         return tuple(worker for worker in self.workers if worker.state is not MemberState.LOST)
 
     @property
+    def requests_in_flight(self) -> int:
+        """Requests of the engines that can still answer them: a lost one only remembers its last count."""
+        there = (engine for engine in self.engines if engine.state is not MemberState.LOST)
+        return sum(engine.running + engine.waiting for engine in there)
+
+    @property
     def holders(self) -> frozenset[str]:
         """Ids of the workers that the placement names."""
         return frozenset(worker for row in self.placement.values() for worker in row)

@@ -19,6 +19,7 @@ from flexpert_workers.checkpoint import architectures
 from flexpert_workers.checkpoint.boxes import Assembly
 from flexpert_workers.checkpoint.description import Description, DescriptionCache, cache_folder, description_key
 from flexpert_workers.checkpoint.files import CONFIG_FILE, CheckpointFiles, open_files, read_json
+from flexpert_workers.checkpoint.form import ExpertsForm
 from flexpert_workers.checkpoint.layout import ExpertLayout
 from flexpert_workers.checkpoint.library import Library
 from flexpert_workers.checkpoint.pages import fill_segment
@@ -45,6 +46,7 @@ class Checkpoint:
         kv_bytes_per_token: Bytes that a token takes in the KV cache, over all layers, at `dtype`.
         context_length: Tokens, prompt and output together, that the model's positions allow.
         recipes: Per MoE layer, per segment of the layout, how it is made.
+        form: What the experts compute between their products; None when only their class can tell.
         library: What transformers makes of it.
     """
 
@@ -62,6 +64,7 @@ class Checkpoint:
     context_length: int
     weights: Weights
     recipes: tuple[tuple[Recipe, ...], ...]
+    form: ExpertsForm | None
     library: Library
 
     @property
@@ -107,8 +110,14 @@ class Checkpoint:
         return tuple(assemble(recipe, index, self.num_experts, self.weights) for recipe in self.recipes[layer])
 
     def experts_module(self) -> "torch.nn.Module":
-        """A new instance of the architecture's own experts class on meta: its flags, gate and activation."""
-        return copy.deepcopy(self.experts)
+        """The flags, the gate and the activation of the architecture's experts: a new instance of their own class on
+        meta, or, where they are plain, one that computes the same and needs torch alone.
+        """
+        if self.form is None:
+            return copy.deepcopy(self.experts)
+        from flexpert_workers.checkpoint.plain import PlainExperts
+
+        return PlainExperts(self.form)
 
 
 def open_checkpoint(source: str, dtype: str = "Auto") -> Checkpoint:
@@ -153,6 +162,7 @@ def open_checkpoint(source: str, dtype: str = "Auto") -> Checkpoint:
         context_length=description.context_length,
         weights=find_weights(files, description.quantisation),
         recipes=description.recipes,
+        form=description.form,
         library=library,
     )
 

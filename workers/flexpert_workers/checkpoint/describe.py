@@ -54,6 +54,7 @@ def describe(library: Library, files: CheckpointFiles, dtype: str) -> Descriptio
         context_length=skeleton.context_length(config, architecture),
         quantisation=quantisation,
         recipes=recipes,
+        form=skeleton.form_of(experts[0].module),
     )
     _check_experts(description, experts, weights)
     return description

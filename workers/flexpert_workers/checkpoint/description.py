@@ -17,6 +17,7 @@ import msgspec
 
 from flexpert_proto import names
 from flexpert_workers.checkpoint import architectures
+from flexpert_workers.checkpoint.form import ExpertsForm
 from flexpert_workers.checkpoint.layout import ExpertLayout
 from flexpert_workers.checkpoint.quantisation import Quantisation
 from flexpert_workers.checkpoint.recipes import Recipe
@@ -33,6 +34,7 @@ class Description(msgspec.Struct, frozen=True):
     Attributes:
         dtype: What weights are served in, e.g. "BFloat16".
         recipes: Per MoE layer, per segment of the layout.
+        form: What the experts compute between their products; None when only their class can tell.
     """
 
     architecture: str
@@ -47,6 +49,7 @@ class Description(msgspec.Struct, frozen=True):
     context_length: int
     quantisation: Quantisation | None
     recipes: tuple[tuple[Recipe, ...], ...]
+    form: ExpertsForm | None
 
 
 class _Entry(msgspec.Struct, frozen=True):

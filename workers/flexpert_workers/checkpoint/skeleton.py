@@ -11,8 +11,11 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig
+from transformers.activations import ACT2FN
+from transformers.integrations import moe
 
 from flexpert_workers.checkpoint.files import CONFIG_FILE
+from flexpert_workers.checkpoint.form import ACTIVATIONS, ExpertsForm
 from flexpert_workers.errors import CorruptCheckpoint, UnsupportedArchitecture
 
 _EXPERTS_FLAGS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "is_concatenated")
@@ -85,6 +88,17 @@ def experts_modules(model: torch.nn.Module) -> Iterator[ExpertsModule]:
 def parameter_shapes(experts: torch.nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """(name, shape without the leading dimension of experts) of every parameter, in the class's order."""
     return tuple((name, tuple(parameter.shape[1:])) for name, parameter in experts.named_parameters())
+
+
+def form_of(experts: torch.nn.Module) -> ExpertsForm | None:
+    """What the experts compute between their products; None when only their class can tell."""
+    module: Any = experts
+    own = type(getattr(module, "act_fn", None))
+    activation = next((name for name in ACTIVATIONS if own is type(ACT2FN[name])), None)
+    own_gate = module.has_gate and type(module)._apply_gate.__module__ != moe.__name__
+    if activation is None or own_gate or module.has_post_expert_norm:
+        return None
+    return ExpertsForm(module.has_gate, module.has_bias, module.is_transposed, activation)
 
 
 def experts_per_token(config: Any, architecture: str) -> int:

@@ -57,6 +57,7 @@ class ControllerActor:
         await controller.start()
         server, port = await serve(controller, listen)
         self._port.set_result(port)
+        await engines.warm_up()
         await server.wait_for_termination()
 
 

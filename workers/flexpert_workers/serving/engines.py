@@ -5,8 +5,10 @@ proxies are off, and an engine talks to ingresses on a socket of its own.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -49,10 +51,11 @@ class EngineReplica:
     """
 
     def __init__(self, config: str) -> None:
+        wanted = localised(msgspec.json.decode(config, type=EngineConfig), NodeFacts.of(), f"e-{secrets.token_hex(4)}")
+        os.environ.update(threads.environment(wanted.threads))  # before torch reads it
         from flexpert_workers.engine import EngineService
 
-        wanted = msgspec.json.decode(config, type=EngineConfig)
-        self._service = EngineService(localised(wanted, NodeFacts.of(), f"e-{secrets.token_hex(4)}"))
+        self._service = EngineService(wanted)
         self._service.start()
 
     def check_health(self) -> None:
@@ -78,6 +81,11 @@ class RayEngines:
         self._applied: PoolSpec | None = None
         self._problem = ""
         self._asked_at = 0.0
+
+    async def warm_up(self) -> None:
+        """Start Serve, so that the first engine need not wait for it."""
+        with contextlib.suppress(LauncherUnavailable):  # `apply` starts it too
+            await self._call(_start_serve)
 
     async def apply(self, spec: PoolSpec) -> None:
         """Deploy, unless this specification is deployed already."""
@@ -121,8 +129,12 @@ def localised(config: EngineConfig, node: NodeFacts, engine: str) -> EngineConfi
     )
 
 
-def _deploy(spec: PoolSpec, pool_control: str) -> None:
+def _start_serve() -> None:
     serve.start(proxy_location="Disabled")
+
+
+def _deploy(spec: PoolSpec, pool_control: str) -> None:
+    _start_serve()
     if spec.engine_replicas == 0:
         serve.delete(APPLICATION, _blocking=False)
         return
@@ -144,7 +156,6 @@ def _application(spec: PoolSpec, pool_control: str) -> Application:
     options: dict[str, Any] = {
         "num_cpus": 0,
         "resources": {names.ENGINE_RESOURCE: 1},
-        "runtime_env": {"env_vars": threads.environment(spec.engine_threads or 1)},
     }
     encoded = msgspec.json.encode(config)
     deployment = serve.deployment(

@@ -19,6 +19,7 @@ from flexpert_workers.pool import controller_actor
 log = logging.getLogger(__name__)
 
 _WATCH_S = 2.0
+_RETRY_S = 0.5
 _ANSWER_S = 30.0
 
 
@@ -38,7 +39,7 @@ def main() -> int:
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as failure:
             log.info("no Ray here (yet): %s", failure)
             ray.shutdown()
-            ending.wait(_WATCH_S)
+            ending.wait(_RETRY_S)
     ray.shutdown()
     return 0
 

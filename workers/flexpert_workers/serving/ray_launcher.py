@@ -16,7 +16,6 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flexpert_proto import names
-from flexpert_workers import threads
 from flexpert_workers.expert import WorkerConfig
 from flexpert_workers.pool.launchers import LauncherUnavailable
 from flexpert_workers.pool.state import LaunchedWorker, PoolSpec, Slot
@@ -91,7 +90,6 @@ class RayWorkers:
             num_cpus=0,
             resources={names.WORKER_RESOURCE: 1},
             scheduling_strategy=NodeAffinitySchedulingStrategy(slot.ray_node_id, soft=False),
-            runtime_env={"env_vars": threads.environment(spec.worker_threads or 1)},
         )
         handle = actor.remote(msgspec.json.encode(config).decode(), spec.workers_per_pod)
         self._ready[worker] = handle.ready.remote()

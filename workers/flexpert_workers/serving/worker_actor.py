@@ -1,7 +1,10 @@
 """The expert worker as a Ray actor of the pod it lands in. `ray_launcher` creates it."""
 
+import os
+
 import msgspec
 
+from flexpert_workers import threads
 from flexpert_workers.expert import WorkerConfig
 from flexpert_workers.serving.node import NodeFacts
 
@@ -15,9 +18,10 @@ class PodWorker:
     """
 
     def __init__(self, config: str, workers_per_pod: int) -> None:
-        from flexpert_workers.expert.worker_actor import WorkerActor  # brings torch: not into who creates the actor
-
         wanted = localised(msgspec.json.decode(config, type=WorkerConfig), NodeFacts.of(), workers_per_pod)
+        os.environ.update(threads.environment(wanted.threads))  # before torch reads it
+        from flexpert_workers.expert.worker_actor import WorkerActor
+
         self._worker = WorkerActor(msgspec.json.encode(wanted).decode())
 
     def ready(self) -> dict[str, str | int]:

@@ -122,7 +122,8 @@ def _environment(host: Host, pod: Object, spec: Object, local: LocalPod, head: L
     }
     if head is not None:
         loopback = host.loopback is not None
-        values |= environment.ray(local, str(layout.ray_token), gcs_address(host, head), loopback)
+        module_path = values.get("PYTHONPATH", "")
+        values |= environment.ray(local, str(layout.ray_token), gcs_address(host, head), loopback, module_path)
         values |= environment.pod_identity(pod)
     if spec["name"] == HEAD_CONTAINER:
         values |= environment.ray_head(f"{local.folder}/gcs")

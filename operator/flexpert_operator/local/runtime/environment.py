@@ -1,7 +1,9 @@
 """The environment of a container's process: the manifest's, with what a laptop needs differently laid over it. Pure."""
 
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from flexpert_operator.local.runtime.objects import key_of
 from flexpert_operator.local.runtime.values import GCS_PORT_NAME, HOST, LocalPod, Object
@@ -10,6 +12,7 @@ from flexpert_proto import names
 RAY_DRAIN_S = 2
 """Long enough for Serve to move what still runs, short enough for a laptop's patience."""
 
+_RAY_MINIMAL = Path(__file__).parents[1] / "ray_minimal"
 _KEPT_OUT = re.compile(r"^(RAY_|FLEXPERT_|KUBE|OMP_|VIRTUAL_ENV$)")
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
 _MAPPED_FIELD = re.compile(r"^metadata\.(?P<map>labels|annotations)\['(?P<key>.+)'\]$")
@@ -96,7 +99,7 @@ def laptop(local: LocalPod, spec: Object, services: str, volumes: str, num_cores
     }
 
 
-def ray(local: LocalPod, token_path: str, gcs_address: str, loopback: bool) -> dict[str, str]:
+def ray(local: LocalPod, token_path: str, gcs_address: str, loopback: bool, module_path: str) -> dict[str, str]:
     """What every container of a RayCluster's pod gets besides.
 
     Args:
@@ -104,10 +107,12 @@ def ray(local: LocalPod, token_path: str, gcs_address: str, loopback: bool) -> d
         token_path: File with the token that Ray's processes authenticate each other with.
         gcs_address: Where the head's GCS listens, as this host dials it.
         loopback: Whether the node keeps to the loopback interface; see `local.ray_start_hook`.
+        module_path: `PYTHONPATH` of the container so far, or empty.
     """
     hook = {"RAY_START_HOOK": "flexpert_operator.local.ray_start_hook.keep_to_loopback"} if loopback else {}
     return {
         **hook,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(_RAY_MINIMAL), module_path))),
         "RAY_ADDRESS": gcs_address,
         "RAY_TMPDIR": f"{local.folder}/r",
         "RAY_AUTH_MODE": "token",
@@ -116,7 +121,6 @@ def ray(local: LocalPod, token_path: str, gcs_address: str, loopback: bool) -> d
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # another program's memory is no reason to end a worker
         "RAY_enable_metrics_collection": "0",
-        "RAY_prestart_worker_first_driver": "0",  # actors with an environment of their own would not use them
         "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
     }
 

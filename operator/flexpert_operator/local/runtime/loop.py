@@ -79,7 +79,7 @@ class Runtime:
             pods=objects["Pod"],
             local=self._books.pods,
             now=time.time(),
-            max_starting=self._host.num_cores,
+            max_starting=self._host.num_cores + 1,
         )
 
     async def _probe(self) -> None:

@@ -1,7 +1,7 @@
 """Which containers are ready: the manifest's readiness probe on the container's translated port.
 
-A Ray container counts as ready once `ray start` says that its node is registered: KubeRay's own probe asks the
-node's agent, whose port is ephemeral here.
+A Ray worker counts as ready once `ray start` says that its node is registered: KubeRay's own probe asks the node's
+agent, whose port is ephemeral here. A head is ready when its GCS takes connections, for which other nodes wait.
 """
 
 import asyncio
@@ -13,7 +13,14 @@ import aiohttp
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from flexpert_operator.local.runtime.values import HEAD_CONTAINER, HOST, WORKER_CONTAINER, LocalPod, Object
+from flexpert_operator.local.runtime.values import (
+    GCS_PORT_NAME,
+    HEAD_CONTAINER,
+    HOST,
+    WORKER_CONTAINER,
+    LocalPod,
+    Object,
+)
 
 RAY_IS_UP = b"Ray runtime started."
 _TIMEOUT_S = 1.0
@@ -28,8 +35,10 @@ async def is_ready(spec: Object, local: LocalPod, log: Path) -> bool:
         local: Its pod, with the numbers of its ports.
         log: Its output.
     """
-    if spec["name"] in (HEAD_CONTAINER, WORKER_CONTAINER):
+    if spec["name"] == WORKER_CONTAINER:
         return _says_it_is_up(log)
+    if spec["name"] == HEAD_CONTAINER:
+        return await _takes_connections(local.ports[GCS_PORT_NAME])
     probe = spec.get("readinessProbe") or {}
     timeout_s = max(float(probe.get("timeoutSeconds", _TIMEOUT_S)), _TIMEOUT_S)
     try:
@@ -44,11 +53,18 @@ def _says_it_is_up(log: Path) -> bool:
     return log.exists() and RAY_IS_UP in log.read_bytes()
 
 
+async def _takes_connections(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(HOST, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 async def _ask(probe: Object, spec: Object, local: LocalPod) -> bool:
     if "tcpSocket" in probe:
-        _, writer = await asyncio.open_connection(HOST, port_number(probe["tcpSocket"]["port"], spec, local))
-        writer.close()
-        return True
+        return await _takes_connections(port_number(probe["tcpSocket"]["port"], spec, local))
     if "httpGet" in probe:
         port = port_number(probe["httpGet"]["port"], spec, local)
         url = f"http://{HOST}:{port}{probe['httpGet'].get('path', '/')}"

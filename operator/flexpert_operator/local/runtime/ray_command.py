@@ -13,7 +13,7 @@ from flexpert_operator.local.runtime.values import HOST
 
 OBJECT_STORE_BYTES = 80_000_000
 _VALUED_BOOLEANS = ("log-color", "include-dashboard", "include-log-monitor")
-_RAY = (sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.exit(main())", "start")
+_RAY = (sys.executable, "-m", "flexpert_operator.local.ray_start", "start")
 
 _ANY_PORT: Mapping[str, str] = {
     "dashboard-agent-listen-port": "0",

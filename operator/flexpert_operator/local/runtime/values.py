@@ -85,8 +85,8 @@ class Observed:
     Attributes:
         local: The pods that run here, by uid.
         now: Seconds since the Unix epoch.
-        max_starting: How many Ray nodes may be starting at a time: more than there are cores only starve each other,
-            and a node that is not up within 30 s gives up.
+        max_starting: How many Ray nodes may be starting at a time: many more than there are cores only starve each
+            other, and a node that is not up within 30 s gives up.
     """
 
     clusters: tuple[Object, ...] = ()
