@@ -8,18 +8,23 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import fake_cuda
 import memory_pages
 
 from flexpert_workers.errors import PageError
-from flexpert_workers.memory.backend import padded_bytes, page_checksum
+from flexpert_workers.memory.backend import page_checksum
+from flexpert_workers.memory.cuda import CudaBackend
+from flexpert_workers.memory.driver import CudaDriver
 from flexpert_workers.memory.host import HostBackend
 
 NBYTES = 300_000
 
 
-@pytest.fixture
-def backend():
-    return HostBackend()
+@pytest.fixture(params=["host", "cuda, played on the host"])
+def backend(request):
+    if request.param == "host":
+        return HostBackend()
+    return CudaBackend(CudaDriver(1, fake_cuda.FakeCuda()), fake_cuda.tensor_at)
 
 
 @pytest.fixture
@@ -46,7 +51,8 @@ def test_a_page_is_padded_and_its_checksum_is_of_the_bytes_alone(backend):
     assert page.fill(lambda target: target.__setitem__(slice(None), data)) == page_checksum(data)
     sealed = page.seal()
     assert (sealed.nbytes, bytes(sealed.view())) == (NBYTES, data)
-    assert padded_bytes(NBYTES, backend.granularity) % backend.granularity == 0
+    assert backend.footprint(NBYTES) >= NBYTES
+    assert backend.footprint(NBYTES) % backend.granularity == 0
     sealed.close()
 
 

@@ -97,6 +97,9 @@ class PageBackend(Protocol):
     def granularity(self) -> int:
         """Pages take a multiple of so many bytes."""
 
+    def footprint(self, nbytes: int) -> int:
+        """Bytes of memory that a page of `nbytes` takes, and a slot for one of addresses."""
+
     def create(self, nbytes: int) -> NewPage:
         """Make a page whose memory is there: filling it cannot fail for want of memory.
 

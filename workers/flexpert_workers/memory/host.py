@@ -165,9 +165,13 @@ class HostBackend:
         """See `PageBackend`."""
         return mmap.PAGESIZE
 
+    def footprint(self, nbytes: int) -> int:
+        """See `PageBackend`."""
+        return padded_bytes(nbytes, self.granularity)
+
     def create(self, nbytes: int) -> NewHostPage:
         """See `PageBackend`."""
-        total = padded_bytes(nbytes, self.granularity)
+        total = self.footprint(nbytes)
         available = _available_bytes()
         if total > available:  # the kernel would rather kill a process than refuse a memory file
             raise CapacityError(f"no page of {total} bytes can be made: this host has {available} bytes left")
@@ -188,7 +192,7 @@ class HostBackend:
 
     def reserve(self, num_slots: int, page_bytes: int) -> HostArena:
         """See `PageBackend`."""
-        slot_bytes = padded_bytes(page_bytes, self.granularity)
+        slot_bytes = self.footprint(page_bytes)
         try:
             return HostArena(num_slots, slot_bytes)
         except OSError as error:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 from flexpert_workers.errors import CheckpointError
-from flexpert_workers.memory.backend import PageBackend, padded_bytes
+from flexpert_workers.memory.backend import PageBackend
 from flexpert_workers.memory.limits import allow_descriptors
 from flexpert_workers.memory.owner.config import OwnerConfig
 from flexpert_workers.memory.owner.filling import FetchFromPeer, PageFiller
@@ -63,7 +63,7 @@ class Domain:
             self.source.close()
 
     def _make_owner(self, hello: messages.Hello) -> PageOwner:
-        padded = padded_bytes(hello.page_bytes, self._backend.granularity)
+        padded = self._backend.footprint(hello.page_bytes)
         allow_descriptors(min(hello.num_pages, self._config.budget_bytes // padded))
         self.source.expect(hello.digest)
         filler = PageFiller(self.source.fill, self._make_fetch(hello.pool, hello.digest))

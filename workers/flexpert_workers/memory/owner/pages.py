@@ -14,7 +14,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from flexpert_workers.errors import CapacityError, PageError
-from flexpert_workers.memory.backend import ExpertKey, NewPage, Page, PageBackend, padded_bytes, page_checksum
+from flexpert_workers.memory.backend import ExpertKey, NewPage, Page, PageBackend, page_checksum
 from flexpert_workers.memory.loans import Loan, Origin, Want
 from flexpert_workers.memory.owner.filling import Filled, PageFiller
 
@@ -68,7 +68,7 @@ class PageOwner:
     ) -> None:
         self.page_bytes = page_bytes
         self._backend = backend
-        self._padded_bytes = padded_bytes(page_bytes, backend.granularity)
+        self._padded_bytes = backend.footprint(page_bytes)
         self._budget_bytes = budget_bytes
         self._filler = filler
         self._ahead = ahead
