@@ -173,6 +173,7 @@ def test_an_index_is_followed(tmp_path):
         ({"a": "one.safetensors", "c": "two.safetensors"}, CorruptCheckpoint, "two.safetensors lacks tensor 'c'"),
         ({"a": "three.safetensors"}, CheckpointNotFound, "three.safetensors is missing"),
         ({"a": "../one.safetensors"}, CorruptCheckpoint, "no file name"),
+        ({"a": ["one.safetensors"]}, CorruptCheckpoint, "no file name"),
         ({}, CorruptCheckpoint, "no weight_map"),
     ],
 )

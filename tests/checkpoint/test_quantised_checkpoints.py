@@ -16,7 +16,7 @@ import quantised_checkpoints as quantised
 
 from flexpert_workers.checkpoint import open_checkpoint
 from flexpert_workers.checkpoint.dequantise import read_elements, read_weight
-from flexpert_workers.checkpoint.files import SINGLE_FILE, open_files
+from flexpert_workers.checkpoint.files import SINGLE_FILE, CheckpointFiles, open_files
 from flexpert_workers.checkpoint.quantisation import BlockFp8, Mxfp4, parse_quantisation
 from flexpert_workers.checkpoint.walk import tiny_model
 from flexpert_workers.checkpoint.weights import find_weights
@@ -137,11 +137,21 @@ def test_served_in_bfloat16_unless_told_otherwise(broken):
 
 @pytest.mark.parametrize("dtype", ["Float32", "BFloat16"])
 @pytest.mark.parametrize("name", ["qwen3 partial", "deepseek partial", "gpt-oss"])
-def test_dense_weights_are_dequantised_and_experts_stay_out(folders, name, dtype):
+def test_dense_weights_are_dequantised_and_experts_stay_out(folders, name, dtype, monkeypatch):
+    read = set()
+    read_into = CheckpointFiles.read_into
+
+    def recorded(files, tensor, offset, target):
+        read.add(tensor.name)
+        read_into(files, tensor, offset, target)
+
+    monkeypatch.setattr(CheckpointFiles, "read_into", recorded)
     checkpoint = open_checkpoint(folders(name).as_uri(), dtype)
     tensors = load_file(folders(name) / SINGLE_FILE)
     dense = load_dense(checkpoint)
     assert dense.expert_bytes == 0
+    assert read
+    assert not [tensor for tensor in read if ".mlp.experts." in tensor]
     compared = 0
     for parameter_name, parameter in dense.model.named_parameters():
         stored = tensors[parameter_name]

@@ -208,7 +208,7 @@ def _shard_names(path: Path) -> dict[str, list[str]]:
         raise CorruptCheckpoint(f"{path / INDEX_FILE} has no weight_map")
     placed: dict[str, list[str]] = {}
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or (name not in placed and Path(name).name != name):
             raise CorruptCheckpoint(f"{path / INDEX_FILE} places tensor {tensor!r} in {name!r}, which is no file name")
         placed.setdefault(name, []).append(tensor)
     return placed
