@@ -166,6 +166,11 @@ def test_a_machine_without_cuda_says_so():
 
     with pytest.raises(CudaError, match="no CUDA driver"):
         CudaDriver(0, Missing())
+    with pytest.raises(CudaError, match="no CUDA driver"):
+        ordinal_of("GPU-01010101-0101-0101-0101-010101010101", Missing())
+    if not os.path.exists("/dev/nvidiactl"):
+        with pytest.raises(CudaError, match=r"no CUDA driver|install flexpert"):
+            CudaDriver()
 
 
 def test_an_error_of_the_driver_names_call_and_error(cuda, backend):

@@ -258,3 +258,18 @@ def test_a_target_that_hangs_does_not_keep_the_devices_waiting(cupy, transport, 
         assert checksums == [page_checksum(page_of((0, 0), SIZE))]
     gc.collect()
     assert cupy.alive == 0
+
+
+def test_a_machine_without_nccl_says_what_to_install():
+    if _has_nccl():
+        pytest.skip("this machine has NCCL")
+    with pytest.raises(RuntimeError, match="install"):
+        NcclTransport()
+
+
+def _has_nccl():
+    try:
+        NcclTransport()
+    except RuntimeError:
+        return False
+    return True

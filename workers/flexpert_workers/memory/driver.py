@@ -10,7 +10,7 @@ from flexpert_workers.errors import CapacityError
 
 
 class CudaError(RuntimeError):
-    """A call of the driver failed; the message names the call and CUDA's name of the error."""
+    """A call of the driver failed, or there is none; the message names the call and CUDA's name of the error."""
 
 
 class CudaDriver:
@@ -122,15 +122,7 @@ class CudaDriver:
         return self._call(name, *arguments)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        try:
-            error, *values = getattr(self._cuda, name)(*arguments)
-        except ImportError as missing:
-            raise CudaError(f"this machine has no CUDA driver: {missing}") from missing
-        if error == self._cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            raise CapacityError(f"{name}: the device has not so much memory left")
-        if error != self._cuda.CUresult.CUDA_SUCCESS:
-            raise CudaError(f"{name} failed with {error}")
-        return values[0] if values else None
+        return _checked(self._cuda, name, *arguments)
 
 
 def ordinal_of(uuid: str, bindings: Any = None) -> int:
@@ -145,13 +137,25 @@ def ordinal_of(uuid: str, bindings: Any = None) -> int:
     """
     cuda = bindings if bindings is not None else _import_bindings()
     wanted = uuid.removeprefix("GPU-").replace("-", "").lower()
-    cuda.cuInit(0)
-    _, count = cuda.cuDeviceGetCount()
+    _checked(cuda, "cuInit", 0)
+    count = _checked(cuda, "cuDeviceGetCount")
     for ordinal in range(count):
-        _, found = cuda.cuDeviceGetUuid(ordinal)
-        if bytes(found.bytes).hex() == wanted:
+        if bytes(_checked(cuda, "cuDeviceGetUuid", ordinal).bytes).hex() == wanted:
             return ordinal
     raise CudaError(f"this process sees {count} CUDA devices, and none is {uuid}")
+
+
+def _checked(cuda: Any, name: str, *arguments: Any) -> Any:
+    """Call the driver; what it returns beside the error, if anything."""
+    try:
+        error, *values = getattr(cuda, name)(*arguments)
+    except (ImportError, RuntimeError) as missing:
+        raise CudaError(f"this machine has no CUDA driver: {missing}") from missing
+    if error == cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        raise CapacityError(f"{name}: the device has not so much memory left")
+    if error != cuda.CUresult.CUDA_SUCCESS:
+        raise CudaError(f"{name} failed with {error}")
+    return values[0] if values else None
 
 
 def _import_bindings() -> Any:

@@ -4,6 +4,7 @@ A page owner on a GPU gives an `NcclTransport` to its page server and its page f
 neither CuPy nor a GPU; making a transport does.
 """
 
+import warnings
 from typing import Any
 
 _NUM_RANKS = 2
@@ -33,22 +34,24 @@ class NcclTransport:
         """See `ChannelTransport`."""
         self._cupy.cuda.Device(self._device).use()
         unique_id = tuple(each - 256 if each > 127 else each for each in meeting)
-        return NcclCommunicator(self._cupy, self._nccl.NcclCommunicator(_NUM_RANKS, unique_id, rank), rank)
+        communicator = self._nccl.NcclCommunicator(_NUM_RANKS, unique_id, rank)
+        return NcclCommunicator(self._cupy, communicator, rank, peer=_NUM_RANKS - 1 - rank)
 
 
 class NcclCommunicator:
-    """One of two ranks, with a stream of its own that waits for no other.
+    """One rank and its peer, with a stream of its own that waits for no other.
 
     Args:
         cupy: The CuPy module.
-        communicator: CuPy's, of two ranks.
+        communicator: CuPy's.
         rank: This end's.
+        peer: The other end's; the same one to send to oneself, in a group of NCCL's calls.
     """
 
-    def __init__(self, cupy: Any, communicator: Any, rank: int) -> None:
+    def __init__(self, cupy: Any, communicator: Any, rank: int, peer: int) -> None:
         self._communicator = communicator
         self._rank = rank
-        self._peer = _NUM_RANKS - 1 - rank
+        self._peer = peer
         self._bytes = cupy.cuda.nccl.NCCL_UINT8
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._scratch = cupy.zeros(1, dtype="uint8")
@@ -80,8 +83,10 @@ class NcclCommunicator:
 
 def _import_cupy() -> Any:
     try:
-        import cupy
-        import cupy.cuda.nccl
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CuPy warns where a library is missing; we raise
+            import cupy
+            import cupy.cuda.nccl
     except ImportError as error:
         raise RuntimeError(f"NCCL needs CuPy: install flexpert[cuda] ({error})") from error
     if not cupy.cuda.nccl.available:
