@@ -69,7 +69,7 @@ def randomise(module):
 
 def resident(module, index, dtype=torch.float32):
     tensors = {name: parameter[index].detach().to(dtype) for name, parameter in module.named_parameters()}
-    return ResidentExpert(bytearray(), tensors)
+    return ResidentExpert(tensors)
 
 
 @functools.cache

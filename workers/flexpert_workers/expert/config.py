@@ -17,6 +17,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
         pod: Pod it runs in.
         node: Kubernetes node it runs on.
         socket_dir: Folder for UNIX sockets on a loopback `bind_host`; empty for TCP.
+        owner_socket: Path of the socket of its page owner; empty for an owner inside the worker.
     """
 
     worker: str
@@ -29,3 +30,4 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     pod: str
     node: str
     socket_dir: str
+    owner_socket: str = ""

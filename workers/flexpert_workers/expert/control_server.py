@@ -3,6 +3,7 @@
 One function a request, each of which decides and answers; a request that cannot be read is refused, never fatal.
 """
 
+import contextlib
 import logging
 import os
 import zlib
@@ -16,7 +17,9 @@ from flexpert_workers import threads
 from flexpert_workers.errors import CapacityError, CheckpointError, FlexpertError
 from flexpert_workers.expert.config import WorkerConfig
 from flexpert_workers.expert.prepare import Preparer
-from flexpert_workers.expert.store import ExpertKey, ExpertStore
+from flexpert_workers.expert.store import ExpertStore
+from flexpert_workers.memory.backend import ExpertKey
+from flexpert_workers.memory.loans import PageLender
 from flexpert_workers.messages import control
 from flexpert_workers.routing import RoutingTable, WorkerAddress
 
@@ -33,7 +36,8 @@ class ControlServer:
     Args:
         address: Who the worker is.
         on_stop: Called when the worker is asked to end.
-        drain_timeout_s: How long `Retire` and `Rollback` wait for dispatches in flight and copies under way.
+        lender: The worker's page owner.
+        drain_timeout_s: How long `Retire` and `Rollback` wait for the dispatch in flight and copies under way.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class ControlServer:
         digest: str,
         store: ExpertStore,
         preparer: Preparer,
+        lender: PageLender,
         on_stop: Callable[[], None],
         drain_timeout_s: float = 2.0,
     ) -> None:
@@ -51,6 +56,7 @@ class ControlServer:
         self._digest = digest
         self._store = store
         self._preparer = preparer
+        self._lender = lender
         self._on_stop = on_stop
         self._drain_timeout_s = drain_timeout_s
         self._table: RoutingTable | None = None
@@ -120,6 +126,8 @@ class ControlServer:
             table=self._table_bytes,
             in_flight=self._store.in_flight(),
             threads=threads.in_use(),
+            domain=self._lender.domain,
+            transfer_endpoint=self._lender.transfer_endpoint,
         )
 
     def _prepare(self, request: control.Prepare) -> control.Done:
@@ -145,6 +153,8 @@ class ControlServer:
         if self._table is None or table.epoch > self._table.epoch:
             self._table, self._table_bytes = table, request.table
             self._preparer.settle()
+            with contextlib.suppress(TimeoutError):  # a dispatch that needs what is only staged flips by itself
+                self._store.flip(self._drain_timeout_s)
         return control.Done()
 
     def _retire(self, request: control.Retire) -> control.ControlReply:
@@ -159,7 +169,7 @@ class ControlServer:
             return control.Refused("not-resident", f"expert ({request.layer}, {request.index}) is not resident here")
         if not (0 <= request.offset < len(page) and 0 < request.length <= _LONGEST_CHUNK_BYTES):
             return control.Refused("internal", f"a page has {len(page)} bytes, a chunk at most {_LONGEST_CHUNK_BYTES}")
-        chunk = bytes(memoryview(page)[request.offset : request.offset + request.length])
+        chunk = bytes(page[request.offset : request.offset + request.length])
         return control.ExpertChunk(checksum=zlib.crc32(chunk), total=len(page)), chunk
 
     def _stop(self, _: control.Stop) -> control.Done:

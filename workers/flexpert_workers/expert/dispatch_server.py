@@ -16,6 +16,7 @@ import zmq
 
 from flexpert_workers.expert.compute import ExpertCompute, SortedPairs, sort_pairs
 from flexpert_workers.expert.store import ExpertStore
+from flexpert_workers.expert.turns import ComputeTurns
 from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
 from flexpert_workers.transport import from_frame, is_readable
 from flexpert_workers.transport.frames import as_frame, dtype_named
@@ -34,27 +35,39 @@ class DispatchServer:
         pool: uid of the MoEDeployment; dispatches of another are refused.
         digest: Of the checkpoint; likewise.
         incarnation: Of this worker; likewise.
+        turns: What other threads have done by this one, between two dispatches.
     """
 
     def __init__(
-        self, pool: str, digest: str, incarnation: str, hidden_size: int, store: ExpertStore, compute: ExpertCompute
+        self,
+        pool: str,
+        digest: str,
+        incarnation: str,
+        hidden_size: int,
+        store: ExpertStore,
+        compute: ExpertCompute,
+        turns: ComputeTurns,
     ) -> None:
         self._identity = {"pool": pool, "digest": digest, "incarnation": incarnation}
         self._hidden_size = hidden_size
         self._store = store
         self._compute = compute
+        self._turns = turns
 
     def run(self, sock: "zmq.Socket[Any]", wake: "zmq.Socket[Any]") -> None:
         """Serve, then close both sockets; what had arrived before `wake` is still answered."""
         poller = zmq.Poller()
-        poller.register(sock, zmq.POLLIN)
-        poller.register(wake, zmq.POLLIN)
+        for readable in (sock, wake, self._turns.fileno()):
+            poller.register(readable, zmq.POLLIN)
         try:
-            while wake not in (ready := dict(poller.poll())):
-                if sock in ready:
+            with self._turns.computing():
+                while wake not in (ready := dict(poller.poll())):
+                    if self._turns.fileno() in ready:
+                        self._turns.take()
+                    if sock in ready:
+                        self._answer(sock)
+                while is_readable(sock):
                     self._answer(sock)
-            while is_readable(sock):
-                self._answer(sock)
         finally:
             sock.close(linger=500)
             wake.close(linger=0)
@@ -89,14 +102,13 @@ class DispatchServer:
 
     def _serve(self, request: DispatchRequest, frames: Buffers, started: int) -> list[bytes | memoryview]:
         hidden, pairs, weights = self._parse(request, frames)
-        indices = pairs.indices.tolist()
-        experts, missing = self._store.borrow(request.layer, indices)
+        experts, missing = self._store.borrow(request.layer, pairs.indices)
         if missing:
             return [_encode(request, Status.NOT_RESIDENT, missing=missing)]
         try:
             sums = self._compute(experts, pairs, hidden, weights)
         finally:
-            self._store.give_back(request.layer, indices)
+            self._store.give_back()
         self._store.count(request.layer, pairs.indices, pairs.counts)
         compute_us = (time.perf_counter_ns() - started) // 1000
         return [_encode(request, Status.OK, compute_us=compute_us), as_frame(sums)]

@@ -1,21 +1,25 @@
-"""Makes experts resident in the background while the worker serves: from a peer's memory, else from the file.
+"""Makes experts resident in the background while the worker serves: borrows their pages from the page owner.
 
-The control thread starts and asks; one thread of the `Preparer` copies, one operation after the other.
+The control thread starts and asks; one thread of the `Preparer` maps what the owner lends, one operation after the
+other. The owner attaches what it has, and copies the rest from peers, else from the file.
 """
 
+import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from flexpert_workers.errors import FlexpertError
-from flexpert_workers.expert.store import ExpertKey, ExpertStore, ResidentExpert
+from flexpert_workers.expert.store import ExpertStore
+from flexpert_workers.memory.backend import ExpertKey
+from flexpert_workers.memory.loans import Loan, Origin, PageLender, Want
 from flexpert_workers.messages.control import Prepare, PrepareStatus
 
-FetchFromPeer = Callable[[str, ExpertKey], bytearray]
-"""(control endpoint, expert) → its page; raises FlexpertError or OSError when the peer cannot give it intact."""
 _REMEMBERED_OPERATIONS = 32
 _UNDO_TIMEOUT_S = 10.0
+_STEPS = ("copy", "verify", "map", "warm-up")
+"""Copying and checksums, over all readers; the compute thread's standstill; populating mappings beside it."""
 
 
 @dataclass
@@ -25,32 +29,19 @@ class _Operation:
     request: Prepare
     wanted: list[ExpertKey]
     brought: list[ExpertKey] = field(default_factory=list)
-    from_peers: int = 0
+    origins: dict[Origin, int] = field(default_factory=lambda: dict.fromkeys(Origin, 0))
+    step_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STEPS, 0.0))
     done: bool = False
     error: str = ""
     cancelled: bool = False
 
 
 class Preparer:
-    """Prepares operations for a store.
+    """Prepares operations for a store, with pages of `lender`."""
 
-    Args:
-        read_file: Reads an expert's page from the checkpoint.
-        fetch_from_peer: Copies one from another worker.
-        make_resident: Turns a page into a resident expert.
-    """
-
-    def __init__(
-        self,
-        store: ExpertStore,
-        read_file: Callable[[int, int], bytearray],
-        fetch_from_peer: FetchFromPeer,
-        make_resident: Callable[[bytearray], ResidentExpert],
-    ) -> None:
+    def __init__(self, store: ExpertStore, lender: PageLender) -> None:
         self._store = store
-        self._read_file = read_file
-        self._fetch_from_peer = fetch_from_peer
-        self._make_resident = make_resident
+        self._lender = lender
         self._operations: dict[str, _Operation] = {}
         self._unsettled: set[str] = set()
         self._changed = threading.Condition()
@@ -98,14 +89,16 @@ class Preparer:
             operation = self._operations.get(operation_id)
             if operation is None:
                 return None
-            num_brought = 0 if operation.error else len(operation.brought)
+            num_copied = operation.origins[Origin.PEER] + operation.origins[Origin.FILE]
             return PrepareStatus(
                 operation=operation_id,
                 done=operation.done,
-                copied_bytes=num_brought * self._store.page_bytes,
-                copied_experts=num_brought,
-                from_peers=operation.from_peers,
+                copied_bytes=num_copied * self._store.page_bytes,
+                copied_experts=len(operation.brought),
+                from_peers=operation.origins[Origin.PEER],
                 error=operation.error,
+                attached_experts=operation.origins[Origin.ATTACHED],
+                step_seconds=dict(operation.step_seconds),
             )
 
     def cancel(self, operation_id: str, timeout_s: float) -> tuple[ExpertKey, ...] | None:
@@ -133,12 +126,12 @@ class Preparer:
             known = (self._operations[name] for name in self._unsettled if name in self._operations)
             return frozenset((layer, index) for operation in known for layer, index, _ in operation.request.experts)
 
-    # ------------------------------------------------------------------ the thread that copies
+    # ------------------------------------------------------------------ the thread that maps
 
     def _run(self) -> None:
         while (operation := self._queue.get()) is not None:
             error = self._carry_out(operation)
-            self._store.release(set(operation.wanted) - set(operation.brought))
+            self._store.unreserve(set(operation.wanted) - set(operation.brought))
             if error:
                 self._store.drop(operation.brought, timeout_s=_UNDO_TIMEOUT_S)
             with self._changed:
@@ -146,29 +139,37 @@ class Preparer:
                 operation.done = True
                 if error:
                     operation.brought.clear()
+                    operation.origins = dict.fromkeys(Origin, 0)
                 self._changed.notify_all()
 
     def _carry_out(self, operation: _Operation) -> str:
         """Bring every wanted expert; the reason in a sentence when that failed."""
         peers = {(layer, index): endpoints for layer, index, endpoints in operation.request.experts}
-        for key in operation.wanted:
-            if operation.cancelled:
-                return ""
-            try:
-                page, from_peer = self._bring(key, peers[key])
-                expert = self._make_resident(page)
-            except (FlexpertError, OSError, ValueError, MemoryError) as error:
-                return f"expert {key} could not be made resident: {error}"
-            self._store.add(key, expert)
-            with self._changed:
-                operation.brought.append(key)
-                operation.from_peers += from_peer
+        wants = [Want(key, peers[key]) for key in operation.wanted]
+        try:
+            with contextlib.closing(self._lender.acquire(wants)) as loans:
+                for loan in _until_cancelled(loans, operation):
+                    self._hold(operation, loan)
+        except (FlexpertError, OSError, ValueError, MemoryError) as error:
+            return f"experts could not be made resident: {error}"
         return ""
 
-    def _bring(self, key: ExpertKey, peers: tuple[str, ...]) -> tuple[bytearray, bool]:
-        for endpoint in peers:
-            try:
-                return self._fetch_from_peer(endpoint, key), True
-            except (FlexpertError, OSError):
-                continue
-        return self._read_file(*key), False
+    def _hold(self, operation: _Operation, loan: Loan) -> None:
+        try:
+            map_s, warm_s = self._store.hold(loan)
+        except BaseException:
+            self._lender.release([loan.key])
+            raise
+        with self._changed:
+            operation.brought.append(loan.key)
+            operation.origins[loan.origin] += 1
+            for step, seconds in zip(_STEPS, (loan.copy_s, loan.verify_s, map_s, warm_s), strict=True):
+                operation.step_seconds[step] += seconds
+
+
+def _until_cancelled(loans: Iterator[Loan], operation: _Operation) -> Iterator[Loan]:
+    while not operation.cancelled:
+        loan = next(loans, None)
+        if loan is None:
+            return
+        yield loan

@@ -1,146 +1,230 @@
-"""The experts that a worker holds: their pages, the budget they fill, what is in use, and the tokens each computed.
+"""The experts that a worker holds: pages mapped into slots, the budget they fill, and the tokens each computed.
 
-The compute thread borrows experts from the store, the control thread adds and drops them; the store's lock is all that
-the two share. An expert that is borrowed is never freed: dropping waits.
+The compute thread borrows experts, the control and the preparing thread add and drop them. The compute thread alone
+maps, unmaps and flips (`turns`), so an expert is never taken away under a dispatch, and a dispatch takes no lock.
 """
 
+import math
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from flexpert_workers.checkpoint import ExpertLayout
 from flexpert_workers.errors import CapacityError
+from flexpert_workers.expert.slots import NO_SLOT, SlotTable
+from flexpert_workers.expert.turns import ComputeTurns
+from flexpert_workers.memory.backend import Arena, ExpertKey
+from flexpert_workers.memory.loans import Loan
 
-ExpertKey = tuple[int, int]
-"""(layer, index) of an expert, the layer 0-based among MoE layers."""
+_UNMAPPED_IN_A_TURN = 4
 
 
 @dataclass(frozen=True, eq=False)
 class ResidentExpert:
-    """An expert in memory.
+    """An expert in memory: views of its slot by segment name, e.g. `gate_up_proj` and `down_proj`."""
 
-    Attributes:
-        page: Its bytes as the checkpoint's layout lays them out.
-        tensors: Views of the page by segment name, e.g. `gate_up_proj` and `down_proj`.
-    """
-
-    page: bytearray
     tensors: dict[str, torch.Tensor]
 
 
 class ExpertStore:
-    """Resident experts within a budget of bytes. Safe for several threads."""
+    """Resident experts within a budget. Safe for several threads.
 
-    def __init__(self, num_layers: int, num_experts: int, page_bytes: int, memory_bytes: int) -> None:
+    Args:
+        arena: Has one slot more than there may be experts, so that a move finds a free one.
+        turns: Of the thread that computes.
+        release: Gives pages back to their owner once they are unmapped.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_experts: int,
+        layout: ExpertLayout,
+        arena: Arena,
+        turns: ComputeTurns,
+        release: Callable[[Iterable[ExpertKey]], None],
+    ) -> None:
         self.num_layers = num_layers
         self.num_experts = num_experts
-        self.page_bytes = page_bytes
-        self.memory_bytes = memory_bytes
-        self._resident: dict[ExpertKey, ResidentExpert] = {}
-        self._users: dict[ExpertKey, int] = {}
-        self._reserved: set[ExpertKey] = set()
+        self.page_bytes = layout.page_bytes
+        self.capacity = arena.num_slots - 1
+        self._layout = layout
+        self._arena = arena
+        self._turns = turns
+        self._release = release
+        self._table = SlotTable(num_layers, num_experts)
+        self._experts: list[ResidentExpert | None] = [None] * arena.num_slots
+        self._in_flight = 0
         self._tokens = np.zeros((num_layers, num_experts), dtype=np.int64)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # of what follows
+        self._mapped: dict[ExpertKey, tuple[int, Loan]] = {}
+        self._reserved: set[ExpertKey] = set()
+        self._num_retiring = 0
+        self._free = list(range(arena.num_slots))
 
     # ------------------------------------------------------------------ what the compute thread does
 
-    def borrow(self, layer: int, indices: Sequence[int]) -> tuple[list[ResidentExpert], tuple[int, ...]]:
+    def borrow(self, layer: int, indices: npt.NDArray[np.int64]) -> tuple[list[ResidentExpert], tuple[int, ...]]:
         """Borrow experts of a layer, all of them or none: (the experts, ()) or ([], the indices that are missing)."""
-        keys = [(layer, index) for index in indices]
-        with self._changed:
-            missing = tuple(key[1] for key in keys if key not in self._resident)
-            if missing:
-                return [], missing
-            for key in keys:
-                self._users[key] = self._users.get(key, 0) + 1
-            return [self._resident[key] for key in keys], ()
+        slots = self._table.slots(layer, indices)
+        missing = indices[slots == NO_SLOT]
+        if len(missing):
+            return [], tuple(missing.tolist())
+        self._in_flight = len(slots)
+        return [self._expert(slot) for slot in slots.tolist()], ()
 
-    def give_back(self, layer: int, indices: Sequence[int]) -> None:
-        """End a `borrow` of the same experts."""
-        with self._changed:
-            for index in indices:
-                users = self._users[layer, index] - 1
-                if users:
-                    self._users[layer, index] = users
-                else:
-                    del self._users[layer, index]
-            self._changed.notify_all()
+    def give_back(self) -> None:
+        """End the last `borrow`."""
+        self._in_flight = 0
 
     def count(self, layer: int, indices: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]) -> None:
         """Add `tokens` computed to the counts of distinct experts of a layer."""
         self._tokens[layer, indices] += tokens
 
-    # ------------------------------------------------------------------ what the control thread does
+    # ------------------------------------------------------------------ what the other threads do
 
     def reserve(self, keys: Iterable[ExpertKey]) -> list[ExpertKey]:
-        """Set memory aside for those of `keys` that are neither resident nor reserved, and return them.
+        """Set slots aside for those of `keys` that are neither resident nor reserved, and return them.
 
         Raises:
-            CapacityError: They do not fit in the budget; nothing is reserved.
+            CapacityError: They do not fit; nothing is reserved.
         """
-        with self._changed:
-            wanted = [key for key in dict.fromkeys(keys) if key not in self._resident and key not in self._reserved]
-            free = self.memory_bytes - self._accounted_bytes()
-            if len(wanted) * self.page_bytes > free:
+        with self._lock:
+            wanted = [key for key in dict.fromkeys(keys) if key not in self._mapped and key not in self._reserved]
+            free = self.capacity - self._num_accounted()
+            if len(wanted) > free:
                 raise CapacityError(
-                    f"{len(wanted)} experts of {self.page_bytes} bytes do not fit in the {free} bytes left of "
-                    f"{self.memory_bytes}: give the workers more memory, or use more workers"
+                    f"{len(wanted)} experts of {self.page_bytes} bytes do not fit: this worker has room for {free} "
+                    f"more, {self.capacity} in all; give the workers more memory, or use more workers"
                 )
             self._reserved.update(wanted)
             return wanted
 
-    def release(self, keys: Iterable[ExpertKey]) -> None:
+    def unreserve(self, keys: Iterable[ExpertKey]) -> None:
         """Give reservations back that were not filled."""
-        with self._changed:
+        with self._lock:
             self._reserved.difference_update(keys)
 
-    def add(self, key: ExpertKey, expert: ResidentExpert) -> None:
-        """Make an expert resident in the memory reserved for it."""
-        with self._changed:
-            assert key in self._reserved, f"expert {key} was not reserved"
-            self._reserved.remove(key)
-            self._resident[key] = expert
-
-    def drop(self, keys: Iterable[ExpertKey], timeout_s: float) -> int | None:
-        """Free experts once nobody uses them; from now on nobody can borrow them.
+    def hold(self, loan: Loan) -> tuple[float, float]:
+        """Map and populate a page in a slot reserved for it, and stage it: `flip` makes it visible to dispatches.
 
         Returns:
-            The bytes freed, or None when some were still in use after `timeout_s`: then all are as before.
-        """
-        with self._changed:
-            removed = {key: self._resident.pop(key) for key in keys if key in self._resident}
-            if self._changed.wait_for(lambda: not any(key in self._users for key in removed), timeout_s):
-                return len(removed) * self.page_bytes
-            self._resident.update(removed)
-            return None
+            Seconds for which the compute thread stood still, and seconds of populating beside it.
 
-    def peek(self, key: ExpertKey) -> bytearray | None:
+        Raises:
+            OSError: It cannot be mapped.
+        """
+        with self._lock:
+            assert loan.key in self._reserved, f"expert {loan.key} was not reserved"
+            slot = self._free.pop()
+        try:
+            map_s = self._turns.run(lambda: self._arena.map(slot, loan.page))
+        except BaseException:
+            with self._lock:
+                self._free.append(slot)
+            raise
+        started = time.perf_counter()
+        self._arena.populate(slot)
+        with self._lock:
+            self._reserved.remove(loan.key)
+            self._mapped[loan.key] = slot, loan
+        self._table.stage({loan.key: slot})
+        return map_s, time.perf_counter() - started
+
+    def flip(self, timeout_s: float) -> float:
+        """Make what was held since the last flip visible to dispatches; seconds that the compute thread stood still.
+
+        Raises:
+            TimeoutError: The compute thread is busy. Nothing is lost by it: a dispatch that needs an expert that is
+                only staged flips it in.
+        """
+        return self._turns.run(self._table.flip, timeout_s)
+
+    def drop(self, keys: Iterable[ExpertKey], timeout_s: float) -> int | None:
+        """Free experts between two dispatches; from then on nobody can borrow them.
+
+        Returns:
+            The bytes freed, or None when the compute thread was busy for `timeout_s`: then all are as before.
+        """
+        with self._lock:
+            dropped = {key: self._mapped.pop(key) for key in keys if key in self._mapped}
+            self._num_retiring += len(dropped)
+        self._table.stage(dict.fromkeys(dropped, NO_SLOT))
+        try:
+            self._turns.run(self._table.flip, timeout_s)
+        except TimeoutError:
+            self._table.stage({key: slot for key, (slot, _) in dropped.items()})
+            with self._lock:
+                self._mapped.update(dropped)
+                self._num_retiring -= len(dropped)
+            return None
+        self._unmap([slot for slot, _ in dropped.values()])
+        self._release(dropped)
+        with self._lock:
+            self._free.extend(slot for slot, _ in dropped.values())
+            self._num_retiring -= len(dropped)
+        return len(dropped) * self.page_bytes
+
+    def peek(self, key: ExpertKey) -> memoryview | None:
         """The page of an expert, to be copied; None when it is not resident."""
-        with self._changed:
-            expert = self._resident.get(key)
-            return None if expert is None else expert.page
+        with self._lock:
+            held = self._mapped.get(key)
+            return None if held is None else held[1].page.view()
 
     def keys(self) -> tuple[ExpertKey, ...]:
         """The resident experts, sorted."""
-        with self._changed:
-            return tuple(sorted(self._resident))
+        with self._lock:
+            return tuple(sorted(self._mapped))
 
     def resident_bytes(self) -> int:
-        """Bytes of resident experts, and of those being prepared."""
-        with self._changed:
-            return self._accounted_bytes()
+        """Bytes of resident experts, of those being prepared and of those being freed."""
+        with self._lock:
+            return self._num_accounted() * self.page_bytes
 
     def in_flight(self) -> int:
-        """Borrowings that have not ended."""
-        with self._changed:
-            return sum(self._users.values())
+        """Experts of the dispatch that is being computed."""
+        return self._in_flight
 
     def tokens(self) -> tuple[int, ...]:
         """Tokens computed per expert since the start, packed layer * experts + index."""
         return tuple(self._tokens.reshape(-1).tolist())
 
-    def _accounted_bytes(self) -> int:
-        return (len(self._resident) + len(self._reserved)) * self.page_bytes
+    # ------------------------------------------------------------------
+
+    def _num_accounted(self) -> int:
+        return len(self._mapped) + len(self._reserved) + self._num_retiring
+
+    def _unmap(self, slots: list[int]) -> None:
+        """Unmap, a few slots a turn; what takes time with the size is done here, beside the compute thread."""
+        for start in range(0, len(slots), _UNMAPPED_IN_A_TURN):
+            batch = slots[start : start + _UNMAPPED_IN_A_TURN]
+            for slot in batch:
+                self._arena.vacate(slot)
+            self._turns.run(partial(self._unmap_together, batch))
+
+    def _unmap_together(self, slots: list[int]) -> None:
+        for slot in slots:
+            self._arena.unmap(slot)
+
+    def _expert(self, slot: int) -> ResidentExpert:
+        """The views of a slot, made at its first use: their addresses never change."""
+        expert = self._experts[slot]
+        if expert is None:
+            expert = self._experts[slot] = ResidentExpert(_views(self._layout, self._arena.tensor(slot)))
+        return expert
+
+
+def _views(layout: ExpertLayout, page: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Segment name → a tensor over its bytes in the page."""
+    return {
+        segment.name: page[segment.offset : segment.offset + math.prod(segment.shape) * segment.dtype.itemsize]
+        .view(segment.dtype)
+        .view(segment.shape)
+        for segment in layout.segments
+    }

@@ -10,12 +10,11 @@ import zmq
 from flexpert_workers.checkpoint import Checkpoint, open_checkpoint
 from flexpert_workers.expert.compute import ExpertCompute
 from flexpert_workers.expert.config import WorkerConfig
-from flexpert_workers.expert.control_client import ControlClient
 from flexpert_workers.expert.control_server import ControlServer
 from flexpert_workers.expert.dispatch_server import DispatchServer
 from flexpert_workers.expert.kernels import grouped_linear
+from flexpert_workers.expert.memory import WorkerMemory
 from flexpert_workers.expert.prepare import Preparer
-from flexpert_workers.expert.store import ExpertKey, ExpertStore, ResidentExpert
 from flexpert_workers.routing import WorkerAddress
 from flexpert_workers.transport import bind
 
@@ -25,7 +24,7 @@ _WAKE = "inproc://wake-{}"
 class ExpertWorker:
     """A stateless worker that computes the experts it was told to hold.
 
-    Two threads serve: one computes (dispatches, on the data socket), one answers on the control socket; a third copies
+    Two threads serve: one computes (dispatches, on the data socket), one answers on the control socket; a third maps
     experts in the background.
 
     Attributes:
@@ -40,6 +39,7 @@ class ExpertWorker:
         self._ending = threading.Event()
         self._threads: list[tuple[threading.Thread, zmq.Socket[Any]]] = []
         self._preparer: Preparer | None = None
+        self._memory: WorkerMemory | None = None
 
     @property
     def endpoint(self) -> str:
@@ -56,13 +56,13 @@ class ExpertWorker:
 
         Raises:
             CheckpointError: The checkpoint cannot be used.
+            CapacityError: The machine does not let this process hold as many experts.
+            ConnectionError: Its page owner is not there.
         """
         config = self.config
         checkpoint = open_checkpoint(config.source, config.dtype)
-        layout = checkpoint.layout
-        store = ExpertStore(
-            checkpoint.num_layers, checkpoint.num_experts, layout.page_bytes, memory_bytes=config.memory_bytes
-        )
+        self._memory = WorkerMemory(config, checkpoint, self.incarnation, self._context)
+        store, lender, turns = self._memory.store, self._memory.lender, self._memory.turns
         compute = _expert_compute(checkpoint, config.threads)
         data, control = self._context.socket(zmq.ROUTER), self._context.socket(zmq.ROUTER)
         self._address = WorkerAddress(
@@ -71,14 +71,14 @@ class ExpertWorker:
             endpoint=bind(data, config.bind_host, config.socket_dir),
             control_endpoint=bind(control, config.bind_host, config.socket_dir),
         )
-        self._preparer = Preparer(
-            store, checkpoint.read_expert, self._fetch, lambda page: ResidentExpert(page, layout.views(page))
-        )
+        self._preparer = Preparer(store, lender)
         self._preparer.start()
         dispatches = DispatchServer(
-            config.pool, checkpoint.digest, self.incarnation, _hidden_size(checkpoint), store, compute
+            config.pool, checkpoint.digest, self.incarnation, _hidden_size(checkpoint), store, compute, turns
         )
-        controls = ControlServer(config, self._address, checkpoint.digest, store, self._preparer, self._ending.set)
+        controls = ControlServer(
+            config, self._address, checkpoint.digest, store, self._preparer, lender, self._ending.set
+        )
         self._serve("compute", dispatches.run, data)
         self._serve("control", controls.run, control)
 
@@ -97,6 +97,9 @@ class ExpertWorker:
         if self._preparer is not None:
             self._preparer.stop()
             self._preparer = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
         self._context.term()
 
     def _started(self) -> WorkerAddress:
@@ -111,10 +114,6 @@ class ExpertWorker:
         thread = threading.Thread(target=run, args=(sock, theirs), name=name, daemon=True)
         thread.start()
         self._threads.append((thread, ours))
-
-    def _fetch(self, endpoint: str, key: ExpertKey) -> bytearray:
-        with ControlClient(endpoint, self._context) as peer:
-            return peer.fetch(*key)
 
 
 def _expert_compute(checkpoint: Checkpoint, num_threads: int) -> ExpertCompute:

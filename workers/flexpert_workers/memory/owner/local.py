@@ -15,22 +15,22 @@ class LocalLender:
 
     Args:
         owner: Is closed with this lender.
-        domain: The owner's id.
+        borrower: The worker.
         transfer_endpoint: Where other owners copy its pages from, or empty.
     """
 
-    def __init__(self, owner: PageOwner, backend: PageBackend, domain: str, transfer_endpoint: str = "") -> None:
+    def __init__(self, owner: PageOwner, backend: PageBackend, borrower: str, transfer_endpoint: str = "") -> None:
         self._owner = owner
         self._backend = backend
-        self._domain = domain
+        self._borrower = borrower
         self._transfer_endpoint = transfer_endpoint
         self._held: dict[ExpertKey, Page] = {}
         self._lock = threading.Lock()
 
     @property
     def domain(self) -> str:
-        """See `PageLender`."""
-        return self._domain
+        """See `PageLender`: none, since nobody else can attach."""
+        return ""
 
     @property
     def transfer_endpoint(self) -> str:
@@ -39,7 +39,7 @@ class LocalLender:
 
     def acquire(self, wants: Sequence[Want]) -> Generator[Loan, None, None]:
         """See `PageLender`."""
-        for loans in self._owner.acquire(self._domain, wants, at_once=1):
+        for loans in self._owner.acquire(self._borrower, wants, at_once=1):
             for loan in loans:
                 page = self._backend.adopt(os.dup(loan.page.descriptor()), loan.page.nbytes)
                 with self._lock:
@@ -52,7 +52,7 @@ class LocalLender:
         with self._lock:
             for page in [self._held.pop(key) for key in released if key in self._held]:
                 page.close()
-        self._owner.release(self._domain, released)
+        self._owner.release(self._borrower, released)
 
     def close(self) -> None:
         """See `PageLender`; the owner ends too."""

@@ -1,5 +1,9 @@
 """A page owner with everything it needs: what the process `memory.owner` and the Ray actor of the same kind run."""
 
+from typing import Any
+
+import zmq
+
 from flexpert_workers.expert.control_client import ControlClient
 from flexpert_workers.memory.backend import ExpertKey
 from flexpert_workers.memory.host import HostBackend
@@ -29,8 +33,10 @@ class OwnerProcess:
         self._domain.close()
 
 
-def fetch_from_worker(endpoint: str, key: ExpertKey, page: memoryview) -> int | None:
+def fetch_from_worker(
+    endpoint: str, key: ExpertKey, page: memoryview, context: "zmq.Context[Any] | None" = None
+) -> int | None:
     """Copy an expert from the worker that holds it; its chunks carry checksums, its page none."""
-    with ControlClient(endpoint) as peer:
+    with ControlClient(endpoint, context) as peer:
         page[:] = peer.fetch(*key)
     return None

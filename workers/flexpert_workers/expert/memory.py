@@ -1,0 +1,103 @@
+"""A worker's share of expert memory: its slots, and the page owner that it borrows from."""
+
+from typing import Any
+
+import zmq
+
+from flexpert_workers.checkpoint import Checkpoint
+from flexpert_workers.expert.config import WorkerConfig
+from flexpert_workers.expert.store import ExpertStore
+from flexpert_workers.expert.turns import ComputeTurns
+from flexpert_workers.memory.backend import ExpertKey, PageBackend, padded_bytes
+from flexpert_workers.memory.client import OwnerClient
+from flexpert_workers.memory.host import HostBackend
+from flexpert_workers.memory.limits import allow_descriptors
+from flexpert_workers.memory.loans import PageLender
+from flexpert_workers.memory.owner.filling import PageFiller
+from flexpert_workers.memory.owner.local import LocalLender
+from flexpert_workers.memory.owner.pages import PageOwner
+from flexpert_workers.memory.owner.process import fetch_from_worker
+from flexpert_workers.memory.ranges import PageRanges, plain_ranges
+from flexpert_workers.messages.owner import Hello
+
+_OWNER_TIMEOUT_S = 60.0
+_LOCAL_COPIES = 3
+"""Descriptors a page of an owner inside the worker takes: the owner's, the loan's, and that of a view being copied."""
+
+
+class WorkerMemory:
+    """Everything that `close` must give back, made in order.
+
+    Attributes:
+        store: The worker's experts.
+        lender: Its page owner.
+        turns: Of its compute thread.
+
+    Raises:
+        CapacityError: The machine does not allow so many experts.
+        ConnectionError: The page owner is not there.
+    """
+
+    def __init__(
+        self, config: WorkerConfig, checkpoint: Checkpoint, incarnation: str, context: "zmq.Context[Any]"
+    ) -> None:
+        backend = HostBackend()
+        padded = padded_bytes(checkpoint.layout.page_bytes, backend.granularity)
+        capacity = min(config.memory_bytes // padded, checkpoint.num_layers * checkpoint.num_experts)
+        allow_descriptors(capacity if config.owner_socket else _LOCAL_COPIES * capacity)
+        self.turns = ComputeTurns()
+        self.lender: PageLender
+        if config.owner_socket:
+            self.lender = _connected(config, checkpoint, incarnation, backend)
+        else:
+            self.lender = _local(config, checkpoint, backend, context)
+        self._arena = backend.reserve(capacity + 1, checkpoint.layout.page_bytes)
+        self.store = ExpertStore(
+            checkpoint.num_layers,
+            checkpoint.num_experts,
+            checkpoint.layout,
+            self._arena,
+            self.turns,
+            self.lender.release,
+        )
+
+    def close(self) -> None:
+        """Give everything back; nobody computes any more."""
+        self.lender.close()
+        self._arena.close()
+        self.turns.close()
+
+
+def _connected(config: WorkerConfig, checkpoint: Checkpoint, incarnation: str, backend: PageBackend) -> OwnerClient:
+    hello = Hello(
+        borrower=f"{config.worker}/{incarnation}",
+        pool=config.pool,
+        digest=checkpoint.digest,
+        page_bytes=checkpoint.layout.page_bytes,
+        num_pages=checkpoint.num_layers * checkpoint.num_experts,
+    )
+    client = OwnerClient(config.owner_socket, hello, backend, lambda: page_ranges(checkpoint))
+    client.connect(_OWNER_TIMEOUT_S)
+    return client
+
+
+def _local(
+    config: WorkerConfig, checkpoint: Checkpoint, backend: PageBackend, context: "zmq.Context[Any]"
+) -> LocalLender:
+    def from_file(key: ExpertKey, page: memoryview) -> None:
+        checkpoint.fill_page(*key, page)
+
+    def from_peer(endpoint: str, key: ExpertKey, page: memoryview) -> int | None:
+        return fetch_from_worker(endpoint, key, page, context)
+
+    filler = PageFiller(from_file, from_peer)
+    owner = PageOwner(backend, checkpoint.layout.page_bytes, config.memory_bytes, filler, readers=1, ahead=0)
+    return LocalLender(owner, backend, config.worker)
+
+
+def page_ranges(checkpoint: Checkpoint) -> PageRanges:
+    """What the pages of a checkpoint are made of; without pages where some of them need more than copying."""
+    keys = [(layer, index) for layer in range(checkpoint.num_layers) for index in range(checkpoint.num_experts)]
+    pages = [checkpoint.file_ranges(*key) for key in keys]
+    plain = [page for page in pages if page is not None]
+    return plain_ranges(checkpoint.digest, checkpoint.num_experts, plain if len(plain) == len(pages) else [])
