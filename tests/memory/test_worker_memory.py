@@ -1,0 +1,208 @@
+"""Expert workers on page owners: what they hold is the checkpoint's, they attach to one owner, and outlive it."""
+
+import importlib.util
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import memory_pages
+
+from flexpert_workers.checkpoint import open_checkpoint
+from flexpert_workers.expert import ExpertWorker
+from flexpert_workers.expert.control_client import ControlClient
+from flexpert_workers.expert.memory import page_ranges
+from flexpert_workers.memory.owner import OwnerConfig
+from flexpert_workers.memory.ranges import RangeReader
+from flexpert_workers.messages import control
+
+_spec = importlib.util.spec_from_file_location(
+    "expert_harness", Path(__file__).parent.parent / "expert" / "expert_harness.py"
+)
+harness = importlib.util.module_from_spec(_spec)
+sys.modules.setdefault("expert_harness", harness)
+_spec.loader.exec_module(harness)
+
+ALL = harness.all_experts()
+
+
+@pytest.fixture(scope="module", params=["mixtral", "gpt_oss"])
+def model(request, tmp_path_factory):
+    return harness.make_model(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model):
+    return open_checkpoint(model.source)
+
+
+@pytest.fixture
+def folder():
+    with tempfile.TemporaryDirectory(prefix="fx") as path:
+        yield path
+
+
+def owner_config(model, folder, name="owner", budget_bytes=1 << 28):
+    return OwnerConfig(
+        domain=name,
+        pool=harness.POOL,
+        source=model.source,
+        dtype="Auto",
+        budget_bytes=budget_bytes,
+        socket=f"{folder}/{name}.sock",
+        bind_host="127.0.0.1",
+        socket_dir=folder,
+    )
+
+
+@contextmanager
+def running(model, folder, name, owner_socket):
+    config = msgspec.structs.replace(harness.make_config(name, model.source, folder), owner_socket=owner_socket)
+    worker = ExpertWorker(config)
+    worker.start()
+    client = ControlClient(worker.control_endpoint)
+    try:
+        yield worker, client
+    finally:
+        client.close()
+        worker.stop()
+
+
+def state(client):
+    return client.request(control.Describe(), 30)
+
+
+def test_ranges_give_the_pages_that_the_checkpoint_gives(checkpoint):
+    ranges = page_ranges(checkpoint)
+    assert len(ranges.pages) == 16
+    reader = RangeReader(checkpoint.path, ranges)
+    for key in ALL:
+        page = bytearray(checkpoint.layout.page_bytes)
+        reader.fill(key, memoryview(page))
+        assert page == checkpoint.read_expert(*key)
+    reader.close()
+
+
+def test_a_page_that_needs_a_cast_has_no_ranges_and_the_owner_makes_it_all_the_same(model, folder):
+    half = open_checkpoint(model.source, "BFloat16")
+    assert page_ranges(half).pages == ()
+    with memory_pages.owner_process(msgspec.structs.replace(owner_config(model, folder), dtype="BFloat16")):
+        config = harness.make_config("w", model.source, folder, dtype="BFloat16")
+        worker = ExpertWorker(msgspec.structs.replace(config, owner_socket=f"{folder}/owner.sock"))
+        worker.start()
+        with ControlClient(worker.control_endpoint) as client:
+            assert harness.prepare(client, "op", [(1, 3)], timeout_s=120).error == ""
+            assert client.fetch(1, 3) == half.read_expert(1, 3)
+        worker.stop()
+
+
+def test_two_workers_of_one_owner_share_its_pages(model, checkpoint, folder):
+    config = owner_config(model, folder)
+    with (
+        memory_pages.owner_process(config),
+        running(model, folder, "a", config.socket) as (_, first),
+        running(model, folder, "b", config.socket) as (_, second),
+    ):
+        brought = harness.prepare(first, "op", ALL)
+        assert (brought.copied_experts, brought.attached_experts, brought.error) == (16, 0, "")
+        assert brought.step_seconds["copy"] > 0
+        attached = harness.prepare(second, "op", ALL)
+        assert (attached.copied_experts, attached.attached_experts, attached.copied_bytes) == (16, 16, 0)
+        assert set(attached.step_seconds) == {"copy", "verify", "map", "warm-up"}
+        for key in ALL:
+            assert second.fetch(*key) == first.fetch(*key) == checkpoint.read_expert(*key)
+        assert state(first).domain == state(second).domain == "owner"
+
+
+def test_a_worker_comes_back_without_a_byte_copied(model, folder):
+    config = owner_config(model, folder)
+    worker_config = msgspec.structs.replace(harness.make_config("w", model.source, folder), owner_socket=config.socket)
+    with memory_pages.owner_process(config):
+        with harness.worker_process(worker_config) as (process, ready):
+            with ControlClient(ready()["control_endpoint"]) as client:
+                assert harness.prepare(client, "op", ALL).attached_experts == 0
+            process.kill()
+        with running(model, folder, "w2", config.socket) as (_, client):
+            status = harness.prepare(client, "op", ALL)
+            assert (status.attached_experts, status.copied_bytes) == (16, 0)
+
+
+def test_a_worker_serves_on_when_its_owner_dies_and_the_next_owner_has_its_pages(model, checkpoint, folder):
+    config = owner_config(model, folder)
+    with running_after(config) as start_owner:
+        first = start_owner()
+        with running(model, folder, "w", config.socket) as (worker, client):
+            harness.prepare(client, "op", ALL[:8])
+            first.kill()
+            first.wait()
+            for key in ALL[:8]:
+                assert client.fetch(*key) == checkpoint.read_expert(*key)
+            memory_pages.until(lambda: "page owner" in harness.prepare(client, "lost", ALL[8:9]).error)
+            assert state(client).experts == tuple(ALL[:8])
+            second = start_owner()
+            memory_pages.until(lambda: worker._memory.lender.owner_pid == second.pid)
+            assert harness.prepare(client, "again", ALL).error == ""
+            assert worker._memory.lender.owner_state().lent == 16
+
+
+@contextmanager
+def running_after(config):
+    """Starts owners of one domain, one after the other."""
+    started = []
+
+    def start():
+        context = memory_pages.owner_process(config)
+        started.append(context)
+        process, _ = context.__enter__()
+        return process
+
+    try:
+        yield start
+    finally:
+        for context in started:
+            context.__exit__(None, None, None)
+
+
+def test_an_owner_at_its_budget_makes_prepare_fail_and_nothing_stays(model, checkpoint, folder):
+    padded = -(-checkpoint.layout.page_bytes // 4096) * 4096
+    config = owner_config(model, folder, budget_bytes=4 * padded)
+    with (
+        memory_pages.owner_process(config),
+        running(model, folder, "w", config.socket) as (worker, client),
+    ):
+        harness.prepare(client, "one", ALL[:2])
+        failed = harness.prepare(client, "two", ALL[2:8])
+        assert "do not fit" in failed.error
+        assert state(client).experts == tuple(ALL[:2])
+        assert worker._memory.lender.owner_state().used_bytes <= config.budget_bytes
+        assert harness.prepare(client, "three", ALL[2:4]).error == ""
+
+
+def test_two_hundred_reconfigurations_leave_nothing_behind(model, folder):
+    config = owner_config(model, folder)
+    with (
+        memory_pages.owner_process(config) as (owner, _),
+        running(model, folder, "w", config.socket) as (worker, client),
+    ):
+
+        def cycle(number):
+            keys = [ALL[(number + step) % 16] for step in range(3)]
+            harness.prepare(client, f"op{number}", keys)
+            client.request(control.Rollback(f"op{number}"), 30)
+
+        def left():
+            worker._memory.lender.drop_idle()
+            return memory_pages.num_page_mappings(), memory_pages.num_descriptors(owner.pid)
+
+        cycle(0)
+        before, descriptors = left(), memory_pages.num_descriptors()
+        for number in range(1, 201):
+            cycle(number)
+        assert left() == before
+        assert memory_pages.num_descriptors() == descriptors
+        assert state(client).resident_bytes == 0
+        assert len(worker._memory.store._free) == worker._memory.store.capacity + 1
