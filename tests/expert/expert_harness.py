@@ -12,12 +12,14 @@ from pathlib import Path
 import msgspec
 import torch
 import transformers
+import zmq
 
 from flexpert_workers import threads
 from flexpert_workers.expert import WorkerConfig
 from flexpert_workers.expert.control_client import ControlClient
 from flexpert_workers.messages import control
 from flexpert_workers.routing import Epoch, Replica, RoutingTable, WorkerAddress
+from flexpert_workers.transfer import Identity, PageServer
 
 POOL = "pool-uid"
 COMMON = {
@@ -149,3 +151,33 @@ def client_of(worker):
 
 def short_dir(tmp_path_factory):
     return Path(tmp_path_factory.mktemp("s"))
+
+
+def mapped_bytes(worker, key):
+    """What a worker in this process has in the slot of a resident expert."""
+    store = worker._memory.store
+    slot, _ = store._mapped[key]
+    return bytes(store._arena.tensor(slot)[: store.page_bytes].numpy())
+
+
+class Peer:
+    """Another domain's page server, which gives what it is told to give."""
+
+    def __init__(self, digest, pages, checksum_of=None):
+        self._context = zmq.Context()
+        self.asked = []
+        self._pages = pages
+        self._server = PageServer(
+            self._read, Identity(POOL, digest), "127.0.0.1", "", checksum_of=checksum_of, context=self._context
+        )
+        self._server.start()
+        self.endpoint = self._server.endpoint
+
+    def _read(self, key):
+        self.asked.append(key)
+        page = self._pages.get(key)
+        return None if page is None else memoryview(page)
+
+    def close(self):
+        self._server.stop()
+        self._context.term()

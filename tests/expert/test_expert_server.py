@@ -2,9 +2,7 @@
 
 import sys
 import tempfile
-import threading
 import time
-import zlib
 from pathlib import Path
 
 import msgspec
@@ -17,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import expert_harness as harness
 
 from flexpert_workers.expert import ExpertWorker
-from flexpert_workers.expert.control_client import ControlClient, CopyFailed
+from flexpert_workers.expert.control_client import ControlClient
 from flexpert_workers.messages import control
 from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
 from flexpert_workers.routing import Epoch
@@ -190,59 +188,41 @@ def test_an_expert_the_model_does_not_have_is_refused(start):
     assert client.request(control.Describe(), 30).resident_bytes == 0
 
 
+def transfer_endpoint(client):
+    return client.request(control.Describe(), 30).transfer_endpoint
+
+
 def test_experts_are_copied_from_a_peer(start):
-    (peer, peer_client), (_, client) = start(), start()
+    (peer, peer_client), (worker, client) = start(), start()
     harness.prepare(peer_client, "op", ALL[:4])
-    status = harness.prepare(client, "op", [(*key, [peer.control_endpoint]) for key in ALL[:4]])
+    status = harness.prepare(client, "op", [(*key, [transfer_endpoint(peer_client)]) for key in ALL[:4]])
     assert (status.copied_experts, status.from_peers, status.copied_bytes) == (4, 4, 4 * PAGE_BYTES)
-    assert client.fetch(0, 3) == peer_client.fetch(0, 3)
+    for key in ALL[:4]:
+        assert harness.mapped_bytes(worker, key) == harness.mapped_bytes(peer, key)
+
+
+def test_what_the_worker_had_before_is_attached_again(start):
+    _, client = start()
+    harness.prepare(client, "one", ALL[:4])
+    client.request(control.Rollback("one"), 30)
+    status = harness.prepare(client, "two", ALL[:5])
+    assert (status.copied_experts, status.attached_experts, status.copied_bytes) == (5, 4, PAGE_BYTES)
 
 
 def test_without_the_expert_or_without_the_peer_it_comes_from_the_file(start):
-    (peer, _), (_, client) = start(), start()
-    peers = ["ipc:///nowhere/at-all", peer.control_endpoint]
+    (_, peer_client), (_, client) = start(), start()
+    peers = ["ipc:///nowhere/at-all", transfer_endpoint(peer_client)]
     status = harness.prepare(client, "op", [(0, 0, peers)])
     assert (status.copied_experts, status.from_peers, status.error) == (1, 0, "")
 
 
-class CorruptingPeer:
-    """Answers `FetchExpert` with bytes that do not have the checksum it gives."""
-
-    def __init__(self):
-        self._context = zmq.Context()
-        sock = self._context.socket(zmq.ROUTER)
-        self.endpoint = f"tcp://127.0.0.1:{sock.bind_to_random_port('tcp://127.0.0.1')}"
-        self.asked = 0
-        self._thread = threading.Thread(target=self._run, args=[sock], daemon=True)
-        self._thread.start()
-
-    def _run(self, sock):
-        try:
-            while True:
-                identity, payload = sock.recv_multipart()
-                request = msgspec.msgpack.decode(payload, type=control.FetchExpert)
-                page = bytes(min(request.length, PAGE_BYTES))
-                header = control.ExpertChunk(zlib.crc32(page), PAGE_BYTES)
-                damaged = b"\x01" + page[1:]
-                self.asked += 1
-                sock.send_multipart([identity, msgspec.msgpack.encode(header), damaged])
-        except zmq.ContextTerminated:
-            sock.close(linger=0)
-
-    def close(self):
-        self._context.term()
-        self._thread.join()
-
-
 def test_damaged_bytes_from_a_peer_are_noticed_and_the_file_is_read(start, model):
-    _, client = start()
-    peer = CorruptingPeer()
-    with ControlClient(peer.endpoint) as direct, pytest.raises(CopyFailed, match="damaged"):
-        direct.fetch(0, 0)
+    worker, client = start()
+    peer = harness.Peer(digest_of(client), {(0, 0): bytes(PAGE_BYTES)}, checksum_of=lambda _: 1)
     status = harness.prepare(client, "op", [(0, 0, [peer.endpoint])])
-    assert peer.asked == 2
+    assert peer.asked
     assert (status.copied_experts, status.from_peers) == (1, 0)
-    page = torch.frombuffer(client.fetch(0, 0), dtype=torch.float32)
+    page = torch.frombuffer(bytearray(harness.mapped_bytes(worker, (0, 0))), dtype=torch.float32)
     expected = model.experts(0)
     assert torch.equal(page[: 2 * 96 * 64].view(192, 64), expected.gate_up_proj[0])
     assert torch.equal(page[2 * 96 * 64 :].view(64, 96), expected.down_proj[0])

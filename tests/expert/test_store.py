@@ -5,7 +5,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from flexpert_workers.checkpoint.layout import make_layout
 from flexpert_workers.errors import CapacityError
@@ -14,7 +13,7 @@ from flexpert_workers.expert.turns import ComputeTurns
 from flexpert_workers.memory.host import HostBackend
 from flexpert_workers.memory.loans import Loan, Origin
 
-LAYOUT = make_layout([("up", (8, 300)), ("down", (300, 8))], torch.float32)
+LAYOUT = make_layout([("up", (8, 300)), ("down", (300, 8))], "Float32")
 BACKEND = HostBackend()
 
 

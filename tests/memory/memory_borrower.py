@@ -16,7 +16,7 @@ def main():
     path, hello, keys = sys.argv[1:]
     backend = HostBackend()
     hello = msgspec.json.decode(hello, type=Hello)
-    client = OwnerClient(path, hello, backend, lambda: None)
+    client = OwnerClient(path, hello, backend)
     client.connect(30)
     arena = backend.reserve(len(json.loads(keys)), hello.page_bytes)
     seen = []

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import torch
+import transformers
 
+from flexpert_workers.checkpoint import open_checkpoint
 from flexpert_workers.memory.loans import Want
-from flexpert_workers.memory.ranges import plain_ranges
 from flexpert_workers.messages.owner import Hello
 
 
@@ -34,29 +36,46 @@ def num_page_mappings(pid="self"):
 
 
 class Files:
-    """Expert bytes that stand for a checkpoint: a file of random pages, and its ranges."""
+    """Expert bytes that stand for a checkpoint, and who asked for which."""
 
-    def __init__(self, folder, num_layers=2, num_experts=8, nbytes=20_000):
-        self.folder = Path(folder)
+    def __init__(self, num_layers=2, num_experts=8, nbytes=20_000):
         self.nbytes = nbytes
         self.keys = [(layer, index) for layer in range(num_layers) for index in range(num_experts)]
         generator = random.Random(5)
         self.pages = {key: generator.randbytes(nbytes) for key in self.keys}
-        (self.folder / "model.safetensors").write_bytes(b"header" + b"".join(self.pages.values()))
-        self.ranges = plain_ranges("digest", num_experts, [self._parts(number) for number in range(len(self.keys))])
         self.filled = []
 
     def fill(self, key, page):
         self.filled.append(key)
         page[:] = self.pages[key]
 
-    def _parts(self, number):
-        """Two ranges, the second part of the page first."""
-        start, half = 6 + number * self.nbytes, self.nbytes // 2
-        return [("model.safetensors", start + half, self.nbytes - half, half), ("model.safetensors", start, half, 0)]
+
+class TinyCheckpoint:
+    """A real checkpoint of 2 layers, in a folder of its own that a test may damage."""
+
+    def __init__(self, folder, num_experts=8):
+        config = transformers.MixtralConfig(
+            vocab_size=32,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            num_local_experts=num_experts,
+            num_experts_per_tok=2,
+        )
+        torch.manual_seed(3)
+        transformers.MixtralForCausalLM(config).save_pretrained(folder)
+        self.weights = Path(folder) / "model.safetensors"
+        self.source = f"file://{folder}"
+        checkpoint = open_checkpoint(self.source)
+        self._about = (checkpoint.digest, checkpoint.layout.page_bytes)
+        self.keys = [(layer, index) for layer in range(2) for index in range(num_experts)]
+        self.pages = {key: bytes(checkpoint.read_expert(*key)) for key in self.keys}
 
     def hello(self, borrower):
-        return Hello(borrower, "pool", "digest", self.nbytes, len(self.keys))
+        return Hello(borrower, "pool", *self._about, len(self.keys))
 
 
 def wants(*keys):

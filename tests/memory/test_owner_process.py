@@ -25,27 +25,33 @@ from flexpert_workers.memory.loans import Origin
 from flexpert_workers.memory.owner import OwnerConfig
 
 PADDED = 20_480
+"""Of a page: 3 matrices of 32 x 48 float32."""
 
 
 @pytest.fixture
 def files(tmp_path):
-    return memory_pages.Files(tmp_path)
+    return memory_pages.TinyCheckpoint(tmp_path)
 
 
 @pytest.fixture
-def config(files):
+def socket_folder():
     with tempfile.TemporaryDirectory(prefix="fx") as folder:
-        yield OwnerConfig(
-            domain="node-a",
-            pool="pool",
-            source=f"file://{files.folder}",
-            dtype="Auto",
-            budget_bytes=16 * PADDED,
-            socket=f"{folder}/owner.sock",
-            bind_host="127.0.0.1",
-            socket_dir=folder,
-            ahead=0,
-        )
+        yield folder
+
+
+@pytest.fixture
+def config(files, socket_folder):
+    return OwnerConfig(
+        domain="node-a",
+        pool="pool",
+        source=files.source,
+        dtype="Auto",
+        budget_bytes=16 * PADDED,
+        socket=f"{socket_folder}/owner.sock",
+        bind_host="127.0.0.1",
+        socket_dir=socket_folder,
+        ahead=0,
+    )
 
 
 @pytest.fixture
@@ -60,7 +66,7 @@ def connect(config, files):
 
         def one(borrower, **changes):
             hello = msgspec.structs.replace(files.hello(borrower), **changes)
-            client = OwnerClient(config.socket, hello, HostBackend(), lambda: files.ranges)
+            client = OwnerClient(config.socket, hello, HostBackend())
             open_clients.callback(client.close)
             client.connect(30)
             return client
@@ -101,7 +107,7 @@ def test_a_page_is_read_once_and_attached_by_other_processes(owner, config, file
     for loan in loans:
         assert bytes(loan.page.view()) == files.pages[loan.key]
         assert fcntl.fcntl(loan.page.descriptor(), fcntl.F_GETFD) & fcntl.FD_CLOEXEC
-    (files.folder / "model.safetensors").unlink()
+    files.weights.unlink()
     with borrower_process(config, files, "b", files.keys[:4]) as (_, seen):
         expected = [[*key, zlib.crc32(files.pages[key]), "attached"] for key in files.keys[:4]]
         assert sorted(seen) == expected
@@ -151,13 +157,13 @@ def test_a_new_owner_has_the_pages_of_the_old_one_without_reading_them(config, f
     client.release([files.keys[0]])
     with memory_pages.owner_process(config) as (new, ready):
         until(lambda: client.owner_pid == ready["pid"] == new.pid)
-        (files.folder / "model.safetensors").write_bytes(b"")
+        files.weights.write_bytes(b"")
         with borrower_process(config, files, "b", files.keys[1:]) as (_, seen):
             assert {origin for *_, origin in seen} == {"attached"}
             assert [crc for _, _, crc, _ in sorted(seen)] == [zlib.crc32(files.pages[key]) for key in files.keys[1:]]
         state = client.owner_state()
         assert (state.experts, state.lent) == (tuple(files.keys[1:]), 15)
-        with pytest.raises(CheckpointError, match="truncated"):
+        with pytest.raises(CheckpointError):
             list(client.acquire(wants(files.keys[0])))
 
 
@@ -183,11 +189,12 @@ def test_who_stops_early_keeps_what_it_took(owner, files, connect):
     assert len(list(client.acquire(wants(*files.keys)))) == 16
 
 
-def test_more_pages_than_one_message_can_carry(tmp_path):
-    files = memory_pages.Files(tmp_path, num_layers=4, num_experts=200, nbytes=100)
-    config = OwnerConfig("d", "pool", f"file://{tmp_path}", "Auto", 800 * 4096, f"{tmp_path}/s", "127.0.0.1", "", 1, 0)
+def test_more_pages_than_one_message_can_carry(tmp_path, socket_folder):
+    files = memory_pages.TinyCheckpoint(tmp_path, num_experts=200)
+    path = f"{socket_folder}/s"
+    config = OwnerConfig("d", "pool", files.source, "Auto", 400 * PADDED, path, "127.0.0.1", "", 1, 0)
     with memory_pages.owner_process(config) as (process, _):
-        client = OwnerClient(config.socket, files.hello("a"), HostBackend(), lambda: files.ranges)
+        client = OwnerClient(config.socket, files.hello("a"), HostBackend())
         client.connect(30)
         assert {loan.key for loan in client.acquire(wants(*files.keys))} == set(files.keys)
         client.release(files.keys)
@@ -198,7 +205,7 @@ def test_more_pages_than_one_message_can_carry(tmp_path):
         process.wait()
         with memory_pages.owner_process(config) as (_, ready):
             until(lambda: client.owner_pid == ready["pid"])
-            assert client.owner_state().lent == 800
+            assert client.owner_state().lent == 400
         client.close()
 
 

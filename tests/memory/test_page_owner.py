@@ -17,15 +17,14 @@ from flexpert_workers.memory.backend import page_checksum
 from flexpert_workers.memory.host import HostBackend
 from flexpert_workers.memory.loans import Origin, Want
 from flexpert_workers.memory.owner.filling import PageFiller
-from flexpert_workers.memory.owner.local import LocalLender
 from flexpert_workers.memory.owner.pages import PageOwner
 
 PADDED = 20_480
 
 
 @pytest.fixture
-def files(tmp_path):
-    return memory_pages.Files(tmp_path)
+def files():
+    return memory_pages.Files()
 
 
 def nobody(endpoint, key, page):
@@ -227,13 +226,13 @@ def test_a_view_of_a_page_outlives_its_lease(start, files):
 
 def test_two_hundred_cycles_through_an_owner_leave_nothing_behind(start, files):
     owner = start(pages=6)
-    lender = LocalLender(owner, HostBackend(), "domain")
 
     def cycle(number):
-        for loan in lender.acquire(wants(*(files.keys[(number + step) % 16] for step in range(4)))):
-            assert bytes(loan.page.view()) == files.pages[loan.key]
-            lender.release([loan.key])
-        lender.acquire(wants(files.keys[number % 16])).close()
+        for loans in owner.acquire("a", wants(*(files.keys[(number + step) % 16] for step in range(4)))):
+            for loan in loans:
+                assert bytes(loan.page.view()) == files.pages[loan.key]
+            owner.release("a", [loan.key for loan in loans])
+        owner.acquire("a", wants(files.keys[number % 16])).close()
 
     cycle(0)
     owner.drop_idle()

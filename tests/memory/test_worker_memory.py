@@ -15,9 +15,7 @@ import memory_pages
 from flexpert_workers.checkpoint import open_checkpoint
 from flexpert_workers.expert import ExpertWorker
 from flexpert_workers.expert.control_client import ControlClient
-from flexpert_workers.expert.memory import page_ranges
 from flexpert_workers.memory.owner import OwnerConfig
-from flexpert_workers.memory.ranges import RangeReader
 from flexpert_workers.messages import control
 
 _spec = importlib.util.spec_from_file_location(
@@ -76,27 +74,15 @@ def state(client):
     return client.request(control.Describe(), 30)
 
 
-def test_ranges_give_the_pages_that_the_checkpoint_gives(checkpoint):
-    ranges = page_ranges(checkpoint)
-    assert len(ranges.pages) == 16
-    reader = RangeReader(checkpoint.path, ranges)
-    for key in ALL:
-        page = bytearray(checkpoint.layout.page_bytes)
-        reader.fill(key, memoryview(page))
-        assert page == checkpoint.read_expert(*key)
-    reader.close()
-
-
-def test_a_page_that_needs_a_cast_has_no_ranges_and_the_owner_makes_it_all_the_same(model, folder):
+def test_an_owner_casts_what_is_stored_in_another_type(model, folder):
     half = open_checkpoint(model.source, "BFloat16")
-    assert page_ranges(half).pages == ()
     with memory_pages.owner_process(msgspec.structs.replace(owner_config(model, folder), dtype="BFloat16")):
         config = harness.make_config("w", model.source, folder, dtype="BFloat16")
         worker = ExpertWorker(msgspec.structs.replace(config, owner_socket=f"{folder}/owner.sock"))
         worker.start()
         with ControlClient(worker.control_endpoint) as client:
             assert harness.prepare(client, "op", [(1, 3)], timeout_s=120).error == ""
-            assert client.fetch(1, 3) == half.read_expert(1, 3)
+            assert harness.mapped_bytes(worker, (1, 3)) == half.read_expert(1, 3)
         worker.stop()
 
 
@@ -104,8 +90,8 @@ def test_two_workers_of_one_owner_share_its_pages(model, checkpoint, folder):
     config = owner_config(model, folder)
     with (
         memory_pages.owner_process(config),
-        running(model, folder, "a", config.socket) as (_, first),
-        running(model, folder, "b", config.socket) as (_, second),
+        running(model, folder, "a", config.socket) as (worker, first),
+        running(model, folder, "b", config.socket) as (other, second),
     ):
         brought = harness.prepare(first, "op", ALL)
         assert (brought.copied_experts, brought.attached_experts, brought.error) == (16, 0, "")
@@ -114,8 +100,25 @@ def test_two_workers_of_one_owner_share_its_pages(model, checkpoint, folder):
         assert (attached.copied_experts, attached.attached_experts, attached.copied_bytes) == (16, 16, 0)
         assert set(attached.step_seconds) == {"copy", "verify", "map", "warm-up"}
         for key in ALL:
-            assert second.fetch(*key) == first.fetch(*key) == checkpoint.read_expert(*key)
+            expected = checkpoint.read_expert(*key)
+            assert harness.mapped_bytes(worker, key) == harness.mapped_bytes(other, key) == expected
         assert state(first).domain == state(second).domain == "owner"
+
+
+def test_pages_are_copied_between_two_owners(model, checkpoint, folder):
+    first, second = owner_config(model, folder, "one"), owner_config(model, folder, "two")
+    with (
+        memory_pages.owner_process(first),
+        memory_pages.owner_process(second),
+        running(model, folder, "a", first.socket) as (_, source),
+        running(model, folder, "b", second.socket) as (worker, target),
+    ):
+        harness.prepare(source, "op", ALL[:6])
+        peers = [state(source).transfer_endpoint]
+        status = harness.prepare(target, "op", [(*key, peers) for key in ALL[:8]])
+        assert (status.copied_experts, status.from_peers, status.attached_experts) == (8, 6, 0)
+        for key in ALL[:8]:
+            assert harness.mapped_bytes(worker, key) == checkpoint.read_expert(*key)
 
 
 def test_a_worker_comes_back_without_a_byte_copied(model, folder):
@@ -140,7 +143,7 @@ def test_a_worker_serves_on_when_its_owner_dies_and_the_next_owner_has_its_pages
             first.kill()
             first.wait()
             for key in ALL[:8]:
-                assert client.fetch(*key) == checkpoint.read_expert(*key)
+                assert harness.mapped_bytes(worker, key) == checkpoint.read_expert(*key)
             memory_pages.until(lambda: "page owner" in harness.prepare(client, "lost", ALL[8:9]).error)
             assert state(client).experts == tuple(ALL[:8])
             second = start_owner()

@@ -6,7 +6,6 @@ One function a request, each of which decides and answers; a request that cannot
 import contextlib
 import logging
 import os
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +24,6 @@ from flexpert_workers.routing import RoutingTable, WorkerAddress
 
 _log = logging.getLogger(__name__)
 _decoder: msgspec.msgpack.Decoder[control.ControlRequest] = msgspec.msgpack.Decoder(control.ControlRequest)
-_LONGEST_CHUNK_BYTES = 4 << 20
-
-Reply = tuple[control.ControlReply, bytes | None]
 
 
 class ControlServer:
@@ -61,7 +57,7 @@ class ControlServer:
         self._drain_timeout_s = drain_timeout_s
         self._table: RoutingTable | None = None
         self._table_bytes = b""
-        self._handlers: dict[type, Callable[[Any], control.ControlReply | Reply]] = {
+        self._handlers: dict[type, Callable[[Any], control.ControlReply]] = {
             control.Describe: self._describe,
             control.Prepare: self._prepare,
             control.AskPrepare: self._ask_prepare,
@@ -69,7 +65,6 @@ class ControlServer:
             control.StoreTable: self._store_table,
             control.Retire: self._retire,
             control.AskLoads: lambda _: control.Loads(self._store.tokens()),
-            control.FetchExpert: self._fetch_expert,
             control.Stop: self._stop,
         }
 
@@ -87,27 +82,25 @@ class ControlServer:
 
     def _answer(self, sock: "zmq.Socket[Any]") -> None:
         identity, *frames = sock.recv_multipart()
-        reply, raw = self.handle(frames[-1] if frames else b"")
-        answer = [identity, msgspec.msgpack.encode(reply)]
-        sock.send_multipart(answer if raw is None else [*answer, raw])
+        reply = self.handle(frames[-1] if frames else b"")
+        sock.send_multipart([identity, msgspec.msgpack.encode(reply)])
 
-    def handle(self, payload: bytes) -> Reply:
-        """The reply to an encoded request, and the raw frame that follows it, if any."""
+    def handle(self, payload: bytes) -> control.ControlReply:
+        """The reply to an encoded request."""
         try:
             request = _decoder.decode(payload)
-            answer = self._handlers[type(request)](request)
+            return self._handlers[type(request)](request)
         except msgspec.MsgspecError as error:
-            answer = control.Refused("internal", f"that is not a request this worker understands: {error}")
+            return control.Refused("internal", f"that is not a request this worker understands: {error}")
         except CapacityError as error:
-            answer = control.Refused("capacity", str(error))
+            return control.Refused("capacity", str(error))
         except CheckpointError as error:
-            answer = control.Refused("checkpoint", str(error))
+            return control.Refused("checkpoint", str(error))
         except (FlexpertError, ValueError) as error:
-            answer = control.Refused("internal", str(error))
+            return control.Refused("internal", str(error))
         except Exception as error:  # noqa: BLE001  whatever one request does, the worker serves the next
             _log.warning("control request failed", exc_info=True)
-            answer = control.Refused("internal", f"{type(error).__name__}: {error}")
-        return answer if isinstance(answer, tuple) else (answer, None)
+            return control.Refused("internal", f"{type(error).__name__}: {error}")
 
     def _describe(self, _: control.Describe) -> control.WorkerState:
         return control.WorkerState(
@@ -162,15 +155,6 @@ class ControlServer:
             held = "none" if self._table is None else str(self._table.epoch)
             return control.Refused("stale", f"this worker's table is {held}, not {request.epoch}")
         return self._free(set(self._store.keys()) - self._named() - self._preparer.unsettled())
-
-    def _fetch_expert(self, request: control.FetchExpert) -> control.ControlReply | Reply:
-        page = self._store.peek((request.layer, request.index))
-        if page is None:
-            return control.Refused("not-resident", f"expert ({request.layer}, {request.index}) is not resident here")
-        if not (0 <= request.offset < len(page) and 0 < request.length <= _LONGEST_CHUNK_BYTES):
-            return control.Refused("internal", f"a page has {len(page)} bytes, a chunk at most {_LONGEST_CHUNK_BYTES}")
-        chunk = bytes(page[request.offset : request.offset + request.length])
-        return control.ExpertChunk(checksum=zlib.crc32(chunk), total=len(page)), chunk
 
     def _stop(self, _: control.Stop) -> control.Done:
         self._on_stop()

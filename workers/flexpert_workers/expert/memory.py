@@ -13,12 +13,10 @@ from flexpert_workers.memory.client import OwnerClient
 from flexpert_workers.memory.host import HostBackend
 from flexpert_workers.memory.limits import allow_descriptors
 from flexpert_workers.memory.loans import PageLender
-from flexpert_workers.memory.owner.filling import PageFiller
+from flexpert_workers.memory.owner.domain import DomainLimits, PageDomain
 from flexpert_workers.memory.owner.local import LocalLender
-from flexpert_workers.memory.owner.pages import PageOwner
-from flexpert_workers.memory.owner.process import fetch_from_worker
-from flexpert_workers.memory.ranges import PageRanges, plain_ranges
 from flexpert_workers.messages.owner import Hello
+from flexpert_workers.transfer import Identity
 
 _OWNER_TIMEOUT_S = 60.0
 _LOCAL_COPIES = 3
@@ -76,7 +74,7 @@ def _connected(config: WorkerConfig, checkpoint: Checkpoint, incarnation: str, b
         page_bytes=checkpoint.layout.page_bytes,
         num_pages=checkpoint.num_layers * checkpoint.num_experts,
     )
-    client = OwnerClient(config.owner_socket, hello, backend, lambda: page_ranges(checkpoint))
+    client = OwnerClient(config.owner_socket, hello, backend)
     client.connect(_OWNER_TIMEOUT_S)
     return client
 
@@ -84,20 +82,17 @@ def _connected(config: WorkerConfig, checkpoint: Checkpoint, incarnation: str, b
 def _local(
     config: WorkerConfig, checkpoint: Checkpoint, backend: PageBackend, context: "zmq.Context[Any]"
 ) -> LocalLender:
-    def from_file(key: ExpertKey, page: memoryview) -> None:
+    def fill(key: ExpertKey, page: memoryview) -> None:
         checkpoint.fill_page(*key, page)
 
-    def from_peer(endpoint: str, key: ExpertKey, page: memoryview) -> int | None:
-        return fetch_from_worker(endpoint, key, page, context)
-
-    filler = PageFiller(from_file, from_peer)
-    owner = PageOwner(backend, checkpoint.layout.page_bytes, config.memory_bytes, filler, readers=1, ahead=0)
-    return LocalLender(owner, backend, config.worker)
-
-
-def page_ranges(checkpoint: Checkpoint) -> PageRanges:
-    """What the pages of a checkpoint are made of; without pages where some of them need more than copying."""
-    keys = [(layer, index) for layer in range(checkpoint.num_layers) for index in range(checkpoint.num_experts)]
-    pages = [checkpoint.file_ranges(*key) for key in keys]
-    plain = [page for page in pages if page is not None]
-    return plain_ranges(checkpoint.digest, checkpoint.num_experts, plain if len(plain) == len(pages) else [])
+    domain = PageDomain(
+        Identity(config.pool, checkpoint.digest),
+        checkpoint.layout.page_bytes,
+        DomainLimits(config.memory_bytes, readers=1, ahead=0),
+        backend,
+        fill,
+        config.bind_host,
+        config.socket_dir,
+        context,
+    )
+    return LocalLender(domain, backend, config.worker)

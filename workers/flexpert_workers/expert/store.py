@@ -171,12 +171,6 @@ class ExpertStore:
             self._num_retiring -= len(dropped)
         return len(dropped) * self.page_bytes
 
-    def peek(self, key: ExpertKey) -> memoryview | None:
-        """The page of an expert, to be copied; None when it is not resident."""
-        with self._lock:
-            held = self._mapped.get(key)
-            return None if held is None else held[1].page.view()
-
     def keys(self) -> tuple[ExpertKey, ...]:
         """The resident experts, sorted."""
         with self._lock:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -22,7 +22,6 @@ from flexpert_workers.errors import CapacityError, CheckpointError, FlexpertErro
 from flexpert_workers.memory.backend import ExpertKey, PageBackend
 from flexpert_workers.memory.loans import Loan, Origin, Want
 from flexpert_workers.memory.passing import MOST_DESCRIPTORS, Link
-from flexpert_workers.memory.ranges import PageRanges
 from flexpert_workers.messages import owner as messages
 
 _log = logging.getLogger(__name__)
@@ -39,20 +38,16 @@ class OwnerClient:
     Args:
         path: Of the owner's socket.
         hello: Who borrows, and pages of what.
-        ranges: Gives what pages are made of, when the owner asks for it.
     """
 
-    def __init__(
-        self, path: str, hello: messages.Hello, backend: PageBackend, ranges: Callable[[], PageRanges]
-    ) -> None:
+    def __init__(self, path: str, hello: messages.Hello, backend: PageBackend) -> None:
         self._path = path
         self._hello = hello
         self._backend = backend
-        self._ranges = ranges
         self._lock = threading.Lock()  # of the connection
         self._holding = threading.Lock()  # of what is held; taken after the other
         self._link: Link | None = None
-        self._welcome = messages.Welcome("", "", 0, False)
+        self._welcome = messages.Welcome("", "", 0)
         self._held: dict[ExpertKey, Loan] = {}
         self._released: deque[ExpertKey] = deque()
         self._descriptors: deque[int] = deque()
@@ -273,8 +268,6 @@ class OwnerClient:
     def _greet(self) -> None:
         self._released.clear()  # those leases ended with the connection before
         self._welcome = self._ask(self._hello, messages.Welcome)
-        if self._welcome.needs_ranges:
-            self._ask(messages.Ranges(msgspec.msgpack.encode(self._ranges())), messages.Done)
         with self._holding:
             held = list(self._held.values())
             for start in range(0, len(held), MOST_DESCRIPTORS):

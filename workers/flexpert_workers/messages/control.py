@@ -1,7 +1,6 @@
-"""Pool controller ↔ expert worker, and worker ↔ worker when experts are copied (on the worker's control socket).
+"""Pool controller ↔ expert worker, on the worker's control socket.
 
-Every request is one frame, a tagged MessagePack struct; every reply is one such frame, followed by one raw frame of
-expert bytes in the case of `ExpertChunk`.
+Every request is one frame, a tagged MessagePack struct, and so is every reply.
 """
 
 import msgspec
@@ -17,7 +16,7 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
     """Ask a worker to make experts resident for an operation; returns at once, `PrepareStatus` tells the progress.
 
     Attributes:
-        experts: (layer, index, control endpoints of the peers to copy from, in order; the file comes last).
+        experts: (layer, index, transfer endpoints of the domains to copy from, in order; the file comes last).
     """
 
     operation: str
@@ -52,20 +51,11 @@ class AskLoads(msgspec.Struct, frozen=True, tag=True):
     """Ask for the tokens computed per expert since the worker started."""
 
 
-class FetchExpert(msgspec.Struct, frozen=True, tag=True):
-    """Ask for a range of the bytes of a resident expert (its page, as `checkpoint.layout` lays it out)."""
-
-    layer: int
-    index: int
-    offset: int
-    length: int
-
-
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """End the worker once nothing is in flight."""
 
 
-ControlRequest = Describe | Prepare | AskPrepare | Rollback | StoreTable | Retire | AskLoads | FetchExpert | Stop
+ControlRequest = Describe | Prepare | AskPrepare | Rollback | StoreTable | Retire | AskLoads | Stop
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -93,7 +83,7 @@ class WorkerState(msgspec.Struct, frozen=True, tag=True):
         threads: With which it computes, 0 when unknown.
         domain: Id of its page owner: an expert that another worker of the domain holds is attached, not copied. Empty
             when it keeps its pages itself.
-        transfer_endpoint: Where other domains copy pages from; empty: from `control_endpoint`.
+        transfer_endpoint: Where other domains copy pages from.
     """
 
     worker: str
@@ -143,11 +133,4 @@ class Loads(msgspec.Struct, frozen=True, tag=True):
     tokens: tuple[int, ...]
 
 
-class ExpertChunk(msgspec.Struct, frozen=True, tag=True):
-    """Header before a raw frame of bytes. `checksum` is the CRC-32 of that frame, `total` the expert's size."""
-
-    checksum: int
-    total: int
-
-
-ControlReply = Done | Refused | WorkerState | PrepareStatus | Loads | ExpertChunk
+ControlReply = Done | Refused | WorkerState | PrepareStatus | Loads

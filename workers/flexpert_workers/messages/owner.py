@@ -23,12 +23,6 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     num_pages: int
 
 
-class Ranges(msgspec.Struct, frozen=True, tag=True):
-    """Which bytes of which files make up each page: `PageRanges`, encoded. Answered by `Done`."""
-
-    ranges: bytes
-
-
 class Acquire(msgspec.Struct, frozen=True, tag=True):
     """Ask for experts: (layer, index, endpoints of peers to copy from). Answered by `Lent` again and again, each of
     which the borrower answers by `Received`, and in the end by `Done`; or by `Failed`.
@@ -67,16 +61,15 @@ class AskOwner(msgspec.Struct, frozen=True, tag=True):
     """Ask what the owner has; answered by `OwnerState`."""
 
 
-OwnerRequest = Hello | Ranges | Acquire | Received | Release | HandBack | DropIdle | AskOwner
+OwnerRequest = Hello | Acquire | Received | Release | HandBack | DropIdle | AskOwner
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
-    """Who the owner is. It `needs_ranges` when nobody has told it yet what the checkpoint's pages are made of."""
+    """Who the owner is."""
 
     domain: str
     transfer_endpoint: str
     pid: int
-    needs_ranges: bool
 
 
 class LentPage(msgspec.Struct, frozen=True, array_like=True):

@@ -17,6 +17,7 @@ class OwnerConfig(msgspec.Struct, frozen=True):
         socket_dir: Folder for UNIX sockets on a loopback `bind_host`; empty for TCP.
         readers: Pages that are filled at once.
         ahead: Empty pages made ahead of need.
+        copy_bytes_per_s: Rate of copies from other owners, and of those to them; None for as fast as they go.
     """
 
     domain: str
@@ -29,3 +30,4 @@ class OwnerConfig(msgspec.Struct, frozen=True):
     socket_dir: str
     readers: int = 2
     ahead: int = 4
+    copy_bytes_per_s: int | None = None

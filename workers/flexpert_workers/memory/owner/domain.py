@@ -1,77 +1,82 @@
-"""One memory domain: makes the `PageOwner` once the first borrower has said which pages it is about.
+"""One memory domain: its pages, and the copies that it makes from other domains and gives to them.
 
-An owner process is up before it knows anything of the checkpoint: what its pages are made of it is told by a borrower,
-who has opened the checkpoint anyway, or finds out when a file must be read.
+An owner process has one (`reception` makes it), and so has a worker without an owner process (`local`).
 """
 
-import threading
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from flexpert_workers.errors import CheckpointError
+import zmq
+
 from flexpert_workers.memory.backend import PageBackend
-from flexpert_workers.memory.limits import allow_descriptors
-from flexpert_workers.memory.owner.config import OwnerConfig
-from flexpert_workers.memory.owner.filling import FetchFromPeer, PageFiller
+from flexpert_workers.memory.owner.filling import FillFromFile, PageFiller
 from flexpert_workers.memory.owner.pages import PageOwner
-from flexpert_workers.memory.source import PageSource
-from flexpert_workers.messages import owner as messages
+from flexpert_workers.transfer import FetchLimits, Identity, PageFetcher, PageServer, TokenBucket
+
+_FETCH_LIMITS = FetchLimits(silence_s=2.0, patience_s=4.0)
+"""A peer that is gone costs little: the file is always there."""
 
 
-class Domain:
-    """The state of an owner process.
+@dataclass(frozen=True)
+class DomainLimits:
+    """What a domain may take.
+
+    Attributes:
+        budget_bytes: All pages together.
+        readers: Pages that are filled at once.
+        ahead: Empty pages made ahead of need.
+        copy_bytes_per_s: Rate of copies in, and of copies out, each; None for as fast as they go.
+    """
+
+    budget_bytes: int
+    readers: int = 2
+    ahead: int = 4
+    copy_bytes_per_s: int | None = None
+
+
+class PageDomain:
+    """A page owner, its server for other owners and its fetcher from them.
 
     Args:
-        make_fetch: (pool, digest) → how pages are copied from other owners.
+        fill: Fills a page from the checkpoint.
+        bind_host: Address on which other owners may copy pages.
+        socket_dir: Folder for UNIX sockets on a loopback `bind_host`; empty for TCP.
+        context: ZeroMQ context; a shared one when None.
     """
 
     def __init__(
-        self, config: OwnerConfig, backend: PageBackend, make_fetch: Callable[[str, str], FetchFromPeer]
+        self,
+        identity: Identity,
+        page_bytes: int,
+        limits: DomainLimits,
+        backend: PageBackend,
+        fill: FillFromFile,
+        bind_host: str,
+        socket_dir: str,
+        context: "zmq.Context[Any] | None" = None,
     ) -> None:
-        self._config = config
-        self._backend = backend
-        self._make_fetch = make_fetch
-        self._lock = threading.Lock()
-        self._identity: tuple[str, int] | None = None
-        self._owner: PageOwner | None = None
-        self.source = PageSource(config.source, config.dtype)
-        self.transfer_endpoint = ""
+        rate = limits.copy_bytes_per_s
+        self._fetcher = PageFetcher(identity, TokenBucket(rate), limits=_FETCH_LIMITS, context=context)
+        filler = PageFiller(fill, self._fetcher.fetch)
+        self.owner = PageOwner(backend, page_bytes, limits.budget_bytes, filler, limits.readers, limits.ahead)
+        self._server = PageServer(
+            self.owner.read,
+            identity,
+            bind_host,
+            socket_dir,
+            TokenBucket(rate),
+            checksum_of=self.owner.checksum,
+            context=context,
+        )
+        self._server.start()
 
-    def welcome(self, hello: messages.Hello) -> PageOwner:
-        """The owner of the pages that a borrower is about.
-
-        Raises:
-            CheckpointError: They are of another pool or checkpoint than those of the first borrower.
-            CapacityError: This process may not have as many open files as the budget has pages.
-        """
-        with self._lock:
-            if hello.pool != self._config.pool:
-                raise CheckpointError(f"this page owner serves pool {self._config.pool}, not {hello.pool}")
-            if self._owner is None:
-                self._owner = self._make_owner(hello)
-                self._identity = (hello.digest, hello.page_bytes)
-            if self._identity != (hello.digest, hello.page_bytes):
-                raise CheckpointError(
-                    f"this page owner has pages of checkpoint {self._identity}, not {(hello.digest, hello.page_bytes)}"
-                )
-            return self._owner
+    @property
+    def transfer_endpoint(self) -> str:
+        """Where other owners copy pages from."""
+        return self._server.endpoint
 
     def close(self) -> None:
-        """Let go of every page."""
-        with self._lock:
-            if self._owner is not None:
-                self._owner.close()
-            self.source.close()
-
-    def _make_owner(self, hello: messages.Hello) -> PageOwner:
-        padded = self._backend.footprint(hello.page_bytes)
-        allow_descriptors(min(hello.num_pages, self._config.budget_bytes // padded))
-        self.source.expect(hello.digest)
-        filler = PageFiller(self.source.fill, self._make_fetch(hello.pool, hello.digest))
-        return PageOwner(
-            self._backend,
-            hello.page_bytes,
-            self._config.budget_bytes,
-            filler,
-            readers=self._config.readers,
-            ahead=self._config.ahead,
-        )
+        """Stop giving and taking, and let go of every page."""
+        self._server.stop()
+        self._fetcher.close()
+        self.owner.close()

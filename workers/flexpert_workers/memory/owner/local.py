@@ -7,23 +7,22 @@ from dataclasses import replace
 
 from flexpert_workers.memory.backend import ExpertKey, Page, PageBackend
 from flexpert_workers.memory.loans import Loan, Want
-from flexpert_workers.memory.owner.pages import PageOwner
+from flexpert_workers.memory.owner.domain import PageDomain
 
 
 class LocalLender:
     """The one borrower of an owner in the same process; see `PageLender`.
 
     Args:
-        owner: Is closed with this lender.
+        domain: Is closed with this lender.
         borrower: The worker.
-        transfer_endpoint: Where other owners copy its pages from, or empty.
     """
 
-    def __init__(self, owner: PageOwner, backend: PageBackend, borrower: str, transfer_endpoint: str = "") -> None:
-        self._owner = owner
+    def __init__(self, domain: PageDomain, backend: PageBackend, borrower: str) -> None:
+        self._domain = domain
+        self._owner = domain.owner
         self._backend = backend
         self._borrower = borrower
-        self._transfer_endpoint = transfer_endpoint
         self._held: dict[ExpertKey, Page] = {}
         self._lock = threading.Lock()
 
@@ -35,7 +34,7 @@ class LocalLender:
     @property
     def transfer_endpoint(self) -> str:
         """See `PageLender`."""
-        return self._transfer_endpoint
+        return self._domain.transfer_endpoint
 
     def acquire(self, wants: Sequence[Want]) -> Generator[Loan, None, None]:
         """See `PageLender`."""
@@ -57,4 +56,4 @@ class LocalLender:
     def close(self) -> None:
         """See `PageLender`; the owner ends too."""
         self.release(list(self._held))
-        self._owner.close()
+        self._domain.close()

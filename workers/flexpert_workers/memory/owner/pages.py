@@ -160,6 +160,13 @@ class PageOwner:
             filled = None if entry is None else entry.filled
             return None if filled is None else filled.page.view()
 
+    def checksum(self, key: ExpertKey) -> int | None:
+        """The checksum under which an expert's page was sealed; None when it is not here."""
+        with self._lock:
+            entry = self._entries.get(key)
+            filled = None if entry is None else entry.filled
+            return None if filled is None else filled.checksum
+
     def drop_idle(self) -> int:
         """Drop every page that nobody borrows; returns the bytes freed."""
         with self._lock:

@@ -12,8 +12,9 @@ import msgspec
 
 from flexpert_workers.errors import CapacityError, CheckpointError, FlexpertError, PageError
 from flexpert_workers.memory.loans import Loan, Want
-from flexpert_workers.memory.owner.domain import Domain
+from flexpert_workers.memory.owner.domain import PageDomain
 from flexpert_workers.memory.owner.pages import PageOwner
+from flexpert_workers.memory.owner.reception import Reception
 from flexpert_workers.memory.passing import MOST_DESCRIPTORS, Link
 from flexpert_workers.messages import owner as messages
 
@@ -23,18 +24,16 @@ _KINDS: dict[type[Exception], str] = {CapacityError: "capacity", CheckpointError
 
 
 class OwnerServer:
-    """Accepts borrowers on a socket's path.
+    """Accepts borrowers on the socket's path that the configuration names.
 
-    Args:
-        domain: Whose pages are lent.
-        name: Its id, told to borrowers.
+    Raises:
+        OSError: The path cannot be bound, or another owner serves there.
     """
 
-    def __init__(self, domain: Domain, name: str, path: str) -> None:
-        self._domain = domain
-        self._name = name
-        self._path = path
-        self._socket = _listen(path)
+    def __init__(self, reception: Reception) -> None:
+        self._reception = reception
+        self._path = reception.config.socket
+        self._socket = _listen(self._path)
         self._links: set[Link] = set()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept, name="accept", daemon=True)
@@ -67,7 +66,7 @@ class OwnerServer:
 
     def _serve(self, link: Link) -> None:
         try:
-            _Borrower(link, self._domain, self._name).serve()
+            _Borrower(link, self._reception).serve()
         except (OSError, msgspec.MsgspecError) as gone:
             _log.info("a borrower's connection ended: %s", gone)
         finally:
@@ -79,10 +78,9 @@ class OwnerServer:
 class _Borrower:
     """One connection, from its `Hello` to its end."""
 
-    def __init__(self, link: Link, domain: Domain, domain_name: str) -> None:
+    def __init__(self, link: Link, reception: Reception) -> None:
         self._link = link
-        self._domain = domain
-        self._domain_name = domain_name
+        self._reception = reception
 
     def serve(self) -> None:
         """Answer until the borrower is gone; then its leases end.
@@ -93,18 +91,15 @@ class _Borrower:
         hello, _ = self._receive()
         if not isinstance(hello, messages.Hello):
             raise ConnectionError(f"a borrower began with {type(hello).__name__}")
-        welcomed: list[PageOwner] = []
-        self._answering(lambda: welcomed.append(self._domain.welcome(hello)))
-        for owner in welcomed:
-            self._converse(owner, hello.borrower)
+        welcomed: list[PageDomain] = []
+        self._answering(lambda: welcomed.append(self._reception.welcome(hello)))
+        for domain in welcomed:
+            self._converse(domain, hello.borrower)
 
-    def _converse(self, owner: PageOwner, borrower: str) -> None:
+    def _converse(self, domain: PageDomain, borrower: str) -> None:
+        owner = domain.owner
         try:
-            self._send(
-                messages.Welcome(
-                    self._domain_name, self._domain.transfer_endpoint, os.getpid(), self._domain.source.needs_ranges
-                )
-            )
+            self._send(messages.Welcome(self._reception.config.domain, domain.transfer_endpoint, os.getpid()))
             while True:
                 self._answer(owner, borrower, *self._receive())
         finally:
@@ -119,8 +114,6 @@ class _Borrower:
                 owner.release(borrower, experts)
             case messages.HandBack(experts):
                 self._send(messages.HandedBack(_adopt(owner, borrower, experts, descriptors)))
-            case messages.Ranges(ranges):
-                self._answering(lambda: self._learn(ranges))
             case messages.DropIdle():
                 self._send(messages.Done(owner.drop_idle()))
             case messages.AskOwner():
@@ -144,10 +137,6 @@ class _Borrower:
                 owner.release(borrower, received.released)
                 if not received.more:
                     break
-        self._send(messages.Done())
-
-    def _learn(self, ranges: bytes) -> None:
-        self._domain.source.learn(ranges)
         self._send(messages.Done())
 
     def _answering(self, act: Callable[[], None]) -> None:
