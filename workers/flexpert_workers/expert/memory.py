@@ -8,7 +8,7 @@ from flexpert_workers.checkpoint import Checkpoint
 from flexpert_workers.expert.config import WorkerConfig
 from flexpert_workers.expert.store import ExpertStore
 from flexpert_workers.expert.turns import ComputeTurns
-from flexpert_workers.memory.backend import ExpertKey, PageBackend, padded_bytes
+from flexpert_workers.memory.backend import ExpertKey, PageBackend
 from flexpert_workers.memory.client import OwnerClient
 from flexpert_workers.memory.host import HostBackend
 from flexpert_workers.memory.limits import allow_descriptors
@@ -40,8 +40,8 @@ class WorkerMemory:
         self, config: WorkerConfig, checkpoint: Checkpoint, incarnation: str, context: "zmq.Context[Any]"
     ) -> None:
         backend = HostBackend()
-        padded = padded_bytes(checkpoint.layout.page_bytes, backend.granularity)
-        capacity = min(config.memory_bytes // padded, checkpoint.num_layers * checkpoint.num_experts)
+        footprint = backend.footprint(checkpoint.layout.page_bytes)
+        capacity = min(config.memory_bytes // footprint, checkpoint.num_layers * checkpoint.num_experts)
         allow_descriptors(capacity if config.owner_socket else _LOCAL_COPIES * capacity)
         self.turns = ComputeTurns()
         self.lender: PageLender

@@ -7,7 +7,7 @@ has opened the checkpoint anyway; it opens the checkpoint itself when a file mus
 import threading
 
 from flexpert_workers.errors import CheckpointError
-from flexpert_workers.memory.backend import PageBackend, padded_bytes
+from flexpert_workers.memory.backend import PageBackend
 from flexpert_workers.memory.limits import allow_descriptors
 from flexpert_workers.memory.owner.config import OwnerConfig
 from flexpert_workers.memory.owner.domain import DomainLimits, PageDomain
@@ -51,8 +51,8 @@ class Reception:
 
     def _make_domain(self, hello: Hello) -> PageDomain:
         config = self.config
-        padded = padded_bytes(hello.page_bytes, self._backend.granularity)
-        allow_descriptors(min(hello.num_pages, config.budget_bytes // padded))
+        footprint = self._backend.footprint(hello.page_bytes)
+        allow_descriptors(min(hello.num_pages, config.budget_bytes // footprint))
         return PageDomain(
             Identity(hello.pool, hello.digest),
             hello.page_bytes,
