@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import zmq
-from transfer_harness import QUICK, Pages, Proxy, fetching, page_of, serving, source_process
+from transfer_harness import QUICK, Pages, Proxy, fetching, page_of, serving, source_process, target_process
 
 from flexpert_workers.errors import CorruptPage, SourceLost
-from flexpert_workers.transfer import page_checksum
+from flexpert_workers.transfer import ServeLimits, page_checksum
 
 SIZE = 2 << 20
 HERE = Path(__file__).parent
@@ -194,6 +194,73 @@ def test_a_server_survives_what_no_target_of_ours_sends():
         fetcher.fetch(server.endpoint, (0, 0), into)
         assert into == pages((0, 0))
     context.term()
+
+
+def test_a_target_that_hangs_keeps_no_page_of_the_source():
+    backing = bytearray(64 << 20)
+    limits = ServeLimits(window_bytes=64 << 20, idle_s=0.5, gone_s=1.0)
+    with (
+        serving(lambda key: memoryview(backing), limits=limits) as server,
+        target_process(HERE, server.endpoint, len(backing)) as process,
+    ):
+        while not server.sent_bytes:
+            threading.Event().wait(0.001)
+        os.kill(process.pid, signal.SIGSTOP)
+        while not is_free(backing):
+            threading.Event().wait(0.05)
+
+
+def test_a_page_that_cannot_be_read_is_one_fetch_that_fails():
+    class Unreadable:
+        nbytes = SIZE
+        address = 0
+
+        def read(self, start, end):
+            if end < SIZE:
+                raise OSError("the device is gone")
+            return page_of((0, 0), SIZE)[start:end]
+
+    pages = Pages(SIZE)
+    with serving(lambda key: Unreadable() if key == (9, 9) else pages(key)) as server, fetching() as fetcher:
+        with pytest.raises(SourceLost, match="the device is gone"):
+            fetcher.fetch(server.endpoint, (9, 9), new_page())
+        fetcher.fetch(server.endpoint, (0, 0), new_page())
+
+
+def test_many_copies_some_of_them_broken_leave_no_descriptor_behind():
+    pages = Pages(100_000)
+    before = None
+    for turn in range(60):
+        with (
+            serving(pages) as server,
+            Proxy(server.endpoint, cut_after=[50_000] * (turn % 3)) as proxy,
+            fetching() as fetcher,
+        ):
+            into = memoryview(bytearray(100_000))
+            fetcher.fetch(proxy.endpoint, (0, 0), into)
+            assert into == pages((0, 0))
+        if turn == 10:
+            before = settled_descriptors()
+    assert settled_descriptors() <= before
+
+
+def settled_descriptors():
+    """Descriptors of this process, once ZeroMQ's thread has closed those of sockets that are gone."""
+    counts = [len(os.listdir("/proc/self/fd"))]
+    while len(counts) < 20 or counts[-1] < counts[-20]:
+        threading.Event().wait(0.01)
+        counts.append(len(os.listdir("/proc/self/fd")))
+    return counts[-1]
+
+
+def is_free(backing):
+    """Whether nothing refers to the bytes."""
+    try:
+        backing.append(0)
+    except BufferError:
+        return False
+    backing.pop()
+    return True
 
 
 def test_a_page_is_let_go_of_when_the_target_has_it():

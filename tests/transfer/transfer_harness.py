@@ -27,6 +27,14 @@ print(json.dumps({"endpoint": server.endpoint}), flush=True)
 sys.stdin.read()
 server.stop()
 """
+TARGET = """
+import sys
+from flexpert_workers.transfer import FetchLimits, PageFetcher
+from transfer_harness import IDENTITY
+fetcher = PageFetcher(IDENTITY, limits=FetchLimits(window_bytes=32 << 20))
+while True:
+    fetcher.fetch(sys.argv[1], (0, 0), memoryview(bytearray(int(sys.argv[2]))))
+"""
 
 
 def page_of(key, num_bytes):
@@ -76,6 +84,17 @@ def source_process(folder, num_bytes, rate=0.0):
         process.wait()
         process.stdin.close()
         process.stdout.close()
+
+
+@contextmanager
+def target_process(folder, endpoint, num_bytes):
+    """A process that copies a page again and again; yields it. It may be killed or stopped meanwhile."""
+    process = subprocess.Popen([sys.executable, "-c", TARGET, endpoint, str(num_bytes)], cwd=folder)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 class Proxy:

@@ -11,13 +11,13 @@ The life of a slot: `map` → `populate` → (computed from) → `vacate` → `u
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-import xxhash
+from flexpert_workers.transfer.checksum import page_checksum
+from flexpert_workers.transfer.contract import ExpertKey
 
 if TYPE_CHECKING:
     import torch
 
-ExpertKey = tuple[int, int]
-"""(layer, index) of an expert, the layer 0-based among MoE layers."""
+__all__ = ["Arena", "ExpertKey", "NewPage", "Page", "PageBackend", "padded_bytes", "page_checksum"]
 
 
 class Page(Protocol):
@@ -125,8 +125,3 @@ class PageBackend(Protocol):
 def padded_bytes(nbytes: int, granularity: int) -> int:
     """What a page of `nbytes` takes in memory of that granularity."""
     return -(-nbytes // granularity) * granularity
-
-
-def page_checksum(page: bytes | bytearray | memoryview) -> int:
-    """XXH3-64 of a page's bytes, without padding: what owners compare after a copy and before they adopt."""
-    return xxhash.xxh3_64_intdigest(page)

@@ -66,6 +66,8 @@ class ServeLimits:
         chunk_bytes: The longest chunk that it sends.
         window_bytes: What one target may have asked for at a time.
         idle_s: A page for which no target asked for that long is let go of.
+        gone_s: A target on another host that takes nothing in for that long is cut off, so that it keeps no page
+            here. One on this host keeps the page that it was being sent until it ends.
         sign_of_life_s: How often a target hears of the source while its chunks wait for their turn.
         channel_s: A chunk on a channel that is not taken for that long ends the channel.
         channel_idle_s: A channel that nothing goes over for that long ends.
@@ -74,6 +76,7 @@ class ServeLimits:
     chunk_bytes: int = 4 << 20
     window_bytes: int = 16 << 20
     idle_s: float = 10.0
+    gone_s: float = 20.0
     sign_of_life_s: float = 0.5
     channel_s: float = 20.0
     channel_idle_s: float = 300.0

@@ -13,6 +13,7 @@ from flexpert_workers.transport.monitor import ConnectionMonitor, PeerEvent
 from flexpert_workers.transport.sockets import is_readable
 
 _decoder: msgspec.msgpack.Decoder[transfer.TransferReply] = msgspec.msgpack.Decoder(transfer.TransferReply)
+_NEVER_MS = 24 * 3600 * 1000
 
 
 class LinkBroken(Exception):
@@ -101,6 +102,7 @@ class Link:
     def _connect(self) -> "tuple[zmq.Socket[Any], ConnectionMonitor]":
         sock = self._context.socket(zmq.DEALER)
         sock.linger = 0
+        sock.reconnect_ivl = _NEVER_MS  # a link that broke is made anew by its owner, if at all
         self._connection = (sock, ConnectionMonitor(sock))
         self._gone = False
         sock.connect(self.endpoint)

@@ -27,7 +27,6 @@ from flexpert_workers.transport.endpoints import bind
 _log = logging.getLogger(__name__)
 _decoder: msgspec.msgpack.Decoder[transfer.TransferRequest] = msgspec.msgpack.Decoder(transfer.TransferRequest)
 _LIMITS = ServeLimits()
-_GONE_MS = 30_000
 _LOOK_AT_CHANNELS_S = 1.0
 
 
@@ -95,7 +94,7 @@ class PageServer:
         """Bind and serve, in a thread of its own."""
         sock = self._context.socket(zmq.ROUTER)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a target that is gone is an error here, not bytes thrown away
-        sock.setsockopt(zmq.TCP_MAXRT, _GONE_MS)
+        sock.setsockopt(zmq.TCP_MAXRT, round(self._limits.gone_s * 1000))
         self._endpoint = bind(sock, self._bind_host, self._socket_dir)
         address = f"inproc://page-server-{self.incarnation}"
         self._wake, theirs = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
@@ -147,9 +146,14 @@ class PageServer:
 
     def _send_chunk(self, sock: "zmq.Socket[Any]", target: bytes, session: Session) -> None:
         asked = session.asked.popleft()
-        bytes_of_it = session.page.read(asked.offset, asked.offset + asked.length)
-        checksum = chunk_checksum(bytes_of_it, asked.offset)
         self._sessions.had_turn(target)
+        try:
+            bytes_of_it = session.page.read(asked.offset, asked.offset + asked.length)
+            checksum = chunk_checksum(bytes_of_it, asked.offset)
+        except Exception as error:  # noqa: BLE001  a page that cannot be read is one target's misfortune
+            self._sessions.close(target)
+            self._send(sock, target, _failed(error))
+            return
         self.sent_bytes += asked.length
         over_channel = self._post(session, asked)
         header = transfer.Chunk(asked.number, asked.offset, asked.length, checksum, over_channel)
@@ -205,8 +209,7 @@ class PageServer:
             self._sessions.close(target)
             return None
         except Exception as error:  # noqa: BLE001  whatever one page does, the server gives the next
-            _log.warning("a page could not be given", exc_info=True)
-            return transfer.Unavailable("internal", f"{type(error).__name__}: {error}")
+            return _failed(error)
 
     def _offer(self, target: bytes, request: transfer.AskPage) -> transfer.TransferReply:
         if (request.pool, request.digest) != self._identity:
@@ -268,3 +271,8 @@ class PageServer:
         if session.key not in self._checksums:
             self._checksums[session.key] = page_checksum(session.page.read(0, session.page.nbytes))
         return self._checksums[session.key]
+
+
+def _failed(error: Exception) -> transfer.Unavailable:
+    _log.warning("a page could not be given", exc_info=error)
+    return transfer.Unavailable("internal", f"{type(error).__name__}: {error}")

@@ -19,6 +19,7 @@ from flexpert_workers.transfer.link import Link
 from flexpert_workers.transfer.places import place_of
 
 _LIMITS = FetchLimits()
+_BEAT_S = 0.1
 
 
 class PageFetcher:
@@ -79,11 +80,20 @@ class PageFetcher:
             ValueError: The page has another size than `into`.
         """
         link = self._link(endpoint)
-        with link.lock:  # whoever has it gives up after `patience_s` without progress, so this wait ends
+
+        def unwanted() -> bool:
+            return self._closed.is_set() or cancelled()
+
+        while not link.lock.acquire(timeout=_BEAT_S):  # whoever has it gives up after `patience_s` without progress
+            if unwanted():
+                raise TransferCancelled(f"the copy of expert {key} was cancelled", received)
+        try:
             fetch = Fetch(
                 link, self._identity, key, place_of(into), self._bucket, self._channels, self._limits, self._clock
             )
-            return fetch.run(received, lambda: self._closed.is_set() or cancelled())
+            return fetch.run(received, unwanted)
+        finally:
+            link.lock.release()
 
     def close(self) -> None:
         """End fetches under way (with `TransferCancelled`) and close all connections."""
