@@ -21,6 +21,9 @@ from typing import Any
 from common import Aim, aim_of, write_report
 from engine_model import VOCABULARY
 
+from flexpert_workers import allocator
+from flexpert_workers.threads import environment as thread_environment
+
 HERE = Path(__file__).parent
 CONCURRENCY = (32, 8, 1)
 PROMPT_TOKENS, NEW_TOKENS = 32, 48
@@ -38,7 +41,7 @@ class System:
 
     def __init__(self, name: str, checkpoint: Path, threads: int, stack: ExitStack) -> None:
         script, *arguments = SYSTEMS[name]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {**os.environ, **thread_environment(threads), **allocator.environment()}
         command = [sys.executable, str(HERE / script), *arguments, "--checkpoint", str(checkpoint)]
         self.name = name
         self._process = stack.enter_context(

@@ -5,6 +5,7 @@ Told by lines of JSON on stdin as `engine_peers` is; the answer also holds the d
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,12 +30,28 @@ from flexpert_workers.routing import Epoch, Replica, RoutingTable, WorkerAddress
 POOL = "bench"
 MEMORY_BYTES = 1 << 30
 PREPARE_TIMEOUT_S = 60.0
+POLL_US = 10_000
+"""As in a cluster, where a process's cores are its own; with more processes than cores nobody polls."""
 
 
 @contextmanager
-def worker_process(name: str, source: str, num_threads: int, socket_dir: str) -> Iterator[WorkerAddress]:
+def worker_process(
+    name: str, source: str, num_threads: int, socket_dir: str, poll_us: int = 0
+) -> Iterator[WorkerAddress]:
     """One expert worker as a process, for as long as the context lasts."""
-    config = WorkerConfig(name, POOL, source, "Auto", MEMORY_BYTES, num_threads, "127.0.0.1", name, "", socket_dir)
+    config = WorkerConfig(
+        worker=name,
+        pool=POOL,
+        source=source,
+        dtype="Auto",
+        memory_bytes=MEMORY_BYTES,
+        threads=num_threads,
+        bind_host="127.0.0.1",
+        pod=name,
+        node="",
+        socket_dir=socket_dir,
+        poll_us=poll_us,
+    )
     command = [sys.executable, "-m", "flexpert_workers.expert", "--config", msgspec.json.encode(config).decode()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -129,16 +146,23 @@ def main() -> None:
     threads.configure(options.threads)
     source = f"file://{options.checkpoint}"
     checkpoint = open_checkpoint(source)
+    poll_us = POLL_US if (options.workers + 1) * options.threads <= len(os.sched_getaffinity(0)) else 0
     with ExitStack() as stack:
         sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="fx"))
         addresses = tuple(
-            stack.enter_context(worker_process(f"w{index}", source, options.threads, sockets))
+            stack.enter_context(worker_process(f"w{index}", source, options.threads, sockets, poll_us))
             for index in range(options.workers)
         )
         tables = TableHolder()
         tables.publish(place(checkpoint, addresses))
         client = DispatchClient(
-            POOL, checkpoint.digest, tables, deadline_s=30.0, hang_timeout_s=30.0, refresh=lambda: None
+            POOL,
+            checkpoint.digest,
+            tables,
+            deadline_s=30.0,
+            hang_timeout_s=30.0,
+            refresh=lambda: None,
+            poll_s=poll_us / 1e6,
         )
         stack.callback(client.close)
         config = EngineConfig(

@@ -1,12 +1,12 @@
 """What a dispatch does when tables are stale, workers lack experts, hang, fail, speak nonsense or die."""
 
 import contextlib
+import socket
 import threading
 
 import msgspec
 import pytest
 import torch
-import zmq
 
 from flexpert_workers.dispatch import TableHolder
 from flexpert_workers.dispatch.client import DispatchClient
@@ -15,6 +15,7 @@ from flexpert_workers.expert.control_client import ControlClient
 from flexpert_workers.messages import control
 from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
 from flexpert_workers.routing import WorkerAddress
+from flexpert_workers.transport.stream import Listener
 
 ONLY_FIRST = ((0, 1.0),)
 ONLY_SECOND = ((1, 1.0),)
@@ -213,29 +214,39 @@ class Impostor:
     """A worker that answers by a script: called with (request, number of the request), it returns replies."""
 
     def __init__(self, script):
-        self._context = zmq.Context()
-        self._sock = self._context.socket(zmq.ROUTER)
-        port = self._sock.bind_to_random_port("tcp://127.0.0.1")
-        self.address = WorkerAddress("impostor", "impostor-1", f"tcp://127.0.0.1:{port}", "")
+        self._listener = Listener("127.0.0.1", "")
+        self.address = WorkerAddress("impostor", "impostor-1", self._listener.endpoint, "")
         self._script = script
         self.requests = []
+        self._ours, self._theirs = socket.socketpair()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self):
-        decoder = msgspec.msgpack.Decoder(DispatchRequest)
-        with contextlib.suppress(zmq.ContextTerminated):
-            while True:
-                identity, header, *_ = self._sock.recv_multipart()
-                request = decoder.decode(header)
-                self.requests.append(request)
-                for reply in self._script(request, len(self.requests)):
-                    self._sock.send_multipart([identity, *reply])
-        self._sock.close(linger=0)
+        self._listener.watch(self._theirs.fileno())
+        watched = set()
+        while not watched:
+            readable, watched = self._listener.wait(None)
+            for connection in readable:
+                try:
+                    frames = connection.receive()
+                except OSError:
+                    self._listener.drop(connection)
+                    continue
+                if frames is not None:
+                    self._answer(connection, frames[0])
+        self._listener.close()
+
+    def _answer(self, connection, header):
+        request = msgspec.msgpack.decode(header, type=DispatchRequest)
+        self.requests.append(request)
+        for reply in self._script(request, len(self.requests)):
+            self._listener.send(connection, reply)
 
     def close(self):
-        self._context.term()
+        self._ours.close()
         self._thread.join()
+        self._theirs.close()
 
 
 @pytest.fixture

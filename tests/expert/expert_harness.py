@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from flexpert_workers.expert.control_client import ControlClient
 from flexpert_workers.messages import control
 from flexpert_workers.routing import Epoch, Replica, RoutingTable, WorkerAddress
 from flexpert_workers.transfer import Identity, PageServer
+from flexpert_workers.transport.stream import dial
 
 POOL = "pool-uid"
 COMMON = {
@@ -181,3 +183,26 @@ class Peer:
     def close(self):
         self._server.stop()
         self._context.term()
+
+
+class Stranger:
+    """Speaks to a listener of messages, one at a time."""
+
+    def __init__(self, endpoint):
+        self._connection = dial(endpoint)
+
+    def send(self, *frames):
+        self._connection.send(frames)
+        while self._connection.is_sending:
+            assert select.select([], [self._connection], [], 30)[1], "the listener does not take the message"
+            self._connection.flush()
+
+    def receive(self, timeout_s=30):
+        deadline = time.monotonic() + timeout_s
+        while (frames := self._connection.receive()) is None:
+            left = deadline - time.monotonic()
+            assert select.select([self._connection], [], [], max(left, 0))[0], "no answer"
+        return frames
+
+    def close(self):
+        self._connection.close()

@@ -1,5 +1,7 @@
 """An expert worker over its sockets: refusals, errors, nonsense, and the control messages of a reconfiguration."""
 
+import contextlib
+import socket
 import sys
 import tempfile
 import time
@@ -54,23 +56,20 @@ class Engine:
     """Speaks to a worker's data socket frame by frame."""
 
     def __init__(self, worker, digest):
-        self._context = zmq.Context()
-        self._sock = self._context.socket(zmq.DEALER)
-        self._sock.connect(worker.endpoint)
+        self._peer = harness.Stranger(worker.endpoint)
         self._identity = {"pool": harness.POOL, "digest": digest, "incarnation": worker.incarnation}
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._context.destroy(linger=0)
+        self._peer.close()
 
     def send(self, *frames):
-        self._sock.send_multipart(frames)
+        self._peer.send(*frames)
 
     def reply(self):
-        assert self._sock.poll(30_000), "the worker does not answer"
-        header, *frames = self._sock.recv_multipart()
+        header, *frames = self._peer.receive()
         return msgspec.msgpack.decode(header, type=DispatchReply), frames
 
     def ask(self, hidden, pairs, weights, **changes):
@@ -157,12 +156,19 @@ def test_nonsense_on_either_socket_does_no_harm(start):
     harness.prepare(client, "op", ALL)
     noise = np.random.default_rng(1)
     context = zmq.Context()
-    for endpoint in (worker.endpoint, worker.control_endpoint):
-        sock = context.socket(zmq.DEALER)
-        sock.connect(endpoint)
-        for size in (0, 1, 7, 100, 5000):
-            for number in (1, 2, 4):
-                sock.send_multipart([noise.bytes(size)] * number)
+    sock = context.socket(zmq.DEALER)
+    sock.connect(worker.control_endpoint)
+    peer = harness.Stranger(worker.endpoint)
+    for size in (0, 1, 7, 100, 5000):
+        for number in (1, 2, 4):
+            sock.send_multipart([noise.bytes(size)] * number)
+            peer.send(*[noise.bytes(size)] * number)
+    peer.close()
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(worker.endpoint.removeprefix("unix://"))
+        raw.sendall(noise.bytes(5000))
+        with contextlib.suppress(ConnectionResetError):
+            assert raw.recv(1) == b"", "a stranger is hung up on"
     with Engine(worker, digest_of(client)) as engine:
         for frames in ([b""], [b"\x90"], [msgspec.msgpack.encode([1, 2, 3])]):
             engine.send(*frames)

@@ -11,6 +11,9 @@ from flexpert_operator.api.spec import MoEDeployment, Resources
 from flexpert_proto import names as pool_names
 
 MODEL_VOLUME = "model"
+POLL_US = 10_000
+"""For how long a pool's process that has just worked polls for more: its cores are its own. Longer than a pass takes
+between two layers."""
 
 SECURITY_CONTEXT: Mapping[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
@@ -35,6 +38,7 @@ def pool_environment(deployment: MoEDeployment, threads: int) -> list[dict[str, 
                 pool_names.ENV_THREADS: str(threads),
                 pool_names.ENV_BIND_HOST: "0.0.0.0",
                 pool_names.ENV_SOCKET_DIR: "/tmp/flexpert",
+                pool_names.ENV_POLL_US: str(POLL_US),
                 "OMP_WAIT_POLICY": "PASSIVE",
             }
         ),

@@ -1,12 +1,10 @@
 """The engine's connection to one worker, and what is known of its health. The dispatch client owns one per worker."""
 
+import select
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import zmq
 
 from flexpert_workers.routing import WorkerAddress
-from flexpert_workers.transport import ConnectionMonitor, PeerEvent
+from flexpert_workers.transport.stream import Connection, Frame, dial
 
 _FIRST_BACK_OFF_S = 0.02
 _LONGEST_BACK_OFF_S = 1.0
@@ -17,33 +15,44 @@ class WorkerLink:
 
     Attributes:
         usable_at: Monotonic time before which the worker is not tried again.
+        is_broken: The connection broke, or could not be made; `failed` closes it.
     """
 
-    def __init__(self, context: "zmq.Context[Any]", poller: zmq.Poller, address: WorkerAddress) -> None:
+    def __init__(self, poller: select.poll, address: WorkerAddress) -> None:
         self.address = address
         self.usable_at = 0.0
+        self.is_broken = False
         self._back_off_s = _FIRST_BACK_OFF_S
-        self._context = context
         self._poller = poller
-        self._sock: zmq.Socket[Any] | None = None
-        self._monitor: ConnectionMonitor | None = None
+        self._connection: Connection | None = None
 
-    def send(self, frames: Sequence[bytes | memoryview]) -> None:
+    def send(self, frames: Sequence[Frame]) -> None:
         """Send a message; it never waits."""
-        sock = self._sock or self._open()
-        sock.send_multipart(frames, copy=False)
+        try:
+            connection = self._connection or self._open()
+            connection.send(frames)
+        except OSError:
+            self.is_broken = True
+            return
+        if connection.is_sending:
+            self._poller.modify(connection.fileno(), select.POLLIN | select.POLLOUT)
 
-    def receive(self, ready: Mapping[Any, int]) -> list[zmq.Frame] | None:
-        """A message that has arrived, None when there is none; `ready` is what the poller found."""
-        if self._sock is None or self._sock not in ready:
+    def attend(self, ready: Mapping[int, int]) -> list[memoryview] | None:
+        """Go on with what is being sent; a message that has arrived, None when there is none.
+
+        Args:
+            ready: What the poller found: descriptor → events.
+        """
+        connection = self._connection
+        if connection is None or connection.fileno() not in ready:
             return None
-        return self._sock.recv_multipart(copy=False)
-
-    def is_gone(self, ready: Mapping[Any, int]) -> bool:
-        """Whether the connection broke, or could not be made; `ready` is what the poller found."""
-        if self._monitor is None or self._monitor.socket not in ready:
-            return False
-        return any(event is not PeerEvent.CONNECTED for event in self._monitor.events())
+        try:
+            if connection.is_sending:
+                self._go_on(connection)
+            return connection.receive()
+        except OSError:
+            self.is_broken = True
+            return None
 
     def failed(self, now: float) -> None:
         """The worker could not be used: close the connection and leave it alone for a while, longer each time."""
@@ -57,19 +66,19 @@ class WorkerLink:
 
     def close(self) -> None:
         """Close the connection; what it had not sent or received yet is dropped."""
-        if self._sock is None or self._monitor is None:
-            return
-        self._poller.unregister(self._sock)
-        self._poller.unregister(self._monitor.socket)
-        self._monitor.close()
-        self._sock.close(linger=0)
-        self._sock = self._monitor = None
+        self.is_broken = False
+        if self._connection is not None:
+            self._poller.unregister(self._connection.fileno())
+            self._connection.close()
+            self._connection = None
 
-    def _open(self) -> "zmq.Socket[Any]":
-        sock: zmq.Socket[Any] = self._context.socket(zmq.DEALER)
-        self._monitor = ConnectionMonitor(sock)
-        sock.connect(self.address.endpoint)
-        self._poller.register(sock, zmq.POLLIN)
-        self._poller.register(self._monitor.socket, zmq.POLLIN)
-        self._sock = sock
-        return sock
+    def _open(self) -> Connection:
+        connection = dial(self.address.endpoint)
+        self._poller.register(connection.fileno(), select.POLLIN)
+        self._connection = connection
+        return connection
+
+    def _go_on(self, connection: Connection) -> None:
+        connection.flush()
+        if not connection.is_sending:
+            self._poller.modify(connection.fileno(), select.POLLIN)

@@ -23,6 +23,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
         block_tokens: Tokens in one block of the KV cache.
         dispatch_deadline_s: How long a MoE layer may wait for its experts before the pass is abandoned.
         dispatch_hang_s: How long one worker may stay silent before its share is sent elsewhere.
+        poll_us: For how long the engine polls for a worker's answer before it sleeps.
     """
 
     engine: str
@@ -41,6 +42,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     block_tokens: int = 16
     dispatch_deadline_s: float = 10.0
     dispatch_hang_s: float = 2.0
+    poll_us: int = 0
 
     def __post_init__(self) -> None:
         """Refuse numbers with which no pass could ever run.

@@ -11,7 +11,7 @@ import time
 
 from flexpert_proto.pool_pb2 import Engine as EngineMessage
 from flexpert_proto.pool_pb2 import Epoch as EpochMessage
-from flexpert_workers import threads
+from flexpert_workers import allocator, threads
 from flexpert_workers.checkpoint import open_checkpoint
 from flexpert_workers.dispatch import DispatchClient, LayerStatistics, TableHolder
 from flexpert_workers.engine.config import EngineConfig
@@ -56,6 +56,7 @@ class EngineService:
         """
         config = self.config
         threads.configure(max(1, config.threads))
+        allocator.keep_freed_memory()
         checkpoint = open_checkpoint(config.source, config.dtype)
         self._dispatcher = DispatchClient(
             config.pool,
@@ -64,6 +65,7 @@ class EngineService:
             deadline_s=config.dispatch_deadline_s,
             hang_timeout_s=config.dispatch_hang_s,
             refresh=self._report,
+            poll_s=config.poll_us / 1e6,
         )
         self._engine = Engine(checkpoint, config, self._dispatcher)
         self._statistics = self._engine.statistics()

@@ -18,6 +18,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
         node: Kubernetes node it runs on.
         socket_dir: Folder for UNIX sockets on a loopback `bind_host`; empty for TCP.
         owner_socket: Path of the socket of its page owner; empty for an owner inside the worker.
+        poll_us: For how long the compute thread polls for the next dispatch before it sleeps.
     """
 
     worker: str
@@ -31,3 +32,4 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     node: str
     socket_dir: str
     owner_socket: str = ""
+    poll_us: int = 0

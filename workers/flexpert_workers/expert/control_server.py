@@ -6,6 +6,7 @@ One function a request, each of which decides and answers; a request that cannot
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ _decoder: msgspec.msgpack.Decoder[control.ControlRequest] = msgspec.msgpack.Deco
 
 
 class ControlServer:
-    """Serves control requests on a bound ROUTER socket until something arrives on `wake`.
+    """Serves control requests on a bound ROUTER socket.
 
     Args:
         address: Who the worker is.
@@ -68,17 +69,16 @@ class ControlServer:
             control.Stop: self._stop,
         }
 
-    def run(self, sock: "zmq.Socket[Any]", wake: "zmq.Socket[Any]") -> None:
-        """Serve, then close both sockets."""
+    def run(self, sock: "zmq.Socket[Any]", wake: socket.socket) -> None:
+        """Serve until `wake` can be read, then close `sock`."""
         poller = zmq.Poller()
         poller.register(sock, zmq.POLLIN)
-        poller.register(wake, zmq.POLLIN)
+        poller.register(wake.fileno(), zmq.POLLIN)
         try:
-            while wake not in dict(poller.poll()):
+            while wake.fileno() not in dict(poller.poll()):
                 self._answer(sock)
         finally:
             sock.close(linger=500)
-            wake.close(linger=0)
 
     def _answer(self, sock: "zmq.Socket[Any]") -> None:
         identity, *frames = sock.recv_multipart()

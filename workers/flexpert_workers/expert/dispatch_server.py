@@ -5,21 +5,21 @@ not a request is dropped, what is not for this worker is refused, an error while
 """
 
 import logging
+import os
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-import zmq
 
 from flexpert_workers.expert.compute import ExpertCompute, SortedPairs, sort_pairs
 from flexpert_workers.expert.store import ExpertStore
 from flexpert_workers.expert.turns import ComputeTurns
 from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
-from flexpert_workers.transport import from_frame, is_readable
+from flexpert_workers.transport import from_frame
 from flexpert_workers.transport.frames import as_frame, dtype_named
+from flexpert_workers.transport.stream import Connection, Listener
 
 _log = logging.getLogger(__name__)
 _decoder = msgspec.msgpack.Decoder(DispatchRequest)
@@ -29,13 +29,14 @@ Buffers = Sequence[memoryview]
 
 
 class DispatchServer:
-    """Serves dispatches on a bound ROUTER socket until something arrives on `wake`.
+    """Serves dispatches.
 
     Args:
         pool: uid of the MoEDeployment; dispatches of another are refused.
         digest: Of the checkpoint; likewise.
         incarnation: Of this worker; likewise.
         turns: What other threads have done by this one, between two dispatches.
+        poll_s: For how long it polls for the next dispatch before it sleeps until one comes.
     """
 
     def __init__(
@@ -47,40 +48,64 @@ class DispatchServer:
         store: ExpertStore,
         compute: ExpertCompute,
         turns: ComputeTurns,
+        poll_s: float = 0.0,
     ) -> None:
         self._identity = {"pool": pool, "digest": digest, "incarnation": incarnation}
         self._hidden_size = hidden_size
         self._store = store
         self._compute = compute
         self._turns = turns
+        self._poll_s = poll_s
 
-    def run(self, sock: "zmq.Socket[Any]", wake: "zmq.Socket[Any]") -> None:
-        """Serve, then close both sockets; what had arrived before `wake` is still answered."""
-        poller = zmq.Poller()
-        for readable in (sock, wake, self._turns.fileno()):
-            poller.register(readable, zmq.POLLIN)
+    def run(self, listener: Listener, wake: int) -> None:
+        """Serve until the descriptor `wake` can be read, then close the listener; what had arrived is still answered.
+
+        A worker that has just answered polls for `poll_s` before it sleeps: see `DispatchClient`.
+        """
+        for descriptor in (wake, self._turns.fileno()):
+            listener.watch(descriptor)
         try:
             with self._turns.computing():
-                while wake not in (ready := dict(poller.poll())):
-                    if self._turns.fileno() in ready:
-                        self._turns.take()
-                    if sock in ready:
-                        self._answer(sock)
-                while is_readable(sock):
-                    self._answer(sock)
+                self._serve_until(listener, wake)
+                self._answer_all(listener, listener.wait(0)[0])
         finally:
-            sock.close(linger=500)
-            wake.close(linger=0)
+            listener.close()
 
-    def _answer(self, sock: "zmq.Socket[Any]") -> None:
-        identity, *frames = sock.recv_multipart(copy=False)
+    def _serve_until(self, listener: Listener, wake: int) -> None:
+        polled_until = 0.0
+        while True:
+            polls = time.monotonic() < polled_until
+            readable, watched = listener.wait(0 if polls else None)
+            if wake in watched:
+                return
+            if watched:
+                self._turns.take()
+            if self._answer_all(listener, readable):
+                polled_until = time.monotonic() + self._poll_s
+            elif polls:
+                os.sched_yield()
+
+    def _answer_all(self, listener: Listener, readable: Sequence[Connection]) -> bool:
+        """Answer one message of each connection that has a whole one; whether any had."""
+        answered = False
+        for connection in readable:
+            try:
+                frames = connection.receive()
+            except OSError:
+                listener.drop(connection)
+                continue
+            if frames is not None:
+                answered = True
+                self._answer(listener, connection, frames)
+        return answered
+
+    def _answer(self, listener: Listener, connection: Connection, frames: list[memoryview]) -> None:
         try:
-            request = _decoder.decode(frames[0].buffer)
+            request = _decoder.decode(frames[0])
         except (IndexError, msgspec.MsgspecError):
             _log.warning("dropped a message that is not a dispatch")
             return
-        reply = self.handle(request, [frame.buffer for frame in frames[1:]])
-        sock.send_multipart([identity, *reply], copy=False)
+        listener.send(connection, self.handle(request, frames[1:]))
 
     def handle(self, request: DispatchRequest, frames: Buffers) -> list[bytes | memoryview]:
         """The reply frames to a request with its frames behind the header."""

@@ -1,12 +1,14 @@
 """An expert worker: its sockets, its threads and what they share. A process or a Ray actor runs one."""
 
 import secrets
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import zmq
 
+from flexpert_workers import allocator
 from flexpert_workers.checkpoint import Checkpoint, open_checkpoint
 from flexpert_workers.expert.compute import ExpertCompute
 from flexpert_workers.expert.config import WorkerConfig
@@ -17,8 +19,7 @@ from flexpert_workers.expert.memory import WorkerMemory
 from flexpert_workers.expert.prepare import Preparer
 from flexpert_workers.routing import WorkerAddress
 from flexpert_workers.transport import bind
-
-_WAKE = "inproc://wake-{}"
+from flexpert_workers.transport.stream import Listener
 
 
 class ExpertWorker:
@@ -37,7 +38,7 @@ class ExpertWorker:
         self._context: zmq.Context[Any] = zmq.Context()
         self._address: WorkerAddress | None = None
         self._ending = threading.Event()
-        self._threads: list[tuple[threading.Thread, zmq.Socket[Any]]] = []
+        self._threads: list[tuple[threading.Thread, socket.socket]] = []
         self._preparer: Preparer | None = None
         self._memory: WorkerMemory | None = None
 
@@ -59,28 +60,36 @@ class ExpertWorker:
             CapacityError: The machine does not let this process hold as many experts.
             ConnectionError: Its page owner is not there.
         """
+        allocator.keep_freed_memory()
         config = self.config
         checkpoint = open_checkpoint(config.source, config.dtype)
         self._memory = WorkerMemory(config, checkpoint, self.incarnation, self._context)
         store, lender, turns = self._memory.store, self._memory.lender, self._memory.turns
         compute = _expert_compute(checkpoint, config.threads)
-        data, control = self._context.socket(zmq.ROUTER), self._context.socket(zmq.ROUTER)
+        listener, control = Listener(config.bind_host, config.socket_dir), self._context.socket(zmq.ROUTER)
         self._address = WorkerAddress(
             config.worker,
             self.incarnation,
-            endpoint=bind(data, config.bind_host, config.socket_dir),
+            endpoint=listener.endpoint,
             control_endpoint=bind(control, config.bind_host, config.socket_dir),
         )
         self._preparer = Preparer(store, lender)
         self._preparer.start()
         dispatches = DispatchServer(
-            config.pool, checkpoint.digest, self.incarnation, _hidden_size(checkpoint), store, compute, turns
+            config.pool,
+            checkpoint.digest,
+            self.incarnation,
+            _hidden_size(checkpoint),
+            store,
+            compute,
+            turns,
+            poll_s=config.poll_us / 1e6,
         )
         controls = ControlServer(
             config, self._address, checkpoint.digest, store, self._preparer, lender, self._ending.set
         )
-        self._serve("compute", dispatches.run, data)
-        self._serve("control", controls.run, control)
+        self._serve("compute", lambda wake: dispatches.run(listener, wake.fileno()))
+        self._serve("control", lambda wake: controls.run(control, wake))
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the worker was asked to end; whether it was."""
@@ -90,9 +99,8 @@ class ExpertWorker:
         """Answer what has arrived, stop serving and free everything; may be called twice."""
         self._ending.set()
         for thread, wake in self._threads:
-            wake.send(b"")
+            wake.close()  # the other end can be read then
             thread.join()
-            wake.close()
         self._threads.clear()
         if self._preparer is not None:
             self._preparer.stop()
@@ -107,11 +115,15 @@ class ExpertWorker:
             raise RuntimeError("the worker has not been started")
         return self._address
 
-    def _serve(self, name: str, run: "Callable[[zmq.Socket[Any], zmq.Socket[Any]], None]", sock: Any) -> None:
-        ours, theirs = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
-        ours.bind(_WAKE.format(name))
-        theirs.connect(_WAKE.format(name))
-        thread = threading.Thread(target=run, args=(sock, theirs), name=name, daemon=True)
+    def _serve(self, name: str, run: Callable[[socket.socket], None]) -> None:
+        """Start a thread that ends once its socket can be read."""
+        ours, theirs = socket.socketpair()
+
+        def run_and_close() -> None:
+            with theirs:
+                run(theirs)
+
+        thread = threading.Thread(target=run_and_close, name=name, daemon=True)
         thread.start()
         self._threads.append((thread, ours))
 

@@ -125,6 +125,7 @@ def localised(config: EngineConfig, node: NodeFacts, engine: str) -> EngineConfi
         pod=node.pod,
         bind_host=node.bind_host,
         socket_dir=node.socket_dir,
+        poll_us=node.poll_us,
         threads=node.threads_each(config.threads, 1),
     )
 

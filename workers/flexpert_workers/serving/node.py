@@ -9,13 +9,14 @@ from flexpert_proto import names
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """The pod's names, where to listen, and how many threads its processes may use together."""
+    """The pod's names, where to listen, how many threads its processes may use together, and how long they poll."""
 
     pod: str
     node: str
     bind_host: str
     socket_dir: str
     threads: int
+    poll_us: int = 0
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> "NodeFacts":
@@ -26,6 +27,7 @@ class NodeFacts:
             bind_host=environment.get(names.ENV_BIND_HOST, "127.0.0.1"),
             socket_dir=environment.get(names.ENV_SOCKET_DIR, ""),
             threads=max(1, int(environment.get(names.ENV_THREADS, "1"))),
+            poll_us=int(environment.get(names.ENV_POLL_US, "0")),
         )
 
     def threads_each(self, wanted: int, num_processes: int) -> int:

@@ -37,5 +37,6 @@ def localised(config: WorkerConfig, node: NodeFacts, workers_per_pod: int) -> Wo
         node=node.node,
         bind_host=node.bind_host,
         socket_dir=node.socket_dir,
+        poll_us=node.poll_us,
         threads=node.threads_each(config.threads, workers_per_pod),
     )

@@ -34,15 +34,20 @@ def bind(sock: "zmq.Socket[Any]", bind_host: str, socket_dir: str) -> str:
         ValueError: A socket's path under `socket_dir` would be longer than the 107 bytes that Linux allows.
     """
     if socket_dir and is_loopback(bind_host):
-        endpoint = f"ipc://{_socket_path(socket_dir)}"
+        endpoint = f"ipc://{socket_path(socket_dir)}"
         sock.bind(endpoint)
         return endpoint
     sock.bind(f"tcp://{bind_host}:*")
     port = sock.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
-    return f"tcp://{_dialled_host(bind_host)}:{port}"
+    return f"tcp://{dialled_host(bind_host)}:{port}"
 
 
-def _socket_path(socket_dir: str) -> Path:
+def socket_path(socket_dir: str) -> Path:
+    """A path for a new UNIX socket under `socket_dir`, which is made when absent.
+
+    Raises:
+        ValueError: It would be longer than the 107 bytes that Linux allows.
+    """
     path = Path(socket_dir) / secrets.token_hex(6)
     if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH_BYTES:
         limit = _LONGEST_SOCKET_PATH_BYTES
@@ -51,7 +56,7 @@ def _socket_path(socket_dir: str) -> Path:
     return path
 
 
-def _dialled_host(bind_host: str) -> str:
+def dialled_host(bind_host: str) -> str:
     """The address of this host that others dial when a socket listens on `bind_host`."""
     try:
         if not ipaddress.ip_address(bind_host).is_unspecified:

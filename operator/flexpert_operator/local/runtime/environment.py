@@ -89,6 +89,7 @@ def laptop(local: LocalPod, spec: Object, services: str, volumes: str, num_cores
         **ports,
         names.ENV_BIND_HOST: HOST,
         names.ENV_SOCKET_DIR: f"{local.folder}/s",
+        names.ENV_POLL_US: "0",  # the cores are everybody's: a process that polls keeps another from running
         names.ENV_SERVICES: services,
         names.ENV_VOLUMES_ROOT: volumes,
         names.ENV_THREADS: threads,
