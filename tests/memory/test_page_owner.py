@@ -12,12 +12,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import memory_pages
 from memory_pages import wants
 
-from flexpert_workers.errors import CapacityError, CorruptCheckpoint, PageError
+from flexpert_workers.errors import CapacityError, CorruptCheckpoint, PageError, PageNotHeld, SourceLost
 from flexpert_workers.memory.backend import page_checksum
 from flexpert_workers.memory.host import HostBackend
 from flexpert_workers.memory.loans import Origin, Want
 from flexpert_workers.memory.owner.filling import PageFiller
 from flexpert_workers.memory.owner.pages import PageOwner
+from flexpert_workers.transfer import Received
 
 PADDED = 20_480
 
@@ -27,8 +28,8 @@ def files():
     return memory_pages.Files()
 
 
-def nobody(endpoint, key, page):
-    raise ConnectionError(endpoint)
+def nobody(endpoint, key, page, *, received=None):
+    raise SourceLost(endpoint)
 
 
 @pytest.fixture
@@ -166,10 +167,10 @@ def test_what_cannot_be_filled_is_told_and_forgotten(start, files):
 def test_peers_come_before_the_file_and_damage_is_noticed(start, files):
     asked = []
 
-    def fetch(endpoint, key, page):
+    def fetch(endpoint, key, page, *, received=None):
         asked.append(endpoint)
         if endpoint == "gone":
-            raise ConnectionError(endpoint)
+            raise SourceLost(endpoint)
         page[:] = files.pages[key] if endpoint == "good" else bytes(len(page))
         return page_checksum(files.pages[key])
 
@@ -179,6 +180,28 @@ def test_peers_come_before_the_file_and_damage_is_noticed(start, files):
     assert bytes(loans[0].page.view()) == files.pages[files.keys[0]]
     (loans,) = owner.acquire("a", [Want(files.keys[1], ("gone", "damaged"))])
     assert loans[0].origin is Origin.FILE
+
+
+def test_the_next_peer_goes_on_from_what_the_last_one_gave(start, files):
+    asked = []
+
+    def fetch(endpoint, key, page, *, received=None):
+        asked.append((endpoint, received))
+        half = len(page) // 2
+        if endpoint == "dies":
+            page[:half] = files.pages[key][:half]
+            raise SourceLost(endpoint, Received(len(page), 1, ((half, len(page)),)))
+        if endpoint == "empty":
+            raise PageNotHeld(endpoint)
+        page[half:] = files.pages[key][half:]
+        return page_checksum(files.pages[key])
+
+    owner = start(fetch=fetch)
+    (loans,) = owner.acquire("a", [Want(files.keys[0], ("dies", "empty", "good"))])
+    half = files.nbytes // 2
+    given = Received(files.nbytes, 1, ((half, files.nbytes),))
+    assert (asked, loans[0].origin) == ([("dies", None), ("empty", given), ("good", given)], Origin.PEER)
+    assert bytes(loans[0].page.view()) == files.pages[files.keys[0]]
 
 
 def test_a_new_owner_adopts_what_borrowers_hand_back(start, files):

@@ -84,6 +84,12 @@ def test_nobody_there_is_an_error_in_bounded_time():
         fetcher.fetch("tcp://127.0.0.1:1", (0, 0), new_page())
 
 
+@pytest.mark.parametrize("endpoint", ["nonsense", "tcp://not a host:1", "ipc:///nowhere/at/all"])
+def test_an_endpoint_that_means_nothing_is_an_error_too(endpoint):
+    with fetching(limits=IMPATIENT) as fetcher, pytest.raises(SourceLost):
+        fetcher.fetch(endpoint, (0, 0), new_page())
+
+
 def test_another_source_goes_on_from_what_arrived():
     pages = Pages(SIZE)
     with serving(pages) as first, serving(pages) as second, fetching() as other, fetching(limits=IMPATIENT) as fetcher:

@@ -5,7 +5,7 @@ import threading
 import pytest
 from transfer_harness import IDENTITY, QUICK, Pages, fetching, page_of, serving
 
-from flexpert_workers.errors import IdentityMismatch, PageNotHeld, TransferCancelled
+from flexpert_workers.errors import CorruptPage, IdentityMismatch, PageNotHeld, TransferCancelled
 from flexpert_workers.transfer import Identity, TokenBucket, page_checksum
 
 
@@ -45,7 +45,7 @@ def test_another_pool_and_another_checkpoint_are_refused(identity):
 
 def test_a_page_of_another_size_is_refused_before_anything_is_sent():
     with serving(Pages(1000)) as server, fetching() as fetcher:
-        with pytest.raises(ValueError, match="1000 bytes, and there is room for 999"):
+        with pytest.raises(CorruptPage, match="1000 bytes there, and there is room for 999"):
             fetcher.fetch(server.endpoint, (0, 0), memoryview(bytearray(999)))
         assert server.sent_bytes == 0
 

@@ -117,7 +117,7 @@ class Fetch:
         if not isinstance(page, transfer.Page):
             raise LinkBroken(f"{self._link.endpoint} answers {type(page).__name__} to a question for a page")
         if page.total != self._into.nbytes:
-            raise ValueError(f"{self._what} has {page.total} bytes, and there is room for {self._into.nbytes}")
+            raise CorruptPage(f"{self._what} has {page.total} bytes there, and there is room for {self._into.nbytes}")
         if self._checksum not in (None, page.checksum):
             raise CorruptPage(f"{self._what} has another checksum than what has arrived of it belongs to")
         self._checksum = page.checksum

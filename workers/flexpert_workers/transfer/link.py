@@ -105,7 +105,10 @@ class Link:
         sock.reconnect_ivl = _NEVER_MS  # a link that broke is made anew by its owner, if at all
         self._connection = (sock, ConnectionMonitor(sock))
         self._gone = False
-        sock.connect(self.endpoint)
+        try:
+            sock.connect(self.endpoint)
+        except zmq.ZMQError as error:
+            raise LinkBroken(f"{self.endpoint} cannot be dialled: {error}") from error
         return self._connection
 
     def _has_gone(self, monitor: ConnectionMonitor) -> bool:

@@ -77,7 +77,7 @@ class PageFetcher:
 
         Raises:
             SourceLost, PageNotHeld, IdentityMismatch, CorruptPage, TransferCancelled: See `TransferError`.
-            ValueError: The page has another size than `into`.
+            ValueError: `received` is of another size than `into`.
         """
         link = self._link(endpoint)
 

@@ -6,15 +6,22 @@ The reader threads of `pages.PageOwner` call `PageFiller.fill`, several at once.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from flexpert_workers.errors import FlexpertError, PageError
+from flexpert_workers.errors import PageError, TransferError
 from flexpert_workers.memory.backend import ExpertKey, NewPage, Page
 from flexpert_workers.memory.loans import Origin
+from flexpert_workers.transfer import Received
 
 FillFromFile = Callable[[ExpertKey, memoryview], None]
 """(expert, page): fills the page from the checkpoint; raises CheckpointError."""
-FetchFromPeer = Callable[[str, ExpertKey, memoryview], int | None]
-"""(endpoint, expert, page) → the page's checksum, as the peer has it, if it says; raises FlexpertError or OSError."""
+
+
+class FetchFromPeer(Protocol):
+    """`PageFetcher.fetch`: copies a page from a peer and returns its checksum, or raises TransferError."""
+
+    def __call__(self, endpoint: str, key: ExpertKey, into: memoryview, *, received: Received | None = None) -> int:
+        """`received` is what an earlier peer gave of the page."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +55,38 @@ class PageFiller:
             raise
 
     def _from_any(self, page: NewPage, key: ExpertKey, peers: tuple[str, ...]) -> Filled:
-        for endpoint in peers:
+        left = list(peers)
+        while left:
             try:
-                return _fill(page, Origin.PEER, lambda target, peer=endpoint: self._from_peer(peer, key, target))  # type: ignore[misc]
-            except (FlexpertError, OSError):
-                continue
-        return _fill(page, Origin.FILE, lambda target: self._from_file(key, target))
+                return _fill(page, lambda target: self._bring(key, left, target))
+            except PageError:
+                continue  # a peer's bytes; those of the file promise nothing that they could break
+        return _fill(page, lambda target: self._bring(key, left, target))
+
+    def _bring(self, key: ExpertKey, left: list[str], target: memoryview) -> tuple[Origin, int | None]:
+        """Write the page from the first of `left` that gives it, going on from what those before gave of it.
+
+        Returns:
+            Where it came from, and the checksum that was promised, if any.
+        """
+        received: Received | None = None
+        while left:
+            try:
+                return Origin.PEER, self._from_peer(left.pop(0), key, target, received=received)
+            except TransferError as error:
+                received = error.received or received
+        self._from_file(key, target)
+        return Origin.FILE, None
 
 
-def _fill(page: NewPage, origin: Origin, copy: Callable[[memoryview], int | None]) -> Filled:
-    """Have `copy` write the page; what it returns, if anything, is the checksum that the page must have."""
-    promised: int | None = None
+def _fill(page: NewPage, copy: Callable[[memoryview], tuple[Origin, int | None]]) -> Filled:
+    """Have `copy` write the page, compare with what it promised, and seal."""
+    origin, promised = Origin.FILE, None
     started = copied = time.perf_counter()
 
     def write(target: memoryview) -> None:
-        nonlocal promised, copied
-        promised = copy(target)
+        nonlocal origin, promised, copied
+        origin, promised = copy(target)
         copied = time.perf_counter()
 
     checksum = page.fill(write)
