@@ -1,6 +1,6 @@
-"""How messages travel on the CPU: ZeroMQ sockets, their endpoints, their disconnects, and arrays as frames.
+"""How messages travel on the CPU: stream sockets for dispatches, ZeroMQ for control, and arrays as frames.
 
-The expert worker, the dispatch client and the control client use it; nothing else calls ZeroMQ for expert traffic.
+The expert worker, the dispatch client and the control client use it; no other module of theirs touches a socket.
 """
 
 from typing import TYPE_CHECKING, Any
