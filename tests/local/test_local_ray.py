@@ -84,7 +84,9 @@ def run_driver(laptop: Laptop) -> dict[str, Any]:
     head = local_of(laptop.layout, head=True)
     host = containers.Host(laptop.layout, {}, 1, loopback="[::ffff:127.0.0.1]")
     address = containers.gcs_address(host, head)
-    values = environment.ray(head, str(laptop.layout.ray_token), address, loopback=True)
+    values = environment.ray(
+        head, str(laptop.layout.ray_token), address, loopback=True, module_path=os.environ.get("PYTHONPATH", "")
+    )
     command = [sys.executable, "-c", DRIVER]
     done = subprocess.run(
         command, env={**os.environ, **values}, capture_output=True, text=True, timeout=120, check=False

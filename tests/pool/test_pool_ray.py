@@ -20,6 +20,7 @@ import psutil
 import pytest
 import zmq
 
+from flexpert_operator import local
 from flexpert_proto import names, pool_pb2, pool_pb2_grpc
 from flexpert_workers.messages import generation
 from flexpert_workers.pool.state import Cause
@@ -33,7 +34,8 @@ pytestmark = [
 ]
 
 WAIT_S = 150.0
-RAY = [sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.exit(main())", "start", "--block"]
+RAY = [sys.executable, "-m", "flexpert_operator.local.ray_start", "start", "--block"]
+MINIMAL = Path(local.__file__).parent / "ray_minimal"
 COMMON = [
     "--node-ip-address=127.0.0.1",
     "--object-store-memory=80000000",
@@ -69,6 +71,7 @@ class Cluster:
             "RAY_enable_metrics_collection": "0",
             "RAY_START_HOOK": "flexpert_operator.local.ray_start_hook.keep_to_loopback",
             "OMP_WAIT_POLICY": "PASSIVE",
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(MINIMAL), os.environ.get("PYTHONPATH")))),
             names.ENV_POOL: json.dumps({"uid": self.uid, "name": "tiny", "namespace": "default"}),
             names.ENV_SERVICES: str(services),
             names.ENV_BIND_HOST: "127.0.0.1",
@@ -97,6 +100,7 @@ class Cluster:
                     return
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.2)
+            time.sleep(1.0)  # as a kubelet pauses before it tries again
         raise AssertionError(f"node {name} does not start")
 
     def launcher(self) -> subprocess.Popen[bytes]:
