@@ -18,14 +18,7 @@ from flexpert_operator.local.layout import Layout
 from flexpert_operator.local.runtime import books, containers, environment
 from flexpert_operator.local.runtime.values import LocalPod
 
-pytestmark = [
-    pytest.mark.local,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(
-        os.environ.get("FLEXPERT_RAY_TESTS") != "1",
-        reason="starts bare Ray nodes, which take minutes on a busy machine: set FLEXPERT_RAY_TESTS=1",
-    ),
-]
+pytestmark = [pytest.mark.local, pytest.mark.timeout(600)]
 
 READY_S = 180.0
 DRIVER = """
