@@ -123,7 +123,8 @@ def test_cycles_leave_no_memory_behind(backend):
         page.close()
 
     cycle(0)
-    before = torch.cuda.mem_get_info()[0], memory_pages.num_descriptors()
+    free, descriptors = torch.cuda.mem_get_info()[0], memory_pages.num_descriptors()
     for seed in range(200):
         cycle(seed)
-    assert (torch.cuda.mem_get_info()[0], memory_pages.num_descriptors()) == before
+    assert memory_pages.num_descriptors() == descriptors
+    assert free - torch.cuda.mem_get_info()[0] < 20 * backend.footprint(NBYTES)  # others may use the device too

@@ -1,6 +1,7 @@
 """Copies through a link that cuts, damages and slows, from sources that are killed, restarted and stopped."""
 
 import os
+import random
 import signal
 import threading
 from dataclasses import replace
@@ -231,6 +232,27 @@ def test_a_page_that_cannot_be_read_is_one_fetch_that_fails():
         with pytest.raises(SourceLost, match="the device is gone"):
             fetcher.fetch(server.endpoint, (9, 9), new_page())
         fetcher.fetch(server.endpoint, (0, 0), new_page())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_a_link_does_the_bytes_are_right_or_there_is_an_error(seed):
+    dice = random.Random(seed)
+    nbytes = dice.randrange(1, 600_000)
+    pages = Pages(nbytes)
+    cuts = sorted(dice.randrange(2 * nbytes) for _ in range(dice.randrange(6)))
+    damage = [dice.randrange(2 * nbytes) for _ in range(dice.randrange(6))]
+    with (
+        serving(pages) as server,
+        Proxy(server.endpoint, cut_after=cuts, damage_at=damage, piece=dice.randrange(1000, 70_000)) as proxy,
+        fetching(limits=replace(QUICK, retries=2)) as fetcher,
+    ):
+        into = {key: memoryview(bytearray(nbytes)) for key in pages.pages}
+        for key, target in into.items():
+            try:
+                assert fetcher.fetch(proxy.endpoint, key, target) == page_checksum(pages(key))
+            except CorruptPage as error:
+                fetcher.fetch(server.endpoint, key, target, received=error.received)
+            assert target == pages(key)
 
 
 def test_many_copies_some_of_them_broken_leave_no_descriptor_behind():
