@@ -293,3 +293,18 @@ def test_lost_experts_do_not_go_to_a_standby() -> None:
     assert plan_recovery(on(a="0", b="1"), workers, 10, {}).unplaced == ((0, 0),)
     with pytest.raises(InvalidPlan, match="placed on c"):
         check_request(request(on(b="1", c="023"), *(Move((0, index), "c") for index in (0, 2, 3))), MODEL, workers, {})
+
+
+def in_domain(one: Worker, domain: str) -> Worker:
+    assert one.state is not None
+    return replace(one, state=structs.replace(one.state, domain=domain))
+
+
+def test_lost_experts_are_attached_where_their_pages_are() -> None:
+    """`b` shares the dead worker's page owner and is the busier one."""
+    lost = in_domain(worker("a", condition=Condition.LOST), "here")
+    busy, free = in_domain(worker("b", 1, 2, 3), "here"), in_domain(worker("c"), "there")
+    recovery = plan_recovery(on(a="0", b="123"), [lost, busy, free], 10, {})
+    assert recovery.target[0, 0] == {"b": 1.0}
+    full = in_domain(worker("b", 1, 2, 3, room=3), "here")
+    assert plan_recovery(on(a="0", b="123"), [lost, full, free], 10, {}).target[0, 0] == {"c": 1.0}

@@ -92,20 +92,27 @@ class Processes:
         self.launcher = launcher
         self._settings = settings
         self._rig = rig
-        self._current: PoolController | None = None
+        self._running: list[PoolController] = []
 
-    async def again(self) -> Any:
-        if self._current is not None:
-            await self._current.stop()
-        controller = PoolController(self._settings(), self.launcher, FakeEngines(), ControlLink, self._inspect)
-        self._current = controller
+    async def again(self, change: Callable[[Any], Any] = lambda settings: settings) -> Any:
+        await self._stop()
+        return await self.beside(change)
+
+    async def beside(self, change: Callable[[Any], Any] = lambda settings: settings) -> Any:
+        """One more controller, while earlier ones believe that they are the only one."""
+        settings = change(self._settings())
+        controller = PoolController(settings, self.launcher, FakeEngines(), ControlLink, self._inspect)
+        self._running.append(controller)
         await controller.start()
         return self._rig(controller, self.launcher)
 
     async def close(self) -> None:
-        if self._current is not None:
-            await self._current.stop()
+        await self._stop()
         self.launcher.kill_all()
+
+    async def _stop(self) -> None:
+        while self._running:
+            await self._running.pop().stop()
 
     async def _inspect(self, source: str, revision: str, dtype: str) -> ModelFacts:
         return await asyncio.to_thread(facts_of, source, revision, dtype)
@@ -146,6 +153,15 @@ def patient(settings: Any) -> Any:
         patience=replace(settings.patience, answer_s=60.0),
         leases=replace(settings.leases, lease_s=3600.0),
         deadlines=deadlines,
+    )
+
+
+def impatient(settings: Any) -> Any:
+    """A worker that keeps silent for a while is taken for dead, but not one that is slow on a busy machine."""
+    return replace(
+        settings,
+        patience=replace(settings.patience, answer_s=5.0, misses=3),
+        deadlines=replace(settings.deadlines, ask_s=5.0, store_s=5.0),
     )
 
 
@@ -247,3 +263,56 @@ async def test_a_worker_without_a_checkpoint_says_why(
     finally:
         await controller.stop()
         launcher.kill_all()
+
+
+@pytest.mark.timeout(900)
+async def test_a_stopped_worker_and_two_controllers(processes: Processes, new_slot: Callable[[int], Slot]) -> None:
+    """A worker that hangs spoils the operation it is part of and nothing else; a standby takes its place."""
+    processes.launcher.add_slot(new_slot(2))
+    spec = replace(processes.spec, workers=2, standby_workers=1)
+    rig = await processes.again(impatient)
+    rig.controller.configure(rig.controller.incarnation, 1, 1, spec)
+    names = await rig.ready(2, timeout_s=PATIENCE_S)
+    assert (await rig.reconfigure("initial", spread(names), Cause.INITIAL)).phase is Phase.SUCCEEDED
+    standby = await standing_by(rig)
+    dispatching = Dispatching(processes.spec.source, rig.controller.model.digest)
+    engine = engine_of(rig, dispatching)
+    dispatching.start()
+    try:
+        await rounds(rig, dispatching, 3)
+        os.kill(processes.launcher.pid(names[0]), signal.SIGSTOP)
+        operation = await rig.reconfigure("hung", spread(names[::-1]))
+        assert operation.phase is Phase.ROLLED_BACK
+        assert names[0] in operation.message
+        await rig.until(lambda: names[0] not in {one.worker for one in rig.controller.keeper.table.workers}, PATIENCE_S)
+        await rounds(rig, dispatching, 3)
+        assert set(await rig.ready(2, timeout_s=PATIENCE_S)) == {standby, names[1]}
+        assert rig.controller.operations.last.cause is Cause.FAILURE
+
+        await standing_by(rig)
+        heir = await processes.beside(impatient)
+        heir.controller.configure(heir.controller.incarnation, 2, 1, spec)
+        await heir.until(lambda: heir.controller.keeper.epoch.term == 2, PATIENCE_S)
+        await heir.controller.operations.settled()
+        late = await rig.reconfigure("late", spread([names[1], standby]))
+        assert late.phase is Phase.ROLLED_BACK
+        assert late.message
+        assert rig.controller.keeper.term == 0
+        engine.cancel()
+        engine = engine_of(heir, dispatching)
+        await rounds(heir, dispatching, 3)
+        assert heir.controller.keeper.epoch.term == 2
+    finally:
+        dispatching.stop()
+        engine.cancel()
+    assert dispatching.wrong == []
+
+
+async def standing_by(rig: Any) -> str:
+    """The one worker that stands by, as soon as there is one."""
+
+    def found() -> list[str]:
+        return [one.id for one in rig.controller.fleet.all() if one.condition is Condition.STANDBY]
+
+    await rig.until(lambda: len(found()) == 1, PATIENCE_S)
+    return found()[0]

@@ -40,7 +40,7 @@ from flexpert_workers.pool.state import (
     Request,
 )
 from flexpert_workers.pool.tables import placement_of, replicas_gone, without_replicas
-from flexpert_workers.routing import Epoch, RoutingTable
+from flexpert_workers.routing import RoutingTable
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class PoolController:
         self.engines = EngineRegistry(settings.leases, self.changes.bump, clock)
         self.fleet = WorkerFleet(settings.pool, links, settings.patience, self._workers_changed, clock)
         ground = Ground(settings.pool, self.fleet, self.engines, self.keeper, lambda: self.model)
-        self.operations = Operations(ground, settings.deadlines, self.changes.bump)
+        self.operations = Operations(ground, settings.deadlines, self.changes.bump, clock)
         self.spec: PoolSpec | None = None
         self.generation = 0
         self.model: ModelFacts | None = None
@@ -101,7 +101,7 @@ class PoolController:
         self._inspecting: tuple[str, str, str] | None = None
         self._problems: dict[str, str] = {}
         self._missing_since: float | None = None
-        self._attempt: tuple[Epoch, frozenset[str], float] | None = None
+        self._attempts: dict[str, tuple[frozenset[str], float]] = {}
 
     # ---- life
 
@@ -242,7 +242,7 @@ class PoolController:
         elif needs_recovery(placement_of(table), self.fleet.all()):
             self._recover(table, model)
             return
-        elif self.keeper.foreign_term:
+        elif self.keeper.foreign_term and self._may_try("fence"):
             placement = placement_of(table)
             fence = Request(table.operation, Cause.UNSPECIFIED, table.epoch, (), placement, recorded=False)
             self.operations.begin(fence)
@@ -261,17 +261,23 @@ class PoolController:
                 running.preempt(f"worker {worker} died")
 
     def _recover(self, table: RoutingTable, model: ModelFacts) -> None:
-        live, now = self.fleet.live(), self._clock()
-        if self._attempt is not None and self._attempt[:2] == (table.epoch, live) and now < self._attempt[2] + _RETRY_S:
-            return
         recovery = plan_recovery(placement_of(table), self.fleet.all(), model.expert_bytes, self._expert_loads(model))
         if recovery.unplaced:
             text = "{} experts have no replica and no worker has room for them; add workers or raise memoryPerWorker"
             self._note_problem("recovery", text.format(len(recovery.unplaced)))
             return
-        self._attempt = (table.epoch, live, now)
+        if not self._may_try("recovery"):
+            return
         name = f"recovery-{secrets.token_hex(4)}"
         self.operations.begin(Request(name, Cause.FAILURE, table.epoch, recovery.moves, recovery.target))
+
+    def _may_try(self, what: str) -> bool:
+        """Whether to begin something now that may fail again: at once with other workers, else after a pause."""
+        live, now = self.fleet.live(), self._clock()
+        if what in self._attempts and self._attempts[what][0] == live and now < self._attempts[what][1] + _RETRY_S:
+            return False
+        self._attempts[what] = (live, now)
+        return True
 
     def _expert_loads(self, model: ModelFacts) -> dict[Expert, float]:
         counts = self.fleet.loads.total(model.layers * model.experts)

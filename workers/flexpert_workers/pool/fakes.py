@@ -22,16 +22,28 @@ class FakeWorker:
         asked: Every request, in order.
         up: Whether it answers.
         peak: Most experts that it held at once.
+        pages: Bytes of each expert that it ever brought in, from a peer that holds it, else as `page_of` has them.
+        fetched: Pages that came from peers.
         domain: As it describes itself.
     """
 
-    def __init__(self, worker: str, pool: str, model: ModelFacts, memory_experts: int = 10_000) -> None:
+    def __init__(
+        self,
+        worker: str,
+        pool: str,
+        model: ModelFacts,
+        memory_experts: int = 10_000,
+        peer: "Callable[[str], FakeWorker | None]" = lambda _: None,
+    ) -> None:
         self.worker = worker
         self.pool = pool
         self.model = model
         self.memory_bytes = memory_experts * model.expert_bytes
         self.experts: set[Expert] = set()
         self.peak = 0
+        self.pages: dict[Expert, bytes] = {}
+        self.fetched = 0
+        self._peer = peer
         self.domain = ""
         self.table = b""
         self.tokens = [0] * (model.layers * model.experts)
@@ -42,6 +54,7 @@ class FakeWorker:
         self.asked: list[control.ControlRequest] = []
         self.on_break: Callable[[], None] | None = None
         self._wanted: dict[str, set[Expert]] = {}
+        self._sources: dict[Expert, tuple[str, ...]] = {}
         self._brought: set[str] = set()
 
     @property
@@ -78,6 +91,7 @@ class FakeWorker:
             case control.AskLoads():
                 return control.Loads(tuple(self.tokens))
             case control.Prepare(operation, experts):
+                self._sources |= {(layer, index): endpoints for layer, index, endpoints in experts}
                 return self._prepare(operation, {(layer, index) for layer, index, _ in experts} - self.experts)
             case control.AskPrepare(operation):
                 return self._prepared(operation)
@@ -125,10 +139,18 @@ class FakeWorker:
         done = self.gate.is_set()
         if done and operation not in self._brought:
             self._brought.add(operation)
+            for expert in wanted:
+                self._bring(expert)
             self.experts |= wanted
             self.peak = max(self.peak, len(self.experts))
         count = len(wanted) if done else 0
         return control.PrepareStatus(operation, done, count * self.model.expert_bytes, count, count, "")
+
+    def _bring(self, expert: Expert) -> None:
+        peers = [self._peer(endpoint) for endpoint in self._sources[expert]]
+        holders = [peer for peer in peers if peer is not None and peer.up and expert in peer.experts]
+        self.fetched += bool(holders)
+        self.pages[expert] = holders[0].pages[expert] if holders else page_of(expert)
 
     def _store(self, table: bytes) -> control.ControlReply:
         new, old = RoutingTable.decode(table), RoutingTable.decode(self.table) if self.table else None
@@ -144,6 +166,11 @@ class FakeWorker:
 
     def _named(self) -> frozenset[Expert]:
         return RoutingTable.decode(self.table).experts_of(self.worker) if self.table else frozenset()
+
+
+def page_of(expert: Expert) -> bytes:
+    """What the checkpoint of the fakes holds for an expert."""
+    return b"%d.%d" % expert
 
 
 class FakeWorkers:
@@ -192,9 +219,12 @@ class FakeWorkers:
 
     async def start(self, worker: str, slot: Slot, spec: PoolSpec) -> None:
         """Start a worker."""
-        self.workers[worker] = FakeWorker(worker, spec.uid, self.model, self._memory_experts)
+        self.workers[worker] = FakeWorker(worker, spec.uid, self.model, self._memory_experts, self._peer)
         self.workers[worker].up = not self.broken
         self._where[worker] = slot.id
+
+    def _peer(self, endpoint: str) -> FakeWorker | None:
+        return self.workers.get(endpoint.removeprefix("fake://"))
 
     async def stop(self, worker: str) -> None:
         """End a worker."""

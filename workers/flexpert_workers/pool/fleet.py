@@ -222,6 +222,8 @@ class WorkerFleet:
         """Give up every connection; the workers run on."""
         for worker in list(self.workers):
             self._disconnect(worker)
+        for probe in self._probes.values():
+            probe.cancel()
 
     # ---- watching
 

@@ -1,6 +1,7 @@
 """A connection from the controller to one worker: asks on threads of its own, hears at once when the worker dies."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -34,13 +35,14 @@ class ControlLink:
         self._read_events()
 
     async def ask(self, request: ControlRequest, timeout_s: float) -> ControlReply:
-        """Ask and wait for the reply.
+        """Ask and wait for the reply; the time for it begins now, also behind requests that a hung worker still owes.
 
         Raises:
             WorkerUnreachable: None came in time, or nobody is there.
         """
+        deadline = time.monotonic() + timeout_s
         try:
-            return await self._loop.run_in_executor(self._thread, self._client.request, request, timeout_s)
+            return await self._loop.run_in_executor(self._thread, self._request, request, deadline)
         except (TimeoutError, ConnectionError) as silent:
             raise WorkerUnreachable(str(silent)) from silent
 
@@ -51,6 +53,12 @@ class ControlLink:
         self._socket.close()
         self._thread.submit(self._client.close)
         self._thread.shutdown(wait=False)
+
+    def _request(self, request: ControlRequest, deadline: float) -> ControlReply:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("it still owes replies to earlier requests")
+        return self._client.request(request, left)
 
     def _read_events(self) -> None:
         """The descriptor tells of news only once, so all of it is read (ZeroMQ's `FD` is edge-triggered)."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 from flexpert_workers.errors import StaleEpoch
@@ -99,6 +100,11 @@ class Ground:
             return None
         return self._build(table.operation, placement)
 
+    def gone(self, table: RoutingTable) -> tuple[str, ...]:
+        """Workers that a table names and that are dead by now."""
+        live = self._workers.live()
+        return tuple(address.worker for address in table.workers if address.worker not in live)
+
     async def announce(self, table: RoutingTable) -> str:
         """Put a table in force: the first engine to see it is the commit."""
         self._keeper.adopt(table)
@@ -121,7 +127,14 @@ class Ground:
 class Operations:
     """One reconfiguration at a time, each known by its id."""
 
-    def __init__(self, ground: Ground, deadlines: Deadlines, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        ground: Ground,
+        deadlines: Deadlines,
+        on_change: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._ground = ground
         self._deadlines = deadlines
         self._on_change = on_change
@@ -147,6 +160,7 @@ class Operations:
             self._deadlines,
             lambda operation: self._note(operation, request.recorded),
             predicted,
+            self._clock,
         )
         self._note(self.running.operation, request.recorded)
         self._task = asyncio.create_task(self._run(self.running))

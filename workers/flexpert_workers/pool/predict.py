@@ -62,15 +62,11 @@ def check_request(request: Request, model: ModelFacts, workers: Sequence[Worker]
 
 def _at_hand(expert: Expert, target: str, live: Mapping[str, Worker], holding: Mapping[str, frozenset[Expert]]) -> bool:
     """Whether the target holds an expert, or a worker of the same page owner does."""
-    domain = _domain(live[target])
+    domain = live[target].domain
     return any(
-        expert in experts and (name == target or (domain and _domain(live[name]) == domain))
+        expert in experts and (name == target or (domain and live[name].domain == domain))
         for name, experts in holding.items()
     )
-
-
-def _domain(worker: Worker) -> str:
-    return worker.state.domain if worker.state is not None else ""
 
 
 def _resident(worker: Worker) -> int:

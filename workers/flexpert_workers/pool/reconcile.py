@@ -87,16 +87,12 @@ def decide_roles(
     able = [worker for worker in workers if worker.condition in (Condition.READY, Condition.STANDBY)]
     spare = sorted(
         (worker for worker in able if worker.id not in named),
-        key=lambda one: (one.condition is Condition.STANDBY, _domain(one) not in domains, one.ready_at or 0.0, one.id),
+        key=lambda one: (one.condition is Condition.STANDBY, one.domain not in domains, one.ready_at or 0.0, one.id),
     )
     vacant = len(spare) if wanted is None else max(0, wanted - (len(able) - len(spare)))
     serving = {worker.id for worker in able if worker.id in named} | {worker.id for worker in spare[:vacant]}
     roles = {worker.id: Condition.READY if worker.id in serving else Condition.STANDBY for worker in able}
     return {worker.id: roles[worker.id] for worker in able if roles[worker.id] is not worker.condition}
-
-
-def _domain(worker: Worker) -> str:
-    return worker.state.domain if worker.state is not None else ""
 
 
 def _to_start(

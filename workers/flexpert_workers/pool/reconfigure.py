@@ -59,6 +59,9 @@ class Fleet(Protocol):
     def restored_table(self) -> RoutingTable | None:
         """The table in force under the next epoch; None when there is none or it lacks replicas."""
 
+    def gone(self, table: RoutingTable) -> tuple[str, ...]:
+        """Workers that a table names and that are dead by now."""
+
     async def announce(self, table: RoutingTable) -> str:
         """Put a table in force: give it to the engines; returns a remark about those that kept silent."""
 
@@ -215,6 +218,8 @@ class Transaction:
             if problem is not None:
                 raise _Abort(Phase.ROLLED_BACK, f"{worker} did not store the table: {problem}")
         self._check_interrupted()
+        if gone := self._fleet.gone(table):
+            raise _Abort(Phase.ROLLED_BACK, f"{', '.join(gone)} died before the commit")
         return table
 
     async def _store_on(self, worker: str, table: RoutingTable) -> str | None:
@@ -280,7 +285,8 @@ class Transaction:
         restored = self._fleet.restored_table() if self._stored else None
         if restored is not None:
             await asyncio.gather(*(self._store_on(worker, restored) for worker in sorted(self._fleet.live())))
-            await self._fleet.announce(restored)
+            if not self._fleet.gone(restored):  # else the recovery that follows publishes
+                await self._fleet.announce(restored)
         targets = frozenset(move.target for move in self.request.moves)
         deadline = self._monotonic() + self._deadlines.rollback_s
         silent = await self._until(deadline, targets, self._roll_back_on)

@@ -115,6 +115,11 @@ class Worker:
         return frozenset(self.state.experts) if self.state is not None and self.live else frozenset()
 
     @property
+    def domain(self) -> str:
+        """Its page owner's id, as it last said; empty when it has none."""
+        return self.state.domain if self.state is not None else ""
+
+    @property
     def free_bytes(self) -> int:
         """Room in its memory budget."""
         return max(0, self.state.memory_bytes - self.state.resident_bytes) if self.state is not None else 0

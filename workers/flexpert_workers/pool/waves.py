@@ -85,6 +85,7 @@ class Waves:
         deadlines: Deadlines,
         on_change: Callable[[Operation], None],
         predicted: Prediction | None,
+        clock: Callable[[], float],
     ) -> None:
         self.request = request
         self.busiest_bytes = 0
@@ -92,7 +93,8 @@ class Waves:
         self._fleet = fleet
         self._deadlines = deadlines
         self._on_change = on_change
-        self._current = Transaction(waves[0], fleet, deadlines, self._note)
+        self._clock = clock
+        self._current = self._transaction(waves[0])
         self._before = replace(self._current.operation, id=request.operation, predicted=predicted)
         self.operation = self._before
 
@@ -100,8 +102,7 @@ class Waves:
         """Carry it out; returns how it ended."""
         for number, wave in enumerate(self._waves, start=1):
             if number > 1:
-                base = self._fleet.epoch()
-                self._current = Transaction(replace(wave, base_epoch=base), self._fleet, self._deadlines, self._note)
+                self._current = self._transaction(replace(wave, base_epoch=self._fleet.epoch()))
             await self._current.run()
             self.busiest_bytes += self._current.busiest_bytes
             stopped = self._current.interruption
@@ -130,6 +131,9 @@ class Waves:
     def workers(self) -> frozenset[str]:
         """Workers that hold something in the end, or are given something on the way."""
         return self.request.workers() | self._current.request.workers()
+
+    def _transaction(self, wave: Request) -> Transaction:
+        return Transaction(wave, self._fleet, self._deadlines, self._note, monotonic=self._clock)
 
     # ---- progress
 
