@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+TEST_PROCESSES ?= 2
 
 .PHONY: setup test demo check generate format bench bench-engine clean
 
@@ -15,7 +16,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@touch $@
 
 test: $(STAMP)
-	$(THREADS) $(BIN)/python -m pytest
+	$(THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo/main.py
