@@ -33,6 +33,7 @@ VOLUMES_ROOT = "/volumes"
 
 POOL_CONTROLLER_ACTOR = "pool-controller"
 WORKER_ACTOR_PREFIX = "worker-"
+OWNER_ACTOR_PREFIX = "owner-"
 
 
 def ray_namespace(pool_uid: str) -> str:

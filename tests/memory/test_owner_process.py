@@ -16,6 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import memory_pages
+from memory_checkpoint import TinyCheckpoint
 from memory_pages import until, wants
 
 from flexpert_workers.errors import CapacityError, CheckpointError
@@ -30,7 +31,7 @@ PADDED = 20_480
 
 @pytest.fixture
 def files(tmp_path):
-    return memory_pages.TinyCheckpoint(tmp_path)
+    return TinyCheckpoint(tmp_path)
 
 
 @pytest.fixture
@@ -190,7 +191,7 @@ def test_who_stops_early_keeps_what_it_took(owner, files, connect):
 
 
 def test_more_pages_than_one_message_can_carry(tmp_path, socket_folder):
-    files = memory_pages.TinyCheckpoint(tmp_path, num_experts=200)
+    files = TinyCheckpoint(tmp_path, num_experts=200)
     path = f"{socket_folder}/s"
     config = OwnerConfig("d", "pool", files.source, "Auto", 400 * PADDED, path, "127.0.0.1", "", 1, 0)
     with memory_pages.owner_process(config) as (process, _):

@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
@@ -17,6 +17,7 @@ import msgspec
 
 from flexpert_workers import threads
 from flexpert_workers.expert import WorkerConfig
+from flexpert_workers.pool.owners import owner_config, owner_domain
 from flexpert_workers.pool.state import LaunchedWorker, PoolSpec, Slot
 
 _GRACE_S = 2.0
@@ -78,10 +79,52 @@ class ReportingProcess:
                 self._said = said if isinstance(said, dict) else self._said
 
 
+class SubprocessOwners:
+    """Page owners as processes, one for each pod and checkpoint; one that died is replaced by `replace_dead`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._processes: dict[str, tuple[str, bytes, ReportingProcess]] = {}
+
+    def start(self, pod: str, spec: PoolSpec) -> str:
+        """Have an owner run in a pod; the path of its socket."""
+        domain = owner_domain(pod, spec)
+        config = owner_config(domain, spec, self._host.bind_host, self._host.socket_dir)
+        if domain not in self._processes:
+            encoded = msgspec.json.encode(config)
+            self._processes[domain] = (pod, encoded, self._run(encoded))
+        return config.socket
+
+    def replace_dead(self) -> None:
+        """Start owners anew whose processes have ended."""
+        for domain, (pod, config, process) in self._processes.items():
+            if not process.running:
+                self._processes[domain] = (pod, config, self._run(config))
+
+    def pid(self, pod: str) -> int:
+        """Process id of a pod's owner."""
+        return next(process.pid for place, _, process in self._processes.values() if place == pod)
+
+    def kill(self, pods: Callable[[str], bool] = lambda _: True) -> None:
+        """End the owners of some pods, now."""
+        for domain, (pod, _, process) in list(self._processes.items()):
+            if pods(pod):
+                process.kill()
+                del self._processes[domain]
+
+    def _run(self, config: bytes) -> ReportingProcess:
+        return ReportingProcess("flexpert_workers.memory.owner", config, 1, self._host)
+
+
 class SubprocessWorkers:
-    """A `WorkerLauncher` of processes in slots that the caller adds and removes, as pods come and go."""
+    """A `WorkerLauncher` of processes in slots that the caller adds and removes, as pods come and go.
+
+    Attributes:
+        owners: The page owners of their pods, where the host has a folder for sockets; else each worker has its own.
+    """
 
     def __init__(self, slots: Sequence[Slot], host: Host) -> None:
+        self.owners = SubprocessOwners(host)
         self._slots = {slot.id: slot for slot in slots}
         self._host = host
         self._processes: dict[str, tuple[Slot, ReportingProcess]] = {}
@@ -95,6 +138,8 @@ class SubprocessWorkers:
         del self._slots[slot]
         for worker in [name for name, (where, _) in self._processes.items() if where.id == slot]:
             await self.stop(worker)
+        left = {known.pod for known in self._slots.values()}
+        self.owners.kill(lambda pod: pod not in left)
 
     def pid(self, worker: str) -> int:
         """Process id of a worker."""
@@ -106,6 +151,7 @@ class SubprocessWorkers:
 
     async def list(self) -> tuple[LaunchedWorker, ...]:
         """Every worker whose process runs."""
+        self.owners.replace_dead()
         return tuple(
             LaunchedWorker(worker, slot.id, process.said("control_endpoint"))
             for worker, (slot, process) in self._processes.items()
@@ -126,6 +172,7 @@ class SubprocessWorkers:
             pod=slot.pod,
             node=slot.node,
             socket_dir=self._host.socket_dir,
+            owner_socket=self.owners.start(slot.pod, spec) if self._host.socket_dir else "",
         )
         process = ReportingProcess("flexpert_workers.expert", msgspec.json.encode(config), num_threads, self._host)
         self._processes[worker] = (slot, process)
@@ -145,6 +192,7 @@ class SubprocessWorkers:
         """End everything, now."""
         for _, process in self._processes.values():
             process.kill()
+        self.owners.kill()
 
 
 class SubprocessEngines:

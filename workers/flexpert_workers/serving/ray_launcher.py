@@ -18,7 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from flexpert_proto import names
 from flexpert_workers.expert import WorkerConfig
 from flexpert_workers.pool.launchers import LauncherUnavailable
+from flexpert_workers.pool.owners import owner_config, owner_domain
 from flexpert_workers.pool.state import LaunchedWorker, PoolSpec, Slot
+from flexpert_workers.serving.owner_actor import PodOwner
 from flexpert_workers.serving.worker_actor import PodWorker
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ class RayWorkers:
             node="",
             socket_dir="",
         )
+        domain = _ensure_owner(slot, spec)
         actor = ray.remote(PodWorker).options(
             name=_actor_name(worker, slot.id),
             lifetime="detached",
@@ -91,7 +94,7 @@ class RayWorkers:
             resources={names.WORKER_RESOURCE: 1},
             scheduling_strategy=NodeAffinitySchedulingStrategy(slot.ray_node_id, soft=False),
         )
-        handle = actor.remote(msgspec.json.encode(config).decode(), spec.workers_per_pod)
+        handle = actor.remote(msgspec.json.encode(config).decode(), spec.workers_per_pod, domain)
         self._ready[worker] = handle.ready.remote()
 
     def _stop(self, worker: str) -> None:
@@ -132,6 +135,29 @@ def _slots() -> tuple[Slot, ...]:
         if node["Alive"]
         for device in range(int(node["Resources"].get(names.WORKER_RESOURCE, 0)))
     )
+
+
+def _ensure_owner(slot: Slot, spec: PoolSpec) -> str:
+    """Have a page owner run on the node of a slot; its domain. One that has another checkpoint's pages ends.
+
+    The workers of that one serve on: what they have mapped needs no owner.
+    """
+    domain = owner_domain(slot.ray_node_id, spec)
+    wanted = f"{names.OWNER_ACTOR_PREFIX}{domain}@{slot.ray_node_id}"
+    for name in ray.util.list_named_actors():
+        if name.startswith(names.OWNER_ACTOR_PREFIX) and name.endswith(f"@{slot.ray_node_id}") and name != wanted:
+            with contextlib.suppress(ValueError):  # it died in between
+                ray.kill(ray.get_actor(name), no_restart=True)
+    owner = ray.remote(PodOwner).options(
+        name=wanted,
+        get_if_exists=True,
+        lifetime="detached",
+        max_restarts=-1,
+        num_cpus=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(slot.ray_node_id, soft=False),
+    )
+    owner.remote(msgspec.json.encode(owner_config(domain, spec)).decode())
+    return domain
 
 
 def _actor_name(worker: str, slot: str) -> str:

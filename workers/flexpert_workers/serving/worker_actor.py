@@ -6,6 +6,7 @@ import msgspec
 
 from flexpert_workers import threads
 from flexpert_workers.expert import WorkerConfig
+from flexpert_workers.pool.owners import owner_socket
 from flexpert_workers.serving.node import NodeFacts
 
 
@@ -15,10 +16,11 @@ class PodWorker:
     Args:
         config: `WorkerConfig` as JSON; what only the pod knows is left empty in it.
         workers_per_pod: Workers that share the pod's cores.
+        domain: Of the pod's page owner.
     """
 
-    def __init__(self, config: str, workers_per_pod: int) -> None:
-        wanted = localised(msgspec.json.decode(config, type=WorkerConfig), NodeFacts.of(), workers_per_pod)
+    def __init__(self, config: str, workers_per_pod: int, domain: str) -> None:
+        wanted = localised(msgspec.json.decode(config, type=WorkerConfig), NodeFacts.of(), workers_per_pod, domain)
         os.environ.update(threads.environment(wanted.threads))  # before torch reads it
         from flexpert_workers.expert.worker_actor import WorkerActor
 
@@ -29,7 +31,7 @@ class PodWorker:
         return self._worker.ready()
 
 
-def localised(config: WorkerConfig, node: NodeFacts, workers_per_pod: int) -> WorkerConfig:
+def localised(config: WorkerConfig, node: NodeFacts, workers_per_pod: int, domain: str) -> WorkerConfig:
     """The configuration with what the pod knows."""
     return msgspec.structs.replace(
         config,
@@ -39,4 +41,5 @@ def localised(config: WorkerConfig, node: NodeFacts, workers_per_pod: int) -> Wo
         socket_dir=node.socket_dir,
         poll_us=node.poll_us,
         threads=node.threads_each(config.threads, workers_per_pod),
+        owner_socket=owner_socket(node.socket_dir, domain),
     )
