@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 TEST_PROCESSES ?= 2
 
-.PHONY: setup test demo check generate format bench bench-engine clean
+.PHONY: setup test demo check generate format bench bench-engine bench-memory clean
 
 setup: $(STAMP)
 
@@ -37,10 +37,13 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-engine
+bench: bench-engine bench-memory
 
 bench-engine: $(STAMP)
 	$(BIN)/python benchmarks/bench_engine.py
+
+bench-memory: $(STAMP)
+	$(THREADS) $(BIN)/python benchmarks/bench_memory.py
 
 clean:
 	rm -rf build .flexpert .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -266,3 +266,19 @@ def test_two_hundred_cycles_through_an_owner_leave_nothing_behind(start, files):
     owner.drop_idle()
     assert (memory_pages.num_descriptors(), memory_pages.num_page_mappings()) == before
     assert owner.status().used_bytes == 0
+
+
+def test_a_page_that_is_just_being_made_ahead_does_not_make_others_unfit(files):
+    class SlowBackend(HostBackend):
+        def create(self, nbytes):
+            making.set()
+            go_on.wait(30)
+            return super().create(nbytes)
+
+    making, go_on = threading.Event(), threading.Event()
+    owner = PageOwner(SlowBackend(), files.nbytes, 4 * PADDED, PageFiller(files.fill, nobody), readers=2, ahead=4)
+    making.wait(30)
+    threading.Timer(0.05, go_on.set).start()
+    assert len(acquire(owner, "a", *files.keys[:4])) == 4
+    assert owner.status().used_bytes == 4 * PADDED
+    owner.close()

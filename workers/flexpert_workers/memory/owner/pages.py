@@ -78,6 +78,8 @@ class PageOwner:
         self._strays: set[tuple[str, ExpertKey]] = set()
         self._stock: list[NewPage] = []
         self._making = 0
+        self._num_waiting = 0
+        self._made = threading.Condition(self._lock)
         self._closed = False
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="page-reader")
         self._readers.submit(self._restock)
@@ -207,6 +209,7 @@ class PageOwner:
         with self._lock:
             if self._closed:
                 raise ConnectionError("this page owner has ended")
+            self._wait_for_makers(len(wanted))
             missing = [want for key, want in wanted.items() if key not in self._entries]
             self._make_room(len(missing), keep=wanted.keys())
             known = [self._entries[key] for key in wanted if key in self._entries]
@@ -221,6 +224,12 @@ class PageOwner:
         self._entries[want.key] = entry
         entry.ready.add_done_callback(lambda _: self._settle(entry))
         return entry
+
+    def _wait_for_makers(self, num_pages: int) -> None:
+        """A page that is being made ahead of need counts already, but can be used or dropped only once it is made."""
+        self._num_waiting += 1
+        self._made.wait_for(lambda: not self._making or self._free_pages() >= num_pages)
+        self._num_waiting -= 1
 
     def _make_room(self, num_pages: int, keep: Iterable[ExpertKey]) -> None:
         """Drop empty pages and then idle ones, as few as possible, so that `num_pages` more fit; all or nothing."""
@@ -289,6 +298,7 @@ class PageOwner:
                 page = None
             with self._lock:
                 self._making -= 1
+                self._made.notify_all()
                 if page is None:
                     return
                 self._stock.append(page)
@@ -296,7 +306,7 @@ class PageOwner:
     def _may_make_one(self) -> bool:
         with self._lock:
             enough = len(self._stock) + self._making >= self._ahead
-            if self._closed or enough or self._free_pages() < 1:
+            if self._closed or self._num_waiting or enough or self._free_pages() < 1:
                 return False
             self._making += 1
             return True
