@@ -53,16 +53,18 @@ def fill_pages(checkpoint: Checkpoint, readers: int, made_ahead: bool) -> dict[s
 
 
 def read_plainly(checkpoint: Checkpoint, threads: int) -> dict[str, Any]:
-    """The same file, a page's length at a time, into buffers that are there already."""
+    """As many bytes of the same file, a page's length at a time, into memory that is there already."""
     (path,) = checkpoint.path.glob("*.safetensors")
     page_bytes = checkpoint.layout.page_bytes
     num_pages = len(all_keys(checkpoint))
     descriptor = os.open(path, os.O_RDONLY)
-    buffers = [bytearray(page_bytes) for _ in range(threads)]
+    buffer = bytearray(num_pages * page_bytes)
+    target = memoryview(buffer)
 
     def read(thread: int) -> None:
         for page in range(thread, num_pages, threads):
-            os.preadv(descriptor, [buffers[thread]], page * page_bytes)
+            start = page * page_bytes
+            os.preadv(descriptor, [target[start : start + page_bytes]], start)
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda _: None, range(threads)))

@@ -282,3 +282,19 @@ def test_a_page_that_is_just_being_made_ahead_does_not_make_others_unfit(files):
     assert len(acquire(owner, "a", *files.keys[:4])) == 4
     assert owner.status().used_bytes == 4 * PADDED
     owner.close()
+
+
+def test_pages_made_ahead_are_the_ones_that_are_filled(files):
+    class CountingBackend(HostBackend):
+        made = 0
+
+        def create(self, nbytes):
+            self.made += 1
+            return super().create(nbytes)
+
+    backend = CountingBackend()
+    owner = PageOwner(backend, files.nbytes, 4 * PADDED, PageFiller(files.fill, nobody), readers=2, ahead=4)
+    memory_pages.until(lambda: owner.status().used_bytes == 4 * PADDED)
+    acquire(owner, "a", *files.keys[:4])
+    assert (backend.made, owner.status().used_bytes) == (4, 4 * PADDED)
+    owner.close()

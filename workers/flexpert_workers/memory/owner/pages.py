@@ -68,7 +68,7 @@ class PageOwner:
     ) -> None:
         self.page_bytes = page_bytes
         self._backend = backend
-        self._padded_bytes = backend.footprint(page_bytes)
+        self._footprint = backend.footprint(page_bytes)
         self._budget_bytes = budget_bytes
         self._filler = filler
         self._ahead = ahead
@@ -77,7 +77,8 @@ class PageOwner:
         self._idle: dict[ExpertKey, None] = {}  # the one idle for longest first
         self._strays: set[tuple[str, ExpertKey]] = set()
         self._stock: list[NewPage] = []
-        self._making = 0
+        self._promised = 0  # entries whose filling has not begun
+        self._making = 0  # pages being made ahead of need
         self._num_waiting = 0
         self._made = threading.Condition(self._lock)
         self._closed = False
@@ -220,6 +221,7 @@ class PageOwner:
             return [*((entry, False) for entry in known), *((entry, True) for entry in new)]
 
     def _begin_one(self, borrower: str, want: Want) -> _Entry:
+        self._promised += 1
         entry = _Entry(want.key, self._readers.submit(self._bring, want), {borrower})
         self._entries[want.key] = entry
         entry.ready.add_done_callback(lambda _: self._settle(entry))
@@ -228,29 +230,37 @@ class PageOwner:
     def _wait_for_makers(self, num_pages: int) -> None:
         """A page that is being made ahead of need counts already, but can be used or dropped only once it is made."""
         self._num_waiting += 1
-        self._made.wait_for(lambda: not self._making or self._free_pages() >= num_pages)
+        self._made.wait_for(lambda: not self._making or not self._lacking(num_pages))
         self._num_waiting -= 1
 
     def _make_room(self, num_pages: int, keep: Iterable[ExpertKey]) -> None:
         """Drop empty pages and then idle ones, as few as possible, so that `num_pages` more fit; all or nothing."""
         idle = [key for key in self._idle if key not in set(keep)]
-        droppable = len(self._stock) + len(idle)
-        if self._free_pages() + droppable < num_pages:
+        useless = min(len(self._stock), max(0, len(self._stock) + self._making - self._promised - num_pages))
+        if self._lacking(num_pages) > useless + len(idle):
             raise CapacityError(
-                f"{num_pages} experts of {self._padded_bytes} bytes do not fit: the page owner uses "
-                f"{self._used_bytes()} of its {self._budget_bytes} bytes and can free {droppable * self._padded_bytes}"
+                f"{num_pages} experts of {self._footprint} bytes do not fit: the page owner uses {self._used_bytes()} "
+                f"of its {self._budget_bytes} bytes and can free {(useless + len(idle)) * self._footprint}"
             )
-        while self._stock and self._free_pages() < num_pages:
+        for _ in range(min(useless, self._lacking(num_pages))):
             self._stock.pop().close()
-        for key in idle[: max(0, num_pages - self._free_pages())]:
+        for key in idle[: self._lacking(num_pages)]:
             self._drop(key)
 
-    def _free_pages(self) -> int:
-        return (self._budget_bytes - self._used_bytes()) // self._padded_bytes
+    def _lacking(self, more: int) -> int:
+        """Pages that must go before `more` can be promised."""
+        return max(0, self._num_pages(more) - self._budget_bytes // self._footprint)
+
+    def _num_pages(self, more: int = 0, more_ahead: int = 0) -> int:
+        """Pages that are there or promised, with so many more promised, or made ahead of need.
+
+        What is promised is filled into pages that were made ahead of need, as far as there are any.
+        """
+        ahead = len(self._stock) + self._making + more_ahead
+        return len(self._entries) - self._promised + len(self._strays) + max(self._promised + more, ahead)
 
     def _used_bytes(self) -> int:
-        num_pages = len(self._entries) + len(self._strays) + len(self._stock) + self._making
-        return num_pages * self._padded_bytes
+        return self._num_pages() * self._footprint
 
     def _drop(self, key: ExpertKey) -> None:
         del self._idle[key]
@@ -274,7 +284,10 @@ class PageOwner:
         return self._filler.fill(self._empty_page(), want.key, want.peers)
 
     def _empty_page(self) -> NewPage:
+        """A page for what was promised: one made ahead of need, or else a new one."""
         with self._lock:
+            self._made.wait_for(lambda: self._stock or self._making < self._promised)
+            self._promised -= 1
             if self._stock:
                 return self._stock.pop()
         return self._backend.create(self.page_bytes)
@@ -284,6 +297,7 @@ class PageOwner:
         with self._lock:
             if entry.filled is None:
                 del self._entries[entry.key]
+                self._promised -= entry.ready.cancelled()
             elif not entry.borrowers:
                 self._idle[entry.key] = None
             if not self._closed:
@@ -306,7 +320,8 @@ class PageOwner:
     def _may_make_one(self) -> bool:
         with self._lock:
             enough = len(self._stock) + self._making >= self._ahead
-            if self._closed or self._num_waiting or enough or self._free_pages() < 1:
+            fits = self._num_pages(more_ahead=1) <= self._budget_bytes // self._footprint
+            if self._closed or self._num_waiting or enough or not fits:
                 return False
             self._making += 1
             return True
