@@ -59,7 +59,10 @@ def ensure_ray_cluster(
     if live is None:
         kube.create(RAY_CLUSTERS, namespace, wanted)
         return (
-            Event("Created", f"RayCluster {name} with {size.engines.replicas} engines and {size.pods} expert pods"),
+            Event(
+                "Created",
+                f"RayCluster {name} with {size.engines.replicas} engines and {size.experts.replicas} expert pods",
+            ),
         )
     if covers(live, wanted):
         return ()

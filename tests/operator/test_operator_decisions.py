@@ -233,7 +233,8 @@ def test_conditions_are_told_when_they_change() -> None:
 
 def test_the_operators_own_steps_are_told() -> None:
     def told(then: str, now: str, degraded: ConditionStatus = ConditionStatus.FALSE) -> list[str]:
-        conditions = [Condition("Progressing", ConditionStatus.TRUE, now, ""), Condition("Degraded", degraded, "X", "")]
+        progressing = ConditionStatus.FALSE if now == "Settled" else ConditionStatus.TRUE
+        conditions = [Condition("Progressing", progressing, now, ""), Condition("Degraded", degraded, "X", "")]
         old = [{"type": "Progressing", "status": "True", "reason": then}]
         old += [{"type": "Degraded", "status": str(degraded), "reason": "X"}]
         return [event.reason for event in condition_events(old, conditions)]
@@ -244,6 +245,8 @@ def test_the_operators_own_steps_are_told() -> None:
     assert told("Provisioning", "Settled", ConditionStatus.TRUE) == []
     assert told("Retiring", "Deprovisioning") == ["Deprovisioning"]
     assert told("Deprovisioning", "Replenishing") == ["Deprovisioned", "Replenishing"]
+    assert told("Replenishing", "Preparing") == []
+    assert told("Replenishing", "Settled") == ["Replenished"]
 
 
 # ---- differences

@@ -55,13 +55,18 @@ def _row(item: dict[str, Any]) -> list[object]:
     return [
         item["name"],
         item["conditions"].get("Ready", {}).get("status", "Unknown"),
-        f"{experts.get('ready', 0)}/{experts.get('desired', '?')}",
+        _workers(experts),
         f"{engines.get('ready', 0)}/{engines.get('desired', '?')}",
         experts.get("epoch"),
         experts.get("replicas"),
         f"{experts['imbalancePercent']}%" if "imbalancePercent" in experts else None,
         _trouble(item["conditions"]),
     ]
+
+
+def _workers(experts: dict[str, Any]) -> str:
+    standby = experts.get("standby", 0)
+    return f"{experts.get('ready', 0)}/{experts.get('desired', '?')}" + (f" +{standby}" if standby else "")
 
 
 def _trouble(conditions: dict[str, Any]) -> str | None:
@@ -95,10 +100,15 @@ def _show_one(options: argparse.Namespace, deployment: dict[str, Any]) -> None:
     for title in ("experts", "engines", "endpoints", "placement", "lastReconfiguration"):
         print(f"{title}:" + (" -" if not item[title] else ""))
         for key, value in item[title].items():
-            print(f"  {key}: {value}")
+            print(f"  {key}: {_flat(value)}")
     conditions = item["conditions"].values()
     rows = [[c["type"], c["status"], c["reason"], c.get("message", ""), c["lastTransitionTime"]] for c in conditions]
     print(table(["CONDITION", "STATUS", "REASON", "MESSAGE", "SINCE"], rows))
+
+
+def _flat(value: Any) -> Any:
+    """A field of the status, on one line."""
+    return ", ".join(f"{key} {inner}" for key, inner in value.items()) if isinstance(value, dict) else value
 
 
 def _show_placement(options: argparse.Namespace, deployment: dict[str, Any]) -> None:

@@ -86,7 +86,8 @@ def condition_events(old: Iterable[Mapping[str, Any]], new: Iterable[Condition])
 def own_step_events(old_reason: str, condition: Condition, degraded: bool) -> list[Event]:
     """The operator's own steps that end and begin when Progressing changes its reason; failures tell of themselves."""
     events = []
-    if old_reason in OWN_STEPS and old_reason != condition.reason and not degraded:
+    interrupted = old_reason == "Replenishing" and condition.status == "True"
+    if old_reason in OWN_STEPS and old_reason != condition.reason and not degraded and not interrupted:
         events.append(Event(OWN_STEPS[old_reason], f"now: {condition.message}"))
     if condition.reason in OWN_STEPS and old_reason != condition.reason:
         events.append(Event(condition.reason, condition.message))

@@ -245,13 +245,14 @@ def step_under_way(deployment: MoEDeployment, observed: Observation, outcome: Ou
     total = wanted + deployment.experts.standby_pods * deployment.experts.workers_per_pod
     if len(pool.alive) > total:
         return "Deprovisioning", f"{len(pool.alive) - total} workers are going"
-    if count_standby(pool) < total - wanted:
-        return "Replenishing", f"{count_standby(pool)} of {total - wanted} workers stand by"
     if ready_engines(pool) != deployment.engines.replicas:
         return "WaitingForEngines", f"{ready_engines(pool)} of {deployment.engines.replicas} engines are ready"
     if outcome.due or (outcome.problem is None and pool.generation != deployment.generation):
         return "WaitingForPlacement", "the pool controller is about to be told what to do"
-    return ("WaitingForIngress", "no ingress is ready") if observed.ingress_ready == 0 else None
+    if observed.ingress_ready == 0:
+        return "WaitingForIngress", "no ingress is ready"
+    standby, found = total - wanted, count_standby(pool)
+    return ("Replenishing", f"{found} of {standby} workers stand by") if found < standby else None
 
 
 def degraded_condition(deployment: MoEDeployment, observed: Observation, problem: Problem | None) -> Condition:
