@@ -16,7 +16,7 @@ from flexpert_workers.memory.host import HostBackend
 from flexpert_workers.memory.loans import Want
 from flexpert_workers.memory.owner.filling import PageFiller
 from flexpert_workers.memory.owner.pages import PageOwner
-from flexpert_workers.transfer import Identity, PageFetcher
+from flexpert_workers.transfer import Identity, PageFetcher, Received
 
 GB = 1e9
 SENDER = """
@@ -166,5 +166,5 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         return ours, ends[0]
 
 
-def _no_peer(endpoint: str, key: tuple[int, int], page: memoryview) -> int:
+def _no_peer(endpoint: str, key: tuple[int, int], into: memoryview, *, received: Received | None = None) -> int:
     raise ConnectionError(endpoint)

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import memory_pages
 from memory_pages import wants
 
-from flexpert_workers.errors import CapacityError, CorruptCheckpoint, PageError, PageNotHeld, SourceLost
+from flexpert_workers.errors import CapacityError, CorruptCheckpoint, PageError, SourceLost
 from flexpert_workers.memory.backend import page_checksum
 from flexpert_workers.memory.host import HostBackend
 from flexpert_workers.memory.loans import Origin, Want
@@ -164,43 +164,35 @@ def test_what_cannot_be_filled_is_told_and_forgotten(start, files):
     assert memory_pages.num_descriptors() == before
 
 
-def test_peers_come_before_the_file_and_damage_is_noticed(start, files):
+def test_peers_come_before_the_file_and_each_goes_on_where_the_last_one_stopped(start, files):
     asked = []
+    half = Received(files.nbytes, 7, ((files.nbytes // 2, files.nbytes),))
 
-    def fetch(endpoint, key, page, *, received=None):
-        asked.append(endpoint)
+    def fetch(endpoint, key, into, *, received=None):
+        asked.append((endpoint, received))
         if endpoint == "gone":
-            raise SourceLost(endpoint)
-        page[:] = files.pages[key] if endpoint == "good" else bytes(len(page))
+            raise ConnectionError(endpoint)
+        if endpoint == "stops":
+            into[: files.nbytes // 2] = files.pages[key][: files.nbytes // 2]
+            raise SourceLost("half of it", half)
+        into[files.nbytes // 2 :] = files.pages[key][files.nbytes // 2 :]
         return page_checksum(files.pages[key])
 
     owner = start(fetch=fetch)
-    (loans,) = owner.acquire("a", [Want(files.keys[0], ("gone", "damaged", "good"))])
-    assert (asked, loans[0].origin) == (["gone", "damaged", "good"], Origin.PEER)
+    (loans,) = owner.acquire("a", [Want(files.keys[0], ("gone", "stops", "good"))])
+    assert (asked, loans[0].origin) == ([("gone", None), ("stops", None), ("good", half)], Origin.PEER)
     assert bytes(loans[0].page.view()) == files.pages[files.keys[0]]
-    (loans,) = owner.acquire("a", [Want(files.keys[1], ("gone", "damaged"))])
+    (loans,) = owner.acquire("a", [Want(files.keys[1], ("gone", "stops"))])
     assert loans[0].origin is Origin.FILE
 
 
-def test_the_next_peer_goes_on_from_what_the_last_one_gave(start, files):
-    asked = []
-
-    def fetch(endpoint, key, page, *, received=None):
-        asked.append((endpoint, received))
-        half = len(page) // 2
-        if endpoint == "dies":
-            page[:half] = files.pages[key][:half]
-            raise SourceLost(endpoint, Received(len(page), 1, ((half, len(page)),)))
-        if endpoint == "empty":
-            raise PageNotHeld(endpoint)
-        page[half:] = files.pages[key][half:]
+def test_what_is_not_as_its_source_promised_is_read_from_the_file(start, files):
+    def fetch(endpoint, key, into, *, received=None):
+        into[:] = bytes(len(into))
         return page_checksum(files.pages[key])
 
-    owner = start(fetch=fetch)
-    (loans,) = owner.acquire("a", [Want(files.keys[0], ("dies", "empty", "good"))])
-    half = files.nbytes // 2
-    given = Received(files.nbytes, 1, ((half, files.nbytes),))
-    assert (asked, loans[0].origin) == ([("dies", None), ("empty", given), ("good", given)], Origin.PEER)
+    (loans,) = start(fetch=fetch).acquire("a", [Want(files.keys[0], ("damaged",))])
+    assert loans[0].origin is Origin.FILE
     assert bytes(loans[0].page.view()) == files.pages[files.keys[0]]
 
 

@@ -3,25 +3,32 @@
 The reader threads of `pages.PageOwner` call `PageFiller.fill`, several at once.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from flexpert_workers.errors import PageError, TransferError
+from flexpert_workers.errors import FlexpertError, PageError, TransferError
 from flexpert_workers.memory.backend import ExpertKey, NewPage, Page
 from flexpert_workers.memory.loans import Origin
 from flexpert_workers.transfer import Received
+
+_log = logging.getLogger(__name__)
 
 FillFromFile = Callable[[ExpertKey, memoryview], None]
 """(expert, page): fills the page from the checkpoint; raises CheckpointError."""
 
 
 class FetchFromPeer(Protocol):
-    """`PageFetcher.fetch`: copies a page from a peer and returns its checksum, or raises TransferError."""
+    """How a page is copied from another owner: `PageFetcher.fetch`."""
 
     def __call__(self, endpoint: str, key: ExpertKey, into: memoryview, *, received: Received | None = None) -> int:
-        """`received` is what an earlier peer gave of the page."""
+        """Copy a page and return the checksum that it has at its source; go on from what was `received` before.
+
+        Raises:
+            TransferError: It could not be copied, or not as it was.
+        """
 
 
 @dataclass(frozen=True)
@@ -55,42 +62,39 @@ class PageFiller:
             raise
 
     def _from_any(self, page: NewPage, key: ExpertKey, peers: tuple[str, ...]) -> Filled:
-        left = list(peers)
-        while left:
-            try:
-                return _fill(page, lambda target: self._bring(key, left, target))
-            except PageError:
-                continue  # a peer's bytes; those of the file promise nothing that they could break
-        return _fill(page, lambda target: self._bring(key, left, target))
+        try:
+            return self._fill(page, key, peers)
+        except PageError:
+            return self._fill(page, key, ())
 
-    def _bring(self, key: ExpertKey, left: list[str], target: memoryview) -> tuple[Origin, int | None]:
-        """Write the page from the first of `left` that gives it, going on from what those before gave of it.
+    def _fill(self, page: NewPage, key: ExpertKey, peers: tuple[str, ...]) -> Filled:
+        """Fill a page and seal it, if its bytes are those that their source promised."""
+        origin, promised = Origin.FILE, None
+        started = copied = time.perf_counter()
 
-        Returns:
-            Where it came from, and the checksum that was promised, if any.
-        """
+        def write(target: memoryview) -> None:
+            nonlocal origin, promised, copied
+            promised = self._copy_from(peers, key, target)
+            if promised is None:
+                self._from_file(key, target)
+            else:
+                origin = Origin.PEER
+            copied = time.perf_counter()
+
+        checksum = page.fill(write)
+        if promised not in (None, checksum):
+            raise PageError(f"the page of expert {key} has checksum {checksum:016x}, its source promised another")
+        verified = time.perf_counter()
+        return Filled(page.seal(), checksum, origin, copy_s=copied - started, verify_s=verified - copied)
+
+    def _copy_from(self, peers: tuple[str, ...], key: ExpertKey, target: memoryview) -> int | None:
+        """Copy from the first peer that can, each going on from what the one before brought; None when none can."""
         received: Received | None = None
-        while left:
+        for endpoint in peers:
             try:
-                return Origin.PEER, self._from_peer(left.pop(0), key, target, received=received)
-            except TransferError as error:
-                received = error.received or received
-        self._from_file(key, target)
-        return Origin.FILE, None
-
-
-def _fill(page: NewPage, copy: Callable[[memoryview], tuple[Origin, int | None]]) -> Filled:
-    """Have `copy` write the page, compare with what it promised, and seal."""
-    origin, promised = Origin.FILE, None
-    started = copied = time.perf_counter()
-
-    def write(target: memoryview) -> None:
-        nonlocal origin, promised, copied
-        origin, promised = copy(target)
-        copied = time.perf_counter()
-
-    checksum = page.fill(write)
-    if promised is not None and checksum != promised:
-        raise PageError(f"a page has checksum {checksum:016x}, its source promised {promised:016x}")
-    verified = time.perf_counter()
-    return Filled(page.seal(), checksum, origin, copy_s=copied - started, verify_s=verified - copied)
+                return self._from_peer(endpoint, key, target, received=received)
+            except TransferError as failed:
+                received = failed.received
+            except (FlexpertError, OSError, ValueError) as failed:
+                _log.warning("expert %s is not copied from %s: %s", key, endpoint, str(failed))  # it refers to `target`
+        return None
