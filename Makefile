@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 TEST_PROCESSES ?= 2
 
-.PHONY: setup test demo check generate format bench bench-engine bench-memory clean
+.PHONY: setup test demo check generate format bench bench-engine bench-memory bench-elastic clean
 
 setup: $(STAMP)
 
@@ -37,13 +37,16 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-engine bench-memory
+bench: bench-engine bench-memory bench-elastic
 
 bench-engine: $(STAMP)
 	$(BIN)/python benchmarks/bench_engine.py
 
 bench-memory: $(STAMP)
 	$(THREADS) $(BIN)/python benchmarks/bench_memory.py
+
+bench-elastic: $(STAMP)
+	$(THREADS) $(BIN)/python benchmarks/bench_elastic.py
 
 clean:
 	rm -rf build .flexpert .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

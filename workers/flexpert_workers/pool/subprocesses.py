@@ -207,8 +207,9 @@ class SubprocessEngines:
 
     async def apply(self, spec: PoolSpec) -> None:
         """Have `spec.engine_replicas` engines run, with `spec`."""
-        if self._spec is not None and replace(spec, engine_replicas=self._spec.engine_replicas) != self._spec:
-            await self._keep(0)
+        if self._spec is not None:
+            same_number = replace(spec, engine_replicas=self._spec.engine_replicas)
+            await self._keep(0 if self._told(same_number) != self._told(self._spec) else len(self._processes))
         self._spec = spec
         died = [process for process in self._processes if not process.running]
         self._problem = died[-1].said("message") if died else self._problem
@@ -236,18 +237,25 @@ class SubprocessEngines:
         await asyncio.gather(*(process.end() for process in surplus))
 
     def _start(self, spec: PoolSpec) -> ReportingProcess:
-        num_threads = spec.engine_threads or threads.share_of_cores(max(1, spec.engine_replicas))
-        config = {
-            "engine": f"e-{secrets.token_hex(4)}",
+        config = {"engine": f"e-{secrets.token_hex(4)}", **self._told(spec)}
+        num_threads = _engine_threads(spec)
+        return ReportingProcess("flexpert_workers.engine", msgspec.json.encode(config), num_threads, self._host)
+
+    def _told(self, spec: PoolSpec) -> dict[str, str | int]:
+        """What of the specification an engine is told: a change of anything else leaves it running."""
+        return {
             "pool": spec.uid,
             "source": spec.source,
             "dtype": spec.dtype,
             "max_batch_tokens": spec.max_batch_tokens,
             "kv_cache_bytes": spec.kv_cache_bytes,
-            "threads": num_threads,
+            "threads": _engine_threads(spec),
             "pool_control": self._pool_control,
             "bind_host": self._host.bind_host,
             "pod": Path("/proc/sys/kernel/hostname").read_text().strip(),
             "socket_dir": self._host.socket_dir,
         }
-        return ReportingProcess("flexpert_workers.engine", msgspec.json.encode(config), num_threads, self._host)
+
+
+def _engine_threads(spec: PoolSpec) -> int:
+    return spec.engine_threads or threads.share_of_cores(max(1, spec.engine_replicas))
