@@ -329,7 +329,7 @@ def main() -> None:
     """Write the checkpoint, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--experts", type=int, default=128, help="experts of each of the model's layers")
+    parser.add_argument("--experts", type=int, default=126, help="experts of each of the model's layers")
     options = parser.parse_args()
     os.environ.update(threads.environment(1))
     expert_bytes = NUM_LAYERS * options.experts * EXPERT_BYTES

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,10 +65,8 @@ def downtime_s(spans: Sequence[Span], window: Window, stall_s: float) -> float:
 def children() -> Iterator[int]:
     """Ids of the processes that this one started and that live."""
     for thread in Path("/proc/self/task").iterdir():
-        try:
+        with suppress(OSError):  # it has just ended
             yield from map(int, (thread / "children").read_text().split())
-        except OSError:
-            continue
 
 
 def page_bytes(owner: int) -> int:
@@ -92,9 +91,9 @@ def proportional_bytes(processes: Sequence[int]) -> int:
     """PSS of processes, mapped files and pages included."""
     total = 0
     for process in processes:
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
+        with suppress(OSError):  # it has just ended
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     return total
 
 
@@ -125,12 +124,10 @@ class MemoryWatch:
         """Bytes at this moment."""
         total = 0
         for process in self.processes():
-            try:
+            with suppress(OSError):  # it has just ended
                 command = Path(f"/proc/{process}/cmdline").read_bytes()
                 total += anonymous_bytes(process)
                 total += page_bytes(process) if OWNER_MODULE in command else 0
-            except OSError:
-                continue
         with self._lock:
             self._peak = max(self._peak, total)
         return total
