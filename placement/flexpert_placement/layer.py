@@ -45,7 +45,24 @@ class LayerProblem:
         """Lower bound of the objective: that of the makespan, and the moves without which experts lack replicas."""
         resident = Counter(expert for expert, _ in self.current)
         missing = sum(max(0, self.min_replicas - resident[expert]) for expert in range(len(self.loads)))
-        return self.makespan_bound() + self.move_price * missing
+        return max(self.makespan_bound() + self.move_price * missing, self.balancing_bound())
+
+    def balancing_bound(self) -> float:
+        """Lower bound of the objective: a makespan, and the moves without which no placement has it.
+
+        In time t a worker serves no more than `speed · t`, nor more than the loads that are resident on it and those
+        that are moved there, each at most the hottest expert's. So what is left of all loads tells how many moves t
+        takes. t plus their price is convex in t, with its kinks where a worker serves just what is resident.
+        """
+        resident = [sum(self.loads[e] for e, at in self.current if at == worker) for worker in range(len(self.speeds))]
+        least = self.makespan_bound()
+        kinks = [least, *(load / speed for load, speed in zip(resident, self.speeds, strict=True))]
+
+        def objective(time: float) -> float:
+            served = sum(min(speed * time, load) for speed, load in zip(self.speeds, resident, strict=True))
+            return time + self.move_price * max(0.0, sum(self.loads) - served) / max(self.loads)
+
+        return min(objective(time) for time in kinks if time >= least)
 
 
 @dataclass(frozen=True)

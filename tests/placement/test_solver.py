@@ -158,3 +158,30 @@ def test_a_plan_prefers_sources_that_stay() -> None:
     plan = make_plan(current, {expert: {"b": 0.5, "c": 0.5}})
     assert [(move.target, move.sources) for move in plan.moves] == [("c", ("b", "a"))]
     assert plan.drops == ((expert, "a"),)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_placement_of_a_layer_is_better_than_its_bound(seed: int) -> None:
+    generator = random.Random(seed)
+    loads = tuple(generator.choice((1.0, generator.uniform(0.1, 4.0))) for _ in range(6))
+    current = frozenset((expert, generator.randrange(2)) for expert in range(6) if generator.random() < 0.8)
+    price = generator.uniform(0.0, 1.0)
+    problem = LayerProblem(loads, (1.0, 1.0, 2.0), (6, 6, 6), 18, current, 1, 1, price)
+    best = min(
+        max(worker_times(problem, {pair: loads[pair[0]] for pair in held})) + price * len(held - current)
+        for row in itertools.product(range(3), repeat=6)
+        for held in [frozenset(enumerate(row))]
+    )
+    assert problem.bound() <= best * (1 + 1e-9)
+
+
+def test_growing_needs_no_integer_program_when_loads_are_even() -> None:
+    even = ((1.0,) * 126,)
+    before = solve(PlacementProblem(even, 100, workers(2, 80))).placement
+    layer = LayerProblem(
+        even[0], (1.0,) * 3, (80,) * 3, 240, frozenset((e.index, int(w[1:])) for e, row in before.items() for w in row),
+        1, 1, 0.42,
+    )  # fmt: skip
+    quick = greedy(layer)
+    assert quick is not None
+    assert quick.objective(layer) == pytest.approx(layer.bound())
