@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from flexpert_operator.cli.main import main
 from flexpert_operator.kube import MOE_DEPLOYMENTS, Kube, api_client
 from flexpert_operator.local import processes, state
 from flexpert_operator.local.layout import Layout
+from flexpert_operator.local.processes import ProcessId
 from flexpert_operator.local.state import API, OPERATOR, RUNTIME
 
 
@@ -25,6 +27,14 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
     for process in state.read_parts(layout).values():
         processes.kill_session(process)
     shutil.rmtree(layout.scratch, ignore_errors=True)
+
+
+def kill(process: ProcessId) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while processes.alive(process):
+        assert time.monotonic() < deadline, "it does not die"
+        time.sleep(0.01)
 
 
 def up() -> int:
@@ -46,7 +56,7 @@ def test_up_twice_then_half_dead_then_up_then_down(layout: Layout, capsys: pytes
 
     url = layout.api_ready.read_text()
     for part in (API, OPERATOR):
-        os.kill(first[part].pid, signal.SIGKILL)
+        kill(first[part])
     assert main(["local", "status"]) == 1
     capsys.readouterr()
     assert up() == 0
@@ -69,7 +79,7 @@ def test_up_twice_then_half_dead_then_up_then_down(layout: Layout, capsys: pytes
 def test_down_ends_what_is_left_when_parts_have_died(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
     assert up() == 0
     parts = state.read_parts(layout)
-    os.kill(parts[OPERATOR].pid, signal.SIGKILL)
+    kill(parts[OPERATOR])
     capsys.readouterr()
     assert main(["local", "down"]) == 0
     assert "not running any more: operator" in capsys.readouterr().out
