@@ -9,7 +9,7 @@ and seals it; it is lent to whoever wants it; released by all it is idle, and st
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence, Set
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -233,9 +233,9 @@ class PageOwner:
         self._made.wait_for(lambda: not self._making or not self._lacking(num_pages))
         self._num_waiting -= 1
 
-    def _make_room(self, num_pages: int, keep: Iterable[ExpertKey]) -> None:
+    def _make_room(self, num_pages: int, keep: Set[ExpertKey]) -> None:
         """Drop empty pages and then idle ones, as few as possible, so that `num_pages` more fit; all or nothing."""
-        idle = [key for key in self._idle if key not in set(keep)]
+        idle = [key for key in self._idle if key not in keep]
         useless = min(len(self._stock), max(0, len(self._stock) + self._making - self._promised - num_pages))
         if self._lacking(num_pages) > useless + len(idle):
             raise CapacityError(
@@ -306,16 +306,16 @@ class PageOwner:
     def _restock(self) -> None:
         """Make empty pages ahead of need, while nothing has to make way for them."""
         while self._may_make_one():
+            made: list[NewPage] = []
             try:
-                page = self._backend.create(self.page_bytes)
+                made.append(self._backend.create(self.page_bytes))
             except CapacityError:
-                page = None
-            with self._lock:
-                self._making -= 1
-                self._made.notify_all()
-                if page is None:
-                    return
-                self._stock.append(page)
+                return  # there is none to spare; whoever needs one is told
+            finally:
+                with self._lock:
+                    self._making -= 1
+                    self._stock += made
+                    self._made.notify_all()
 
     def _may_make_one(self) -> bool:
         with self._lock:
