@@ -65,7 +65,8 @@ async def test_grow_and_shrink(rig: Any, new_slot: Any) -> None:
     rig.controller.drain((new,), undo=False)
     operation = await rig.reconfigure("shrink", rig.spread(names))
     assert operation.phase is Phase.SUCCEEDED
-    await rig.until(lambda: not rig.workers.workers[new].up)
+    await rig.until(lambda: rig.controller.fleet.workers[new].stopped)
+    assert not rig.workers.workers[new].up
     drained = rig.controller.fleet.workers[new]
     assert (drained.condition, drained.stopped, drained.live) == (Condition.DRAINING, True, False)
     assert len(rig.workers.workers) == 4, "the slot of a drained worker stays empty"

@@ -164,6 +164,7 @@ class Caretaker:
 
     async def _stop_drained(self, workers: tuple[str, ...]) -> None:
         for worker in workers:
+            self._fleet.part(worker)
             await self._launcher.stop(worker)
             self._fleet.stopped(worker)
 

@@ -12,6 +12,8 @@ from flexpert_workers.routing import RoutingTable
 
 Answer = control.ControlReply | None
 
+_END_S = 0.1
+
 
 class FakeWorker:
     """A worker without a process. Experts come at once, unless `gate` is closed.
@@ -227,8 +229,9 @@ class FakeWorkers:
         return self.workers.get(endpoint.removeprefix("fake://"))
 
     async def stop(self, worker: str) -> None:
-        """End a worker."""
+        """End a worker; its connection breaks before its process is gone."""
         self.workers[worker].kill()
+        await asyncio.sleep(_END_S)
 
     async def failure(self, worker: str) -> str:
         """Why a worker ended."""

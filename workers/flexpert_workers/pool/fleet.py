@@ -198,6 +198,10 @@ class WorkerFleet:
             log.info("worker %s is %s", worker, condition.lower())
             self._replace(replace(self.workers[worker], condition=condition, waited_s=waited_s))
 
+    def part(self, worker: str) -> None:
+        """A drained worker is about to be stopped: that its connection breaks then is not its death."""
+        self._disconnect(worker)
+
     def stopped(self, worker: str) -> None:
         """A drained worker was stopped; its slot stays empty."""
         self._disconnect(worker)
