@@ -187,6 +187,26 @@ def spread(names: list[str]) -> dict[tuple[int, int], dict[str, float]]:
     }
 
 
+def differing(rig: Any, source: str) -> list[tuple[str, tuple[int, int]]]:
+    """Experts whose bytes, as a worker's page owner has them, are not the checkpoint's."""
+    from flexpert_workers.checkpoint import open_checkpoint
+    from flexpert_workers.transfer import Identity, PageFetcher
+
+    checkpoint = open_checkpoint(source, "Auto")
+    fetcher = PageFetcher(Identity(POOL, checkpoint.digest))
+    wrong = []
+    try:
+        for worker in rig.controller.fleet.all():
+            for expert in worker.experts:
+                page = bytearray(checkpoint.layout.page_bytes)
+                fetcher.fetch(worker.state.transfer_endpoint, expert, memoryview(page))
+                if page != checkpoint.read_expert(*expert):
+                    wrong.append((worker.id, expert))
+    finally:
+        fetcher.close()
+    return wrong
+
+
 async def rounds(rig: Any, dispatching: Dispatching, count: int) -> None:
     until = dispatching.rounds + count
     await rig.until(lambda: dispatching.rounds >= until or dispatching.wrong, timeout_s=PATIENCE_S)
@@ -228,7 +248,7 @@ async def test_grow_shrink_die_restart_under_dispatch(processes: Processes, new_
         await rounds(rig, dispatching, 3)
         assert names[0] not in await rig.ready(2, timeout_s=PATIENCE_S)
 
-        table, workers = rig.controller.keeper.table, await rig.ready(2)
+        table, workers = rig.controller.keeper.table, await rig.ready(2, timeout_s=PATIENCE_S)
         engine.cancel()
         rig = await processes.again()
         assert rig.controller.keeper.table == table
@@ -236,8 +256,10 @@ async def test_grow_shrink_die_restart_under_dispatch(processes: Processes, new_
         engine = engine_of(rig, dispatching)
         rig.controller.configure(rig.controller.incarnation, 2, 1, processes.spec)
         await rig.until(lambda: rig.controller.keeper.epoch == Epoch(2, table.epoch.sequence + 1))
-        assert await rig.ready(2) == workers
+        assert await rig.ready(2, timeout_s=PATIENCE_S) == workers
         await rounds(rig, dispatching, 3)
+        assert sum(len(worker.experts) for worker in rig.controller.fleet.all()) >= LAYERS * EXPERTS
+        assert await asyncio.to_thread(differing, rig, processes.spec.source) == []
     finally:
         dispatching.stop()
         engine.cancel()

@@ -394,7 +394,10 @@ class Pool(RuleBasedStateMachine):
         self.engine.detach()
         if hasattr(self, "controller"):
             await self.controller.stop()
-        await asyncio.sleep(0)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def wrong_with(self, table: RoutingTable) -> list[str]:
         """Invariants 1 and 2 at the moment of publishing."""

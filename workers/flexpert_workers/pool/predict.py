@@ -1,7 +1,7 @@
 """The dry run of a plan: what it would copy, how long, how much memory, and why it could not be done. Pure."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence, Set
 
 from flexpert_workers.pool.exceptions import InvalidPlan
 from flexpert_workers.pool.state import Expert, ModelFacts, Placement, Prediction, Request, Worker
@@ -26,18 +26,19 @@ def predict(
     """
     live = {worker.id: worker for worker in workers if worker.live}
     waves = split(request, model, tuple(workers), base)
-    holding = {name: worker.experts for name, worker in live.items()}
+    holding: Mapping[str, Set[Expert]] = {name: worker.experts for name, worker in live.items()}
     copied, attached, seconds = 0, 0, 0.0
     peaks = {name: _resident(worker) for name, worker in live.items()}
     for wave in waves:
         coming = {(move.expert, move.target) for move in wave.moves if move.target in live}
         new = Counter(target for expert, target in coming if expert not in holding[target])
-        dear = Counter(target for expert, target in coming if not _at_hand(expert, target, live, holding))
+        at_hand = _at_hand(live, holding)
+        dear = Counter(target for expert, target in coming if expert not in at_hand[target])
         for name, experts in holding.items():
             peaks[name] = max(peaks[name], (len(experts) + new[name]) * model.expert_bytes)
         copied, attached = copied + dear.total(), attached + new.total() - dear.total()
         seconds += OVERHEAD_S + max(dear.values(), default=0) * model.expert_bytes / bytes_per_second
-        holding = {name: frozenset(e for e, shares in wave.target.items() if name in shares) for name in live}
+        holding = _held_after(wave, live)
     return Prediction(
         moved_bytes=copied * model.expert_bytes,
         moved_experts=copied + attached,
@@ -60,13 +61,21 @@ def check_request(request: Request, model: ModelFacts, workers: Sequence[Worker]
         raise InvalidPlan(refusal)
 
 
-def _at_hand(expert: Expert, target: str, live: Mapping[str, Worker], holding: Mapping[str, frozenset[Expert]]) -> bool:
-    """Whether the target holds an expert, or a worker of the same page owner does."""
-    domain = live[target].domain
-    return any(
-        expert in experts and (name == target or (domain and live[name].domain == domain))
-        for name, experts in holding.items()
-    )
+def _held_after(wave: Request, live: Mapping[str, Worker]) -> dict[str, Set[Expert]]:
+    """What each live worker holds once a wave has been retired."""
+    held: dict[str, set[Expert]] = {name: set() for name in live}
+    for expert, shares in wave.target.items():
+        for name in shares.keys() & held.keys():
+            held[name].add(expert)
+    return dict(held)
+
+
+def _at_hand(live: Mapping[str, Worker], holding: Mapping[str, Set[Expert]]) -> Mapping[str, Set[Expert]]:
+    """What each worker holds, or can attach because a worker of the same page owner holds it."""
+    lent: dict[str, set[Expert]] = defaultdict(set)
+    for name, experts in holding.items():
+        lent[live[name].domain] |= experts
+    return {name: lent[live[name].domain] if live[name].domain else holding[name] for name in holding}
 
 
 def _resident(worker: Worker) -> int:
@@ -92,8 +101,9 @@ def _overfull(
     moved: set[tuple[tuple[int, int], str]],
     peaks: Mapping[str, int],
 ) -> str:
+    known = model.all_experts()
     for expert, target in sorted(moved):
-        if expert not in model.all_experts() or target not in live:
+        if expert not in known or target not in live:
             return f"a move of layer {expert[0]} expert {expert[1]} to {target}: no such expert or live worker"
     for name, worker in sorted(live.items()):
         budget = worker.state.memory_bytes if worker.state is not None else 0
