@@ -48,6 +48,7 @@ STALL_S = 0.5
 SAMPLE_S = 0.1
 SPARE_MEMORY = 1.3
 MIB = 1 << 20
+PROCESSES_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,10 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
 def scratch_parent(needed_bytes: int) -> str | None:
     """Where the checkpoint goes: RAM where there is room, so that no disk takes part; else the usual folder."""
     shared = Path("/dev/shm")
-    return str(shared) if shared.is_dir() and shutil.disk_usage(shared).free > 2 * needed_bytes else None
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    roomy = available > 2 * needed_bytes + PROCESSES_BYTES  # the checkpoint and its pages
+    return str(shared) if roomy and shared.is_dir() and shutil.disk_usage(shared).free > needed_bytes * 1.1 else None
 
 
 async def measure(checkpoint: Path, expert_bytes: int, repeats: int) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ from flexpert_workers.pool.tables import placement_of
 UID, NAME, HOST = "bench", "bench", "127.0.0.1"
 SHARED_POD = "shared"
 """Its workers have one page owner."""
-WAIT_S = 120.0
+WAIT_S = 300.0
 POLL_S = 0.02
 KV_CACHE_BYTES = 64 << 20
 TERM = 1
@@ -69,7 +69,7 @@ class Pool:
     def __init__(self, source: str, memory_per_worker_bytes: int, stack: ExitStack) -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fxe"))
         self.port = free_port()
-        self._host = Host(HOST, str(Path(folder) / "s"), allocator.environment())
+        self._host = Host(HOST, str(Path(folder) / "s"), {**allocator.environment(), "GRPC_VERBOSITY": "NONE"})
         self._spec = PoolSpec(
             uid=UID,
             name=NAME,
@@ -227,7 +227,8 @@ class Pool:
                 while (found := find()) is None:
                     await changes.wait(changes.count, POLL_S)
         except TimeoutError:
-            raise SystemExit(f"the pool did not get ready in {WAIT_S:.0f} s: {self.controller.message()}") from None
+            seen = ", ".join(f"{one.id} {one.condition}" for one in self.controller.fleet.all())
+            raise SystemExit(f"not ready in {WAIT_S:.0f} s: {self.controller.message()}; workers: {seen}") from None
         return found
 
 
