@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -335,6 +336,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--experts", type=int, default=126, help="experts of each of the model's layers")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # what was started is ended then
     os.environ.update(threads.environment(1))
     expert_bytes = NUM_LAYERS * options.experts * EXPERT_BYTES
     with tempfile.TemporaryDirectory(prefix="fx-bench", dir=scratch_parent(expert_bytes)) as scratch:
