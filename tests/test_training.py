@@ -23,7 +23,10 @@ def script():
 
 @pytest.fixture
 def few_files(script, monkeypatch):
-    files = [(name, text) for name, text in script.library_files() if "/" not in name][:8]
+    held_out, kept = [], []
+    for name, text in script.library_files():
+        (held_out if script.is_held_out(name) else kept).append((name, text))
+    files = kept[:8] + held_out[:2]
     monkeypatch.setattr(script, "library_files", lambda: files)
 
 

@@ -53,12 +53,12 @@ def test_text_is_that_of_generate_through_processes(tmp_path, record_property):
 
 def test_the_comparison_can_fail(tmp_path, monkeypatch):
     """Workers that hold the wrong experts give another text."""
-    read_expert = Checkpoint.read_expert
+    fill_page = Checkpoint.fill_page
 
-    def read_neighbour(self, layer, index):
-        return read_expert(self, layer, (index + 1) % self.num_experts)
+    def fill_with_neighbour(self, layer, index, page):
+        fill_page(self, layer, (index + 1) % self.num_experts, page)
 
-    monkeypatch.setattr(Checkpoint, "read_expert", read_neighbour)
+    monkeypatch.setattr(Checkpoint, "fill_page", fill_with_neighbour)
     assert not compare(write("MixtralForCausalLM", tmp_path)).is_identical
 
 
