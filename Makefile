@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 
 .PHONY: setup test demo check generate format bench bench-engine bench-memory bench-elastic clean
 
