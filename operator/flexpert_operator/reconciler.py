@@ -139,7 +139,7 @@ class Reconciler:
             engines = deployment.engines.replicas
             self._pool.configure(deployment, serving, pool.incarnation, grant.term, engines, workers)
             return None, None
-        self._drain(drains.decide_drains(pool, size.sizing.victims))
+        self._drain(drains.decide_drains(pool, size.sizing.victims + size.experts.workers_to_delete))
         return self._place(deployment, observed, pool, size)
 
     def _take_term(self, deployment: MoEDeployment, annotations: dict[str, str]) -> None:

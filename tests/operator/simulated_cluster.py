@@ -74,7 +74,9 @@ class SimulatedCluster:
         name = cluster["metadata"]["name"]
         if not with_role(pods, names.HEAD_ROLE):
             self._create(cluster, cluster["spec"]["headGroupSpec"]["template"], ready=True)
-        pool = self.pools.setdefault(name, SimulatedPool())
+        if name not in self.pools:
+            self.pools[name] = SimulatedPool()
+        pool = self.pools[name]
         for group in cluster["spec"]["workerGroupSpecs"]:
             self._play_group(cluster, group, with_role(pods, group["groupName"]))
         running = [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]

@@ -14,7 +14,7 @@ class Drains:
 
 
 def decide_drains(pool: Pool, victims: tuple[str, ...]) -> Drains:
-    """Drain every worker of the `victims` (pod names), and no other."""
+    """Drain every worker of the `victims` (pod names, also of those about to be deleted), and no other."""
     on_victims = [worker for worker in pool.alive if worker.pod in victims]
     elsewhere = [worker for worker in pool.alive if worker.pod not in victims]
     return Drains(

@@ -1,0 +1,29 @@
+"""One pool for every test of the folder, and one report of what they find."""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "operator")]
+
+from faults_report import Report
+from faults_world import World
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with tempfile.TemporaryDirectory(prefix="fxfaults") as folder:
+        made = World(Path(folder))
+        try:
+            made.start()
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return Report()
