@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "operator")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "operator"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from faults_report import Report
 from faults_world import World

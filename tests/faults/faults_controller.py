@@ -1,4 +1,4 @@
-"""The pool controller as a process of the host: the real one, whose messages to workers a test can hold on their way."""
+"""The pool controller as a process of the host: the real one; a test can hold its messages to workers."""
 
 import asyncio
 import logging
@@ -44,7 +44,7 @@ class Gate:
         if self._passed <= allowed:
             return
         self._held.write_text(kind)
-        while self._allowed(kind) is not None:
+        while self._allowed(kind) is not None:  # noqa: ASYNC110 - the gate is a file, and outlives this process
             await asyncio.sleep(_LOOK_S)
 
     def _allowed(self, kind: str) -> int | None:

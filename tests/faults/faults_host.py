@@ -149,7 +149,7 @@ class Host:
             os.environ.update(child.environment)
             sys.argv = [child.kind, *child.arguments]
             status = MAINS[child.kind]()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - told on the log, and the process ends
             traceback.print_exc()
         finally:
             with contextlib.suppress(OSError):
@@ -192,12 +192,12 @@ class Host:
 
 def import_everything(source: str) -> None:
     """Load what the children need, and start no thread."""
+    import faults_controller  # noqa: F401
+    import faults_operator  # noqa: F401
     import grpc.aio  # noqa: F401
     import kopf  # noqa: F401
     import transformers  # noqa: F401
 
-    import faults_controller  # noqa: F401
-    import faults_operator  # noqa: F401
     import flexpert_workers.engine.service
     import flexpert_workers.expert.worker
     import flexpert_workers.ingress.server

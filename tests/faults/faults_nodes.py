@@ -99,9 +99,7 @@ class HostWorkers:
             owner_socket=self._nodes.owner_socket(slot.id),
         )
         arguments = ["--config", msgspec.json.encode(config).decode()]
-        await asyncio.to_thread(
-            self._nodes.ask, "start", name=worker, kind="worker", arguments=arguments, slot=slot.id
-        )
+        await asyncio.to_thread(self._nodes.ask, "start", name=worker, kind="worker", arguments=arguments, slot=slot.id)
 
     async def stop(self, worker: str) -> None:
         """End a worker."""

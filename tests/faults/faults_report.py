@@ -1,4 +1,4 @@
-"""What the run found, as `build/reliability.json` and, where it is asked for, as the tables of `docs/reliability.md`."""
+"""What the run found, as `build/reliability.json` and, where asked for, as the table of `docs/reliability.md`."""
 
 import json
 import os
@@ -69,6 +69,4 @@ def documented() -> dict[Cell, str]:
     """The cells of the document, as they stand there."""
     table = DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line][2:]
-    return {
-        (phase, row[0]): cell for row in rows for phase, cell in zip(PHASES, row[1:], strict=True)
-    }
+    return {(phase, row[0]): cell for row in rows for phase, cell in zip(PHASES, row[1:], strict=True)}
