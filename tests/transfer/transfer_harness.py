@@ -14,7 +14,7 @@ from flexpert_workers.transfer import FetchLimits, Identity, PageFetcher, PageSe
 
 IDENTITY = Identity("pool-uid", "digest")
 QUICK = FetchLimits(
-    chunk_bytes=64 << 10, least_chunk_bytes=8 << 10, window_bytes=256 << 10, silence_s=0.3, patience_s=60.0, absent_s=60.0
+    chunk_bytes=64 << 10, least_chunk_bytes=8 << 10, window_bytes=256 << 10, silence_s=0.3, patience_s=60.0
 )
 PROCESS = """
 import json, sys
