@@ -45,6 +45,7 @@ class FetchLimits:
         window_bytes: Asked for and not arrived yet, at most, for each source.
         silence_s: Without a sign of life for that long the source is taken to hang: the connection is made anew.
         patience_s: Without a chunk that arrives intact for that long the source is given up.
+        absent_s: When nobody has listened at its endpoint for that long the source is given up, for every page.
         retries: How many damaged chunks one page forgives.
         meeting_s: The longest wait for a channel between devices to be made and warmed.
     """
@@ -54,6 +55,7 @@ class FetchLimits:
     window_bytes: int = 4 << 20
     silence_s: float = 3.0
     patience_s: float = 15.0
+    absent_s: float = 2.0
     retries: int = 3
     meeting_s: float = 20.0
 

@@ -16,7 +16,7 @@ from flexpert_workers.transfer.bucket import TokenBucket
 from flexpert_workers.transfer.channel import Channel, ChannelBroken, ChannelTransport
 from flexpert_workers.transfer.checksum import RunningChecksum, chunk_checksum
 from flexpert_workers.transfer.contract import ExpertKey, FetchLimits, Identity, Received
-from flexpert_workers.transfer.link import Link, LinkBroken
+from flexpert_workers.transfer.link import Link, LinkBroken, LinkRefused
 from flexpert_workers.transfer.places import Place
 from flexpert_workers.transfer.ranges import Missing
 
@@ -188,6 +188,7 @@ class Fetch:
                 self._raise_if_silent()
             else:
                 self._heard_at = self._clock()
+                self._link.absent_since = None
             if isinstance(reply, transfer.Unavailable) and reply.kind != "no-channel":
                 self._refused(reply)
             if reply is not None and not isinstance(reply, transfer.Alive):
@@ -225,11 +226,20 @@ class Fetch:
             )
 
     def _pause_or_give_up(self, broken: LinkBroken) -> None:
-        if self._clock() - self._progress_at > self._limits.patience_s:
+        late = self._clock() - self._progress_at > self._limits.patience_s
+        if late or self._is_absent(broken):
             raise SourceLost(f"{self._what} could not be copied: {broken}", self._received()) from broken
         if self._cancelled():
             raise TransferCancelled(f"the copy of {self._what} was cancelled", self._received()) from broken
         time.sleep(_PAUSE_S)
+
+    def _is_absent(self, broken: LinkBroken) -> bool:
+        """Whether nobody has listened for so long that the source does not come back; the next page need not wait."""
+        if not isinstance(broken, LinkRefused):
+            return False
+        now = self._clock()
+        self._link.absent_since = now if self._link.absent_since is None else self._link.absent_since
+        return now - self._link.absent_since > self._limits.absent_s
 
     def _go_on_from(self, received: Received) -> None:
         if received.total != self._into.nbytes:

@@ -20,6 +20,10 @@ class LinkBroken(Exception):
     """The connection is of no use any more; its owner makes it anew or gives up."""
 
 
+class LinkRefused(LinkBroken):
+    """Nobody listens at the endpoint."""
+
+
 class Link:
     """A connection that is made when it is first used, and again after `reset`. One thread at a time uses it.
 
@@ -28,6 +32,7 @@ class Link:
         chunk_bytes: How much to ask for at a time, which a fetch fits to how fast the link is.
         channel: Between this owner's device and the source's, once both ends have met.
         may_meet: Whether it is worth trying to make a channel; not when that has failed.
+        absent_since: Since when nobody listens at the endpoint, in the fetch's clock; None while somebody does.
     """
 
     def __init__(self, endpoint: str, context: "zmq.Context[Any]", chunk_bytes: int) -> None:
@@ -36,9 +41,11 @@ class Link:
         self.lock = threading.Lock()
         self.channel: Channel | None = None
         self.may_meet = True
+        self.absent_since: float | None = None
         self._context = context
         self._connection: tuple[zmq.Socket[Any], ConnectionMonitor] | None = None
         self._gone = False
+        self._refused = False
 
     def send(self, message: transfer.TransferRequest) -> None:
         """Send a request without waiting. That the source went away is told by `receive`, after what it had sent.
@@ -59,6 +66,7 @@ class Link:
 
         Raises:
             LinkBroken: The source went away and all it had sent was received, or it answers what nobody understands.
+            LinkRefused: It was not there in the first place.
         """
         sock, monitor = self._connection or self._connect()
         poller = zmq.Poller()
@@ -68,7 +76,8 @@ class Link:
         gone = self._has_gone(monitor)
         if not is_readable(sock):
             if gone:
-                raise LinkBroken(f"no page server answers at {self.endpoint}")
+                kind = LinkRefused if self._refused else LinkBroken
+                raise kind(f"no page server answers at {self.endpoint}")
             return None
         try:
             return _decoder.decode(sock.recv())
@@ -113,5 +122,7 @@ class Link:
 
     def _has_gone(self, monitor: ConnectionMonitor) -> bool:
         """Whether the source went away since the connection was made: ZeroMQ would connect again without a word."""
-        self._gone = self._gone or any(event is not PeerEvent.CONNECTED for event in monitor.events())
+        events = monitor.events()
+        self._refused = self._refused or (not self._gone and events[:1] == [PeerEvent.UNREACHABLE])
+        self._gone = self._gone or any(event is not PeerEvent.CONNECTED for event in events)
         return self._gone
