@@ -291,7 +291,7 @@ def test_replies_to_another_attempt_or_dispatch_are_dropped(harness, impostor):
 def test_a_worker_that_hangs_is_left_for_its_replica(harness, impostor):
     silent, busy = impostor(lambda *_: []), impostor(lambda request, _: [ok(request, 1)])
     busy.address = WorkerAddress("busy", "busy-1", busy.address.endpoint, "")
-    client = client_of(harness, [silent.address, busy.address], lambda *_: BOTH, hang_timeout_s=0.1)
+    client = client_of(harness, [silent.address, busy.address], lambda *_: BOTH, hang_timeout_s=1.0)
     hidden, index, weights = harness.routed(30, 8, 2)
     answer = client.dispatch(0, hidden, index, weights)
     assert set(answer.unique().tolist()) <= {1.0, 2.0}
@@ -302,7 +302,7 @@ def test_a_worker_that_hangs_is_left_for_its_replica(harness, impostor):
 
 def test_a_worker_that_hangs_once_is_asked_again(harness, impostor):
     worker = impostor(lambda request, number: [ok(request, 3)] if number > 1 else [])
-    client = client_of(harness, [worker.address], lambda *_: ONLY_FIRST, hang_timeout_s=0.1)
+    client = client_of(harness, [worker.address], lambda *_: ONLY_FIRST, hang_timeout_s=1.0)
     assert (client.dispatch(0, *harness.routed(3, 8, 2)) == 3).all()
     assert [request.attempt for request in worker.requests] == [0, 1]
     client.close()

@@ -94,7 +94,7 @@ async def test_a_hanging_engine_is_left(
     hanging = start_engine_process(delay_s=0.01)
     pool.set_engines({"a": hanging.endpoint})
     async with (
-        start_ingress(hang_timeout_s=0.4) as ingress,
+        start_ingress(hang_timeout_s=2.0) as ingress,
         AsyncGenerationClient(f"127.0.0.1:{ingress.grpc_port}") as client,
     ):
         pieces = client.generate_stream((1, 2), max_tokens=40, seed=3)

@@ -80,7 +80,7 @@ def kubeconfig(server, monkeypatch):
     return server.kubeconfig
 
 
-def until(check, timeout_s=20.0):
+def until(check, timeout_s=60.0):
     """Wait until `check()` is true; its last value."""
     woken, end = threading.Event(), timeout_s
     while not (found := check()) and end > 0:

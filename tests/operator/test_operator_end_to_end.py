@@ -71,7 +71,7 @@ class World:
         self.operator = Operator(kubeconfig)
         self._pause = threading.Event()
 
-    def until(self, what: str, holds: Callable[[], Any], seconds: float = 30.0) -> None:
+    def until(self, what: str, holds: Callable[[], Any], seconds: float = 90.0) -> None:
         """Wait until something holds."""
         for _ in range(int(seconds / 0.02)):
             if holds():

@@ -52,7 +52,7 @@ class Rig:
     term: int = 1
     default_spec: PoolSpec = SPEC
 
-    async def until(self, true: Callable[[], object], timeout_s: float = 10.0) -> None:
+    async def until(self, true: Callable[[], object], timeout_s: float = 60.0) -> None:
         async with asyncio.timeout(timeout_s):
             while not true():
                 await self.controller.changes.wait(self.controller.changes.count, 0.02)
@@ -60,7 +60,7 @@ class Rig:
     def configure(self, term: int | None = None, spec: PoolSpec = SPEC) -> None:
         self.controller.configure(self.controller.incarnation, self.term if term is None else term, 1, spec)
 
-    async def ready(self, count: int, timeout_s: float = 10.0) -> list[str]:
+    async def ready(self, count: int, timeout_s: float = 60.0) -> list[str]:
         def names() -> list[str]:
             workers = self.controller.fleet.all()
             return [worker.id for worker in workers if worker.condition is Condition.READY]

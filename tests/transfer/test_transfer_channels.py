@@ -7,7 +7,7 @@ import threading
 from dataclasses import replace
 
 import pytest
-from transfer_harness import QUICK, fetching, page_of, serving
+from transfer_harness import QUICK, fetching, page_of, serving, until
 
 from flexpert_workers.transfer import ServeLimits, page_checksum
 from flexpert_workers.transfer.nccl import NcclTransport
@@ -237,20 +237,16 @@ def test_a_network_that_dies_in_the_middle_is_aborted_and_the_rest_goes_over_the
 def test_a_target_that_hangs_does_not_keep_the_devices_waiting(cupy, transport, source):
     """The source aborts its end of a channel when a chunk is not taken in time."""
     cupy.takes = 1
-    limits = ServeLimits(channel_s=0.2)
     with (
-        serving(lambda _: source, channels=transport, limits=limits) as server,
-        fetching(channels=transport, limits=replace(QUICK, silence_s=30.0)) as fetcher,
+        serving(lambda _: source, channels=transport, limits=ServeLimits(channel_s=3.0)) as server,
+        fetching(channels=transport, limits=replace(QUICK, silence_s=60.0)) as fetcher,
     ):
-        server._meetings._limits = limits
         into = FakeDeviceMemory(bytes(SIZE))
         checksums = []
         thread = threading.Thread(target=lambda: checksums.append(fetcher.fetch(server.endpoint, (0, 0), into)))
         thread.start()
-        while not server._meetings:
-            threading.Event().wait(0.01)
-        while server._meetings:
-            threading.Event().wait(0.01)
+        until(lambda: server._meetings)
+        until(lambda: not server._meetings)
         assert cupy.alive <= 1  # only the end of the target that hangs
         for link in fetcher._links.values():
             link.channel.abort()

@@ -52,6 +52,16 @@ class Pages:
         return self.pages.get(key)
 
 
+def until(condition, timeout_s=60.0):
+    """Wait for other threads and processes to make it so."""
+    ticking = threading.Event()
+    for _ in range(round(timeout_s * 100)):
+        if condition():
+            return
+        ticking.wait(0.01)
+    raise AssertionError("it did not come true")
+
+
 @contextmanager
 def serving(pages, identity=IDENTITY, socket_dir="", **options):
     server = PageServer(pages, identity, "127.0.0.1", str(socket_dir), **options)
@@ -193,4 +203,4 @@ class Clock:
         return self.now
 
 
-__all__ = ["IDENTITY", "QUICK", "Clock", "Pages", "Proxy", "TokenBucket", "fetching", "page_of", "serving"]
+__all__ = ["IDENTITY", "QUICK", "Clock", "Pages", "Proxy", "TokenBucket", "fetching", "page_of", "serving", "until"]
