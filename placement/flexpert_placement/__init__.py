@@ -3,6 +3,7 @@
 from flexpert_placement.plan import make_plan
 from flexpert_placement.solver import imbalance, solve
 from flexpert_placement.types import (
+    Budget,
     ExpertId,
     InfeasiblePlacement,
     Move,
@@ -10,11 +11,16 @@ from flexpert_placement.types import (
     PlacementProblem,
     PlacementResult,
     Plan,
+    SolverName,
     SolveStatus,
+    Terms,
+    Traffic,
+    Weights,
     WorkerCapacity,
 )
 
 __all__ = [
+    "Budget",
     "ExpertId",
     "InfeasiblePlacement",
     "Move",
@@ -23,6 +29,10 @@ __all__ = [
     "PlacementResult",
     "Plan",
     "SolveStatus",
+    "SolverName",
+    "Terms",
+    "Traffic",
+    "Weights",
     "WorkerCapacity",
     "imbalance",
     "make_plan",

@@ -100,7 +100,7 @@ def layer_of(problem: PlacementProblem, layer: int, free: Sequence[int]) -> Laye
         current=current,
         min_replicas=problem.min_replicas,
         max_replicas=min(problem.max_replicas or len(speeds), len(speeds)),
-        move_price=problem.move_cost * sum(loads) / sum(speeds),
+        move_price=problem.weights.move * sum(loads) / sum(speeds),
     )
 
 

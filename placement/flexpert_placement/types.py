@@ -1,12 +1,16 @@
-"""What the solver is told and what it answers. Frozen values; arrays are nested tuples, [layers, experts].
+"""What the solver is told and what it answers. Frozen values.
 
-The operator builds a `PlacementProblem` from what it observed and sends the resulting `Plan` to the pool controller.
+The operator builds a `PlacementProblem` from what it observed and sends the resulting `Plan` to the pool controller;
+`flexpert plan` builds one from a routing trace. Inside the solver the same is `instance.Instance`, as arrays.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class ExpertId(NamedTuple):
@@ -23,16 +27,82 @@ class WorkerCapacity:
     Attributes:
         memory_bytes: Budget for experts, over all layers.
         speed: Load it serves per unit of time, relative to the others.
+        failure_domain: What fails together with it; replicas are kept in `min_failure_domains` different ones.
+        node: Workers of one node reach each other without the network; "" is a node of its own.
+        zone: Nodes of one zone are close to each other.
     """
 
     id: str
     memory_bytes: int
     speed: float = 1.0
     failure_domain: str = ""
+    node: str = ""
+    zone: str = ""
 
 
 Placement = Mapping[ExpertId, Mapping[str, float]]
 """Expert → worker id → share of the expert's traffic (shares of an expert add up to 1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Traffic:
+    """What is known of the tokens beyond the loads; all of it optional, in the unit of the loads.
+
+    Attributes:
+        deviation: [layers, experts] standard deviation of the loads from one interval to the next.
+        coactivation: [layers, experts, experts] tokens that chose both experts; symmetric, the diagonal is the loads.
+        transitions: [layers - 1, experts, experts] tokens that chose the row's expert in a layer, and the column's
+            in the next one; a token that chooses k experts in each counts 1/k² for every pair.
+        sample: [tokens, layers, k] the experts that a sample of tokens chose, for exact fan-out.
+    """
+
+    deviation: NDArray[np.float64] | None = None
+    coactivation: NDArray[np.float64] | None = None
+    transitions: NDArray[np.float64] | None = None
+    sample: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the terms of the objective weigh. Each term is 1 for the worst, so that weights compare (see `evaluate`).
+
+    Attributes:
+        makespan: Sum over layers of the busiest worker's time, relative to perfect balance.
+        fan_out: Distinct workers per token and layer, as a part of the experts a token chooses.
+        cross_node: Part of the fan-out that leaves the node of the token's engine or first expert.
+        cross_zone: The same for zones.
+        transitions: Part of the steps from layer to layer in which a token changes worker (MoETuner's case).
+        move: Price of copying one replica, as a fraction of a layer's makespan under perfect balance.
+    """
+
+    makespan: float = 1.0
+    fan_out: float = 0.0
+    cross_node: float = 0.0
+    cross_zone: float = 0.0
+    transitions: float = 0.0
+    move: float = 0.01
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a change may cost at most; None is no limit. Replicas that must be made anyway (lost ones) come first.
+
+    Attributes:
+        moves: Replicas copied, all layers together.
+        moves_per_layer: Replicas copied in any one layer.
+        bytes: Bytes copied, all layers together.
+    """
+
+    moves: int | None = None
+    moves_per_layer: int | None = None
+    bytes: int | None = None
+
+
+class SolverName(StrEnum):
+    """The integer programming solver."""
+
+    CBC = "CBC"
+    HIGHS = "HiGHS"
 
 
 @dataclass(frozen=True)
@@ -43,10 +113,15 @@ class PlacementProblem:
         loads: [layers, experts] tokens per unit of time (any unit; only ratios count). All zero means unknown: even.
         expert_bytes: Bytes of one replica.
         current: The present placement; replicas on workers that are not in `workers` are gone.
-        move_cost: Price of copying one replica, as a fraction of a layer's makespan under perfect balance.
         min_replicas: Live copies that every expert must have, each on another worker.
         max_replicas: Most copies an expert may have; None is one a worker.
-        time_limit_s: Wall time the integer programs may take together.
+        replica_bounds: (fewest, most) copies of single experts, in place of the two above.
+        min_failure_domains: Different failure domains that an expert's replicas must lie in.
+        pinned: Workers that must hold an expert.
+        traffic: What else is known of the tokens.
+        makespan_slack: How much of the makespan, as a fraction, may be given up for the other terms.
+        time_limit_s: Wall time the solver may take altogether.
+        seed: Of all that is drawn; the same problem and seed give the same answer where time does not run out.
     """
 
     loads: tuple[tuple[float, ...], ...]
@@ -55,8 +130,16 @@ class PlacementProblem:
     current: Placement = field(default_factory=dict)
     min_replicas: int = 1
     max_replicas: int | None = None
-    move_cost: float = 0.01
+    replica_bounds: Mapping[ExpertId, tuple[int, int]] = field(default_factory=dict)
+    min_failure_domains: int = 1
+    pinned: Mapping[ExpertId, frozenset[str]] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
+    weights: Weights = Weights()
+    makespan_slack: float = 0.0
+    budget: Budget = Budget()
+    solver: SolverName = SolverName.CBC
     time_limit_s: float = 10.0
+    seed: int = 0
 
 
 class SolveStatus(StrEnum):
@@ -85,14 +168,40 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """The objective's terms, unweighted; those that nothing is known about are 0.
+
+    Attributes:
+        makespan: Mean over layers of the busiest worker's time, 1.0 being perfect balance (the imbalance).
+        fan_out: Mean over layers of distinct workers per token.
+        cross_node: Mean over layers of distinct nodes per token beyond the first.
+        cross_zone: Mean over layers of distinct zones per token beyond the first.
+        transitions: Mean over steps between layers of the fraction of tokens that change worker.
+        moves: Replicas to be copied.
+    """
+
+    makespan: float
+    fan_out: float = 0.0
+    cross_node: float = 0.0
+    cross_zone: float = 0.0
+    transitions: float = 0.0
+    moves: int = 0
+
+
+@dataclass(frozen=True)
 class PlacementResult:
     """An answer with its proof.
 
     Attributes:
-        objective: Sum over layers of the makespan and the price of the moves, in units of load / speed.
+        objective: Sum over layers of the makespan and the prices of the other terms, in units of load / speed.
         bound: Proven lower bound of `objective`.
         makespan: Sum over layers of the makespan alone.
+        makespan_bound: Proven lower bound of `makespan`.
         imbalance: Mean over layers of busiest / average worker time (1.0 is balanced).
+        terms: The objective by term.
+        hottest: The experts that limit most, hottest first.
+        limiting: The workers that are busiest in most layers, most often first.
+        notes: Why the answer is as it is, one sentence each.
     """
 
     status: SolveStatus
@@ -102,6 +211,11 @@ class PlacementResult:
     makespan: float
     imbalance: float
     solve_seconds: float
+    makespan_bound: float = 0.0
+    terms: Terms = Terms(makespan=1.0)
+    hottest: tuple[ExpertId, ...] = ()
+    limiting: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def gap(self) -> float:
@@ -110,4 +224,4 @@ class PlacementResult:
 
 
 class InfeasiblePlacement(Exception):
-    """The problem has no answer; the message says what to change (more workers, or more memory per worker)."""
+    """The problem has no answer; the message says which constraint makes it so and the smallest change that helps."""

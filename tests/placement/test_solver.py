@@ -13,6 +13,7 @@ from flexpert_placement import (
     PlacementProblem,
     PlacementResult,
     SolveStatus,
+    Weights,
     WorkerCapacity,
     imbalance,
     make_plan,
@@ -81,7 +82,7 @@ def test_no_worse_than_brute_force_on_a_tiny_layer() -> None:
         for where in itertools.product(range(2), repeat=len(loads))
         if 2 <= sum(where) <= 3
     )
-    result = solve(PlacementProblem((loads,), 100, workers(2, 3), max_replicas=1, move_cost=0.0))
+    result = solve(PlacementProblem((loads,), 100, workers(2, 3), max_replicas=1, weights=Weights(move=0.0)))
     assert result.makespan == pytest.approx(best)
     assert result.status is SolveStatus.OPTIMAL
 
@@ -142,7 +143,7 @@ def test_never_worse_than_the_quick_answer() -> None:
         problem = LayerProblem(loads[0], (1.0,) * 3, (5,) * 3, 15, frozenset(), 1, 3, 0.0)
         quick = greedy(problem)
         assert quick is not None
-        solved = solve(PlacementProblem(loads, 100, workers(3, 5), move_cost=0.0, time_limit_s=2))
+        solved = solve(PlacementProblem(loads, 100, workers(3, 5), weights=Weights(move=0.0), time_limit_s=2))
         assert solved.makespan <= quick.makespan(problem) * (1 + 1e-9)
 
 
