@@ -1,6 +1,7 @@
 """For `bench_memory`: from SIGKILL of a worker until its experts are served again, by a standby of the same domain."""
 
 import json
+import select
 import signal
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import zmq
 
 from flexpert_workers import threads
 from flexpert_workers.checkpoint import Checkpoint
@@ -20,6 +20,7 @@ from flexpert_workers.memory.owner import OwnerConfig
 from flexpert_workers.messages import control
 from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
 from flexpert_workers.routing import Epoch
+from flexpert_workers.transport import stream
 
 POOL = "bench"
 MEMORY_BYTES = 2 << 30
@@ -47,9 +48,7 @@ class Worker(Process):
         super().__init__("flexpert_workers.expert", config, stack)
         self.control = ControlClient(self.said["control_endpoint"])
         stack.callback(self.control.close)
-        self.data: zmq.Socket[Any] = zmq.Context.instance().socket(zmq.DEALER)
-        self.data.setsockopt(zmq.LINGER, 0)
-        self.data.connect(self.said["endpoint"])
+        self.data = stream.dial(self.said["endpoint"])
         stack.callback(self.data.close)
 
     def prepare(self, operation: str, checkpoint: Checkpoint) -> control.PrepareStatus:
@@ -75,9 +74,16 @@ class Worker(Process):
                 POOL, checkpoint.digest, self.said["incarnation"], layer, 0, Epoch(1, 1), layer, 1, "float32"
             )
             frames = [msgspec.msgpack.encode(header), row.tobytes(), pairs.tobytes(), weights.tobytes()]
-            self.data.send_multipart(frames)
-            reply = msgspec.msgpack.decode(self.data.recv_multipart()[0], type=DispatchReply)
+            self.data.send(frames)
+            reply = msgspec.msgpack.decode(self._receive()[0], type=DispatchReply)
             assert reply.status is Status.OK, reply
+
+    def _receive(self) -> list[memoryview]:
+        while (frames := self.data.receive()) is None:
+            readable, _, _ = select.select([self.data], [self.data] if self.data.is_sending else [], [], TIMEOUT_S)
+            assert readable or self.data.is_sending, "the worker does not answer"
+            self.data.flush()
+        return frames
 
 
 def measure_kills(checkpoint: Checkpoint, source: str, folder: str, hidden: int, repeats: int) -> list[dict[str, Any]]:
