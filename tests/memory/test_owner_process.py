@@ -5,10 +5,12 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -211,8 +213,6 @@ def test_more_pages_than_one_message_can_carry(tmp_path, socket_folder):
 
 
 def test_nonsense_ends_only_the_connection_that_said_it(owner, config, files, connect):
-    import socket
-
     client = connect("a")
     for noise in (b"\xff\xff\xff\xff", b"\x05\x00\x00\x00abcde", os.urandom(100)):
         with socket.socket(socket.AF_UNIX) as sock:
@@ -226,6 +226,49 @@ def test_a_second_owner_does_not_take_the_place_of_one_that_lives(owner, config)
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 3
     assert "already" in json.loads(done.stdout)["message"]
+
+
+def test_an_owner_that_hangs_is_left_within_bounded_time(owner, config, files):
+    client = OwnerClient(config.socket, files.hello("a"), HostBackend(), greeting_s=0.2)
+    owner.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(ConnectionError, match="does not answer"):
+            client.connect(0.5)
+    finally:
+        owner.send_signal(signal.SIGCONT)
+    client.connect(30)
+    assert len(list(client.acquire(wants(*files.keys)))) == 16
+    client.close()
+
+
+def test_a_borrower_goes_on_from_a_silent_socket_to_the_owner_that_follows_it(config, files):
+    """A predecessor that hangs has accepted the borrower; its successor takes the path."""
+    client = OwnerClient(config.socket, files.hello("a"), HostBackend(), greeting_s=0.5)
+    with socket.socket(socket.AF_UNIX) as listening, ThreadPoolExecutor(1) as pool:
+        listening.bind(config.socket)
+        listening.listen()
+        connecting = pool.submit(client.connect, 60)
+        silent, _ = listening.accept()
+        listening.close()
+        with silent, memory_pages.owner_process(config) as (process, _):
+            connecting.result()
+            assert client.owner_pid == process.pid
+            client.close()
+
+
+def test_a_borrower_waits_for_an_owner_behind_which_many_others_wait(config, files):
+    client = OwnerClient(config.socket, files.hello("a"), HostBackend(), greeting_s=0.5)
+    with contextlib.ExitStack() as crowd, ThreadPoolExecutor(1) as pool:
+        listening = crowd.enter_context(socket.socket(socket.AF_UNIX))
+        listening.bind(config.socket)
+        listening.listen(0)
+        crowd.enter_context(socket.socket(socket.AF_UNIX)).connect(config.socket)
+        connecting = pool.submit(client.connect, 60)
+        crowd.close()
+        with memory_pages.owner_process(config) as (process, _):
+            connecting.result()
+            assert client.owner_pid == process.pid
+            client.close()
 
 
 def test_two_hundred_cycles_leave_nothing_behind_in_either_process(owner, files, connect):

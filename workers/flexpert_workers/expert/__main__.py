@@ -1,8 +1,8 @@
 """`python -m flexpert_workers.expert --config JSON`: one expert worker as a process.
 
 A launcher starts it without Ray. Once it serves it prints one JSON line {"endpoint", "control_endpoint",
-"incarnation", "pid"}; it ends on SIGTERM, SIGINT or a `Stop` message. A checkpoint that cannot be used ends it with
-status 3 and a JSON line {"error", "message"}.
+"incarnation", "pid"}; it ends on SIGTERM, SIGINT or a `Stop` message. A checkpoint that cannot be used, or a page owner
+that is not there, ends it with status 3 and a JSON line {"error", "message"}.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import threading
 import msgspec
 
 from flexpert_workers import threads
-from flexpert_workers.errors import CheckpointError
+from flexpert_workers.errors import FlexpertError
 from flexpert_workers.expert import ExpertWorker, WorkerConfig
 
 
@@ -31,7 +31,7 @@ def main() -> int:
     worker = ExpertWorker(config)
     try:
         worker.start()
-    except CheckpointError as error:
+    except (FlexpertError, ConnectionError) as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
         return 3
     ready = {

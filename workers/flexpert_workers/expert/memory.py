@@ -18,7 +18,7 @@ from flexpert_workers.memory.owner.local import LocalLender
 from flexpert_workers.messages.owner import Hello
 from flexpert_workers.transfer import Identity
 
-_OWNER_TIMEOUT_S = 120.0
+_OWNER_TIMEOUT_S = 60.0
 _LOCAL_COPIES = 3
 """Descriptors a page of an owner inside the worker takes: the owner's, the loan's, and that of a view being copied."""
 
@@ -75,7 +75,11 @@ def _connected(config: WorkerConfig, checkpoint: Checkpoint, incarnation: str, b
         num_pages=checkpoint.num_layers * checkpoint.num_experts,
     )
     client = OwnerClient(config.owner_socket, hello, backend)
-    client.connect(_OWNER_TIMEOUT_S)
+    try:
+        client.connect(_OWNER_TIMEOUT_S)
+    except BaseException:
+        client.close()
+        raise
     return client
 
 

@@ -30,6 +30,10 @@ _ERRORS: dict[str, type[FlexpertError]] = {"capacity": CapacityError, "checkpoin
 _Reply = TypeVar("_Reply", bound=msgspec.Struct)
 _SHORTEST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
+_GREETING_S = 10.0
+_HAND_BACK_S = 60.0
+_HAND_BACK_BYTES = 1 << 30
+"""Pages handed back at a time, and how long the owner may take to read them: it checks their checksums."""
 
 
 class OwnerClient:
@@ -38,15 +42,18 @@ class OwnerClient:
     Args:
         path: Of the owner's socket.
         hello: Who borrows, and pages of what.
+        greeting_s: An owner that has accepted a borrower answers within this time, or is taken for one that hangs.
     """
 
-    def __init__(self, path: str, hello: messages.Hello, backend: PageBackend) -> None:
+    def __init__(self, path: str, hello: messages.Hello, backend: PageBackend, greeting_s: float = _GREETING_S) -> None:
         self._path = path
+        self._greeting_s = greeting_s
         self._hello = hello
         self._backend = backend
         self._lock = threading.Lock()  # of the connection
         self._holding = threading.Lock()  # of what is held; taken after the other
         self._link: Link | None = None
+        self._refusal = "it was not tried"
         self._welcome = messages.Welcome("", "", 0)
         self._held: dict[ExpertKey, Loan] = {}
         self._released: deque[ExpertKey] = deque()
@@ -77,11 +84,12 @@ class OwnerClient:
             ConnectionError: None serves at the path within `timeout_s`.
             FlexpertError: It does not lend pages of this checkpoint.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline, pause = time.monotonic() + timeout_s, _SHORTEST_PAUSE_S
         while not self._try_to_connect():
             if time.monotonic() > deadline:
-                raise ConnectionError(f"no page owner serves at {self._path}: is its process running?")
-            time.sleep(_SHORTEST_PAUSE_S)
+                raise ConnectionError(f"no page owner serves at {self._path}: {self._refusal}; is its process running?")
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
         self._watcher.start()
 
     def acquire(self, wants: Sequence[Want]) -> Generator[Loan, None, None]:
@@ -247,17 +255,20 @@ class OwnerClient:
 
     def _try_to_connect(self) -> bool:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(self._greeting_s)
         try:
             sock.connect(self._path)
-        except OSError:
+        except OSError as absent:
+            self._refusal = absent.strerror or str(absent)
             sock.close()
             return False
         with self._lock:
             self._link = Link(sock)
             try:
                 with self._hanging_up():
-                    self._greet()
-            except OSError:
+                    self._greet(sock)
+            except OSError as silent:
+                self._refusal = f"it accepts, but does not answer ({silent})"
                 self._disconnect()
                 return False
             except FlexpertError:
@@ -265,15 +276,19 @@ class OwnerClient:
                 raise
         return True
 
-    def _greet(self) -> None:
+    def _greet(self, sock: socket.socket) -> None:
+        """Say who borrows, and hand back what is held; an owner that hangs is left within bounded time."""
         self._released.clear()  # those leases ended with the connection before
         self._welcome = self._ask(self._hello, messages.Welcome)
+        sock.settimeout(_HAND_BACK_S)
+        at_once = max(1, min(MOST_DESCRIPTORS, _HAND_BACK_BYTES // self._hello.page_bytes))
         with self._holding:
             held = list(self._held.values())
-            for start in range(0, len(held), MOST_DESCRIPTORS):
-                batch = held[start : start + MOST_DESCRIPTORS]
+            for start in range(0, len(held), at_once):
+                batch = held[start : start + at_once]
                 experts = tuple((*loan.key, loan.checksum) for loan in batch)
                 self._ask(messages.HandBack(experts), messages.HandedBack, batch)
+        sock.settimeout(None)
 
     def _disconnect(self) -> None:
         if self._link is not None:

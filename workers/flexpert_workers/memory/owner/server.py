@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from flexpert_workers.messages import owner as messages
 
 _log = logging.getLogger(__name__)
 _decoder: msgspec.msgpack.Decoder[messages.OwnerRequest] = msgspec.msgpack.Decoder(messages.OwnerRequest)
+_ACCEPT_PAUSE_S = 0.1
+_DYING_S = 2.0
 _KINDS: dict[type[Exception], str] = {CapacityError: "capacity", CheckpointError: "checkpoint", PageError: "page"}
 
 
@@ -36,6 +40,7 @@ class OwnerServer:
         self._socket = _listen(self._path)
         self._links: set[Link] = set()
         self._lock = threading.Lock()
+        self._ending = threading.Event()
         self._thread = threading.Thread(target=self._accept, name="accept", daemon=True)
 
     def start(self) -> None:
@@ -44,6 +49,7 @@ class OwnerServer:
 
     def stop(self) -> None:
         """End every connection; the path is free again."""
+        self._ending.set()
         Path(self._path).unlink(missing_ok=True)
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -54,11 +60,14 @@ class OwnerServer:
                     link.socket.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
-        while True:
+        while not self._ending.is_set():
             try:
                 connected, _ = self._socket.accept()
-            except OSError:
-                return  # `stop` has closed the socket
+            except OSError as refused:
+                if not self._ending.is_set():  # out of descriptors, say: whoever comes next may be served again
+                    _log.warning("a borrower could not be accepted: %s", refused)
+                self._ending.wait(_ACCEPT_PAUSE_S)
+                continue
             link = Link(connected)
             with self._lock:
                 self._links.add(link)
@@ -94,9 +103,10 @@ class _Borrower:
         welcomed: list[PageDomain] = []
         self._answering(lambda: welcomed.append(self._reception.welcome(hello)))
         for domain in welcomed:
-            self._converse(domain, hello.borrower)
+            self._converse(domain, f"{hello.borrower}/{secrets.token_hex(4)}")
 
     def _converse(self, domain: PageDomain, borrower: str) -> None:
+        """Lend to a borrower by a name of this connection's own: the end of an earlier one ends only its own leases."""
         owner = domain.owner
         try:
             self._send(messages.Welcome(self._reception.config.domain, domain.transfer_endpoint, os.getpid()))
@@ -197,7 +207,7 @@ def _listen(path: str) -> socket.socket:
     Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if _is_alive(path):
+        if _stays_alive(path):
             raise FileExistsError(f"a page owner serves at {path} already")
         Path(path).unlink(missing_ok=True)
         listening.bind(path)
@@ -209,10 +219,23 @@ def _listen(path: str) -> socket.socket:
     return listening
 
 
+def _stays_alive(path: str) -> bool:
+    """Whether somebody listens at `path`, and goes on: the kernel listens a little longer than a dying owner lives."""
+    deadline = time.monotonic() + _DYING_S
+    while is_alive := _is_alive(path):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_ACCEPT_PAUSE_S)
+    return is_alive
+
+
 def _is_alive(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(path)
+        except BlockingIOError:
+            return True  # more borrowers wait than it may have waiting
         except OSError:
             return False
     return True
