@@ -1,6 +1,7 @@
 """For `bench_memory`: how long a move makes the compute thread stand still, and what populating costs beside it.
 
-A worker's own store, arena and turns, with a thread that does what a worker's compute thread does between dispatches.
+A worker's own store, arena and turns, with a thread that does what a worker's compute thread does: it reads an expert's
+weights before each turn. A turn always finds the caches as computing leaves them, whatever the size of what is moved.
 """
 
 import select
@@ -9,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
 
 from flexpert_workers.checkpoint.layout import make_layout
 from flexpert_workers.expert.store import ExpertStore
@@ -19,6 +22,8 @@ from flexpert_workers.memory.loans import Loan, Origin
 MIB = 1 << 20
 SIZES_MIB = (1, 4, 16, 64)
 MOVES = 40
+WEIGHTS_BYTES = 16 * MIB
+"""What the compute thread reads before a turn: more than a core's caches hold."""
 
 
 class TimedTurns(ComputeTurns):
@@ -39,12 +44,14 @@ def computing(turns: ComputeTurns) -> Iterator[None]:
     """A thread that takes turns when the bell rings, as a dispatch server's loop does."""
     ended = threading.Event()
     ready = threading.Event()
+    weights = np.ones(WEIGHTS_BYTES // 4, dtype=np.float32)
 
     def loop() -> None:
         with turns.computing():
             ready.set()
             while not ended.is_set():
                 if select.select([turns.fileno()], [], [], 0.1)[0]:
+                    weights.sum()
                     turns.take()
 
     thread = threading.Thread(target=loop)

@@ -21,7 +21,8 @@ class SlotTable:
     def __init__(self, num_layers: int, num_experts: int) -> None:
         self._read = np.full((num_layers, num_experts), NO_SLOT, dtype=np.int32)
         self._staged = self._read.copy()
-        self._changes: dict[ExpertKey, int] = {}
+        self._changes: dict[ExpertKey, int] = {}  # staged, and not visible yet
+        self._behind: dict[ExpertKey, int] = {}  # visible, and not in the table that nobody reads
         self._lock = threading.Lock()
 
     def slots(self, layer: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
@@ -35,14 +36,14 @@ class SlotTable:
     def stage(self, changes: Mapping[ExpertKey, int]) -> None:
         """Prepare changes for the next flip."""
         with self._lock:
-            for key, slot in changes.items():
+            for key, slot in (self._behind | dict(changes)).items():
                 self._staged[key] = slot
+            self._behind = {}
             self._changes.update(changes)
 
     def flip(self) -> None:
-        """Make what was staged visible."""
+        """Make what was staged visible; the other table is brought up by whoever stages next."""
         with self._lock:
-            self._read, self._staged = self._staged, self._read
-            for key, slot in self._changes.items():
-                self._staged[key] = slot
-            self._changes.clear()
+            if self._changes:
+                self._read, self._staged = self._staged, self._read
+                self._behind, self._changes = self._changes, {}

@@ -124,7 +124,7 @@ class ExpertStore:
             assert loan.key in self._reserved, f"expert {loan.key} was not reserved"
             slot = self._free.pop()
         try:
-            map_s = self._turns.run(lambda: self._arena.map(slot, loan.page))
+            map_s = self._turns.run(self._arena.mapping(slot, loan.page))
         except BaseException:
             with self._lock:
                 self._free.append(slot)
@@ -200,11 +200,7 @@ class ExpertStore:
             batch = slots[start : start + _UNMAPPED_IN_A_TURN]
             for slot in batch:
                 self._arena.vacate(slot)
-            self._turns.run(partial(self._unmap_together, batch))
-
-    def _unmap_together(self, slots: list[int]) -> None:
-        for slot in slots:
-            self._arena.unmap(slot)
+            self._turns.run(partial(_call_all, [self._arena.unmapping(slot) for slot in batch]))
 
     def _expert(self, slot: int) -> ResidentExpert:
         """The views of a slot, made at its first use: their addresses never change."""
@@ -212,6 +208,11 @@ class ExpertStore:
         if expert is None:
             expert = self._experts[slot] = ResidentExpert(_views(self._layout, self._arena.tensor(slot)))
         return expert
+
+
+def _call_all(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
 
 
 def _views(layout: ExpertLayout, page: torch.Tensor) -> dict[str, torch.Tensor]:

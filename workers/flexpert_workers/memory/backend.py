@@ -71,6 +71,9 @@ class Arena(Protocol):
     def map(self, slot: int, page: Page) -> None:
         """Put a page into a slot that is free."""
 
+    def mapping(self, slot: int, page: Page) -> Callable[[], None]:
+        """`map` in two steps: all that another thread can do beforehand, and a call for the thread that maps."""
+
     def populate(self, slot: int) -> None:
         """Make every byte of a mapped slot reachable without a fault. For any thread: it holds nobody up for long."""
 
@@ -82,6 +85,9 @@ class Arena(Protocol):
 
     def unmap(self, slot: int) -> None:
         """Take the page out of a slot that nobody computes from."""
+
+    def unmapping(self, slot: int) -> Callable[[], None]:
+        """`unmap` in two steps, as `mapping`."""
 
     def tensor(self, slot: int) -> "torch.Tensor":
         """The slot as [slot_bytes] uint8, to be read while it is mapped; the address is the same for ever."""

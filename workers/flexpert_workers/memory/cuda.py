@@ -11,6 +11,7 @@ import struct
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flexpert_workers.errors import CapacityError, PageError
@@ -205,6 +206,10 @@ class CudaArena:
         """See `Arena`."""
         self.map_all({slot: page})
 
+    def mapping(self, slot: int, page: Page) -> Callable[[], None]:
+        """See `Arena`."""
+        return partial(self.map, slot, page)
+
     def map_all(self, pages: Mapping[int, Page]) -> None:
         """Put pages into slots that are free; slots that are neighbours cost one call for access together."""
         for slot, page in sorted(pages.items()):
@@ -225,6 +230,10 @@ class CudaArena:
         """See `Arena`."""
         self._mapped.remove(slot)
         self._driver.unmap(self._address(slot), self._slot_bytes)
+
+    def unmapping(self, slot: int) -> Callable[[], None]:
+        """See `Arena`."""
+        return partial(self.unmap, slot)
 
     def tensor(self, slot: int) -> "torch.Tensor":
         """See `Arena`."""

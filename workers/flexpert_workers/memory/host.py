@@ -10,6 +10,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flexpert_workers.errors import CapacityError, PageError
@@ -120,9 +121,15 @@ class HostArena:
 
     def map(self, slot: int, page: Page) -> None:
         """See `Arena`."""
+        self.mapping(slot, page)()
+
+    def mapping(self, slot: int, page: Page) -> Callable[[], None]:
+        """See `Arena`."""
         assert slot not in self._mapped, f"slot {slot} is taken"
-        libc.map_readable(self._address(slot), self._slot_bytes, page.descriptor())
+        discard = partial(self._mapped.discard, slot)
+        call = libc.mapping(self._address(slot), self._slot_bytes, page.descriptor(), discard)
         self._mapped.add(slot)
+        return call
 
     def populate(self, slot: int) -> None:
         """See `Arena`."""
@@ -134,8 +141,12 @@ class HostArena:
 
     def unmap(self, slot: int) -> None:
         """See `Arena`."""
+        self.unmapping(slot)()
+
+    def unmapping(self, slot: int) -> Callable[[], None]:
+        """See `Arena`."""
         self._mapped.remove(slot)
-        libc.map_nothing(self._address(slot), self._slot_bytes)
+        return libc.mapping(self._address(slot), self._slot_bytes)
 
     def tensor(self, slot: int) -> "torch.Tensor":
         """See `Arena`."""

@@ -8,6 +8,8 @@ import ctypes
 import errno
 import mmap
 import os
+from collections.abc import Callable
+from functools import partial
 
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
@@ -40,14 +42,35 @@ def reserve(nbytes: int) -> int:
     return _map(None, nbytes, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
 
 
-def map_readable(address: int, nbytes: int, descriptor: int) -> None:
-    """Map the start of a file at `address`, in place of what is there. Raises OSError."""
-    _map(address, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor)
+def mapping(
+    address: int, nbytes: int, descriptor: int | None = None, failed: Callable[[], None] = lambda: None
+) -> Callable[[], None]:
+    """A call that maps the start of a file at `address`, for reading, in place of what is there.
 
+    Without a file it turns the range back into addresses that nothing can be read from. The arguments are converted
+    here, so that the thread that makes the call does hardly more than enter the kernel. It calls `failed` before it
+    raises OSError.
+    """
+    if descriptor is None:
+        protection, flags = 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
+    else:
+        protection, flags = mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED
+    enter = partial(
+        _holding.mmap,
+        ctypes.c_void_p(address),
+        ctypes.c_size_t(nbytes),
+        ctypes.c_int(protection),
+        ctypes.c_int(flags),
+        ctypes.c_int(-1 if descriptor is None else descriptor),
+        ctypes.c_longlong(0),
+    )
 
-def map_nothing(address: int, nbytes: int) -> None:
-    """Turn a range back into addresses that nothing can be read from. Raises OSError."""
-    _map(address, nbytes, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED, -1)
+    def call() -> None:
+        if enter() != address:
+            failed()
+            raise _error("mmap")
+
+    return call
 
 
 def unmap(address: int, nbytes: int) -> None:
