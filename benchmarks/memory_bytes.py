@@ -16,7 +16,7 @@ from flexpert_workers.memory.host import HostBackend
 from flexpert_workers.memory.loans import Want
 from flexpert_workers.memory.owner.filling import PageFiller
 from flexpert_workers.memory.owner.pages import PageOwner
-from flexpert_workers.transfer import Identity, PageFetcher, Received
+from flexpert_workers.transfer import Identity, PageFetcher
 
 GB = 1e9
 SENDER = """
@@ -33,7 +33,7 @@ def fill_pages(checkpoint: Checkpoint, readers: int, made_ahead: bool) -> dict[s
     keys = all_keys(checkpoint)
     page_bytes = checkpoint.layout.page_bytes
     backend = HostBackend()
-    filler = PageFiller(lambda key, page: checkpoint.fill_page(*key, page), _no_peer)
+    filler = PageFiller(lambda key, page, pace: checkpoint.fill_page(*key, page, pace), _no_peer)
     budget = len(keys) * backend.footprint(page_bytes)
     owner = PageOwner(backend, page_bytes, budget, filler, readers, ahead=len(keys) if made_ahead else 0)
     while made_ahead and owner.status().used_bytes < budget:
@@ -166,5 +166,5 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         return ours, ends[0]
 
 
-def _no_peer(endpoint: str, key: tuple[int, int], into: memoryview, *, received: Received | None = None) -> int:
+def _no_peer(endpoint: str, key: tuple[int, int], into: Any, **_: Any) -> int:
     raise ConnectionError(endpoint)

@@ -6,12 +6,18 @@ between processes as they do with CUDA. What CUDA leaves undefined is an error h
 
 import ctypes
 import enum
+import functools
 import mmap
 import os
 import secrets
+import threading
 from types import SimpleNamespace
 
 import torch
+
+from flexpert_workers.memory.cuda import CudaBackend
+from flexpert_workers.memory.devices import Device, open_device
+from flexpert_workers.memory.driver import CudaDriver
 
 GRANULARITY = 64 << 10
 _FIXED = 0x10
@@ -51,6 +57,8 @@ class FakeCuda:
         self.capacity_bytes = capacity_bytes
         self.retained = 0
         self._started = False
+        self._lock = threading.RLock()
+        self._thread = threading.local()
         self._next_handle = 1000
         self._handles = {}
         self._ranges = {}
@@ -97,6 +105,7 @@ class FakeCuda:
     def cuCtxSetCurrent(self, context):  # noqa: N802
         assert context == "context"
         assert self.retained
+        self._thread.context = context
         self._note("cuCtxSetCurrent", context)
         return (OK,)
 
@@ -203,7 +212,7 @@ class FakeCuda:
         self.calls.append(call)
 
     def _in_context(self, *call):
-        assert self.calls[-1] == ("cuCtxSetCurrent", "context"), "no context is current in this thread"
+        assert getattr(self._thread, "context", None) == "context", "no context is current in this thread"
         self._note(*call)
 
     def _check(self, properties):
@@ -226,6 +235,31 @@ class FakeCuda:
     def _mmap(self, address, size, protection, flags, descriptor):
         found = _libc.mmap(address, size, protection, flags, descriptor, 0)
         return None if found == ctypes.c_void_p(-1).value else found
+
+
+def _one_at_a_time(call):
+    @functools.wraps(call)
+    def locked(self, *arguments):
+        with self._lock:
+            return call(self, *arguments)
+
+    return locked
+
+
+for _name, _call in list(vars(FakeCuda).items()):
+    if _name.startswith("cu"):
+        setattr(FakeCuda, _name, _one_at_a_time(_call))
+
+
+def open_fake(cuda):
+    """What opens devices, with CUDA's played by `cuda`; torch computes on the host all the same."""
+
+    def opener(name, *, computes, copies):
+        if name == "cuda:1":
+            return Device(CudaBackend(CudaDriver(1, cuda), tensor_at))
+        return open_device(name, computes=computes, copies=copies)
+
+    return opener
 
 
 def tensor_at(address, nbytes):

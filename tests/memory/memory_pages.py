@@ -43,7 +43,8 @@ class Files:
         self.pages = {key: generator.randbytes(nbytes) for key in self.keys}
         self.filled = []
 
-    def fill(self, key, page):
+    def fill(self, key, page, pace=lambda num_bytes: None):
+        pace(len(page))
         self.filled.append(key)
         page[:] = self.pages[key]
 

@@ -28,7 +28,7 @@ def files():
     return memory_pages.Files()
 
 
-def nobody(endpoint, key, page, *, received=None):
+def nobody(endpoint, key, page, **_):
     raise SourceLost(endpoint)
 
 
@@ -108,7 +108,7 @@ def test_the_leases_of_a_borrower_end_together(start, files):
 def test_two_borrowers_who_want_the_same_at_once_share_one_copy(start, files):
     gate = threading.Event()
 
-    def slowly(key, page):
+    def slowly(key, page, pace):
         gate.wait(30)
         files.fill(key, page)
 
@@ -131,7 +131,7 @@ def test_two_borrowers_who_want_the_same_at_once_share_one_copy(start, files):
 def test_who_stops_early_gets_no_more_and_the_rest_is_not_brought(start, files):
     gate = threading.Event()
 
-    def one_by_one(key, page):
+    def one_by_one(key, page, pace):
         if files.filled:
             gate.wait(30)
         files.fill(key, page)
@@ -148,7 +148,7 @@ def test_who_stops_early_gets_no_more_and_the_rest_is_not_brought(start, files):
 
 
 def test_what_cannot_be_filled_is_told_and_forgotten(start, files):
-    def broken(key, page):
+    def broken(key, page, pace):
         if key == files.keys[1]:
             raise CorruptCheckpoint("model.safetensors is truncated")
         files.fill(key, page)
@@ -168,7 +168,7 @@ def test_peers_come_before_the_file_and_each_goes_on_where_the_last_one_stopped(
     asked = []
     half = Received(files.nbytes, 7, ((files.nbytes // 2, files.nbytes),))
 
-    def fetch(endpoint, key, into, *, received=None):
+    def fetch(endpoint, key, into, *, received=None, cancelled=None):
         asked.append((endpoint, received))
         if endpoint == "gone":
             raise ConnectionError(endpoint)
@@ -187,7 +187,7 @@ def test_peers_come_before_the_file_and_each_goes_on_where_the_last_one_stopped(
 
 
 def test_what_is_not_as_its_source_promised_is_read_from_the_file(start, files):
-    def fetch(endpoint, key, into, *, received=None):
+    def fetch(endpoint, key, into, *, received=None, cancelled=None):
         into[:] = bytes(len(into))
         return page_checksum(files.pages[key])
 

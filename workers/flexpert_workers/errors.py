@@ -9,6 +9,7 @@ FlexpertError
 │   └── UnsupportedArchitecture
 ├── CapacityError         something does not fit into the memory it was given
 ├── PageError             memory that was lent is not what it should be
+├── DeviceUnavailable     a device that was asked for is not there, or cannot be used by this process
 ├── TransferError         a page could not be copied from a peer; `received` is what arrived
 │   ├── SourceLost            the connection broke or the source hung, and it did not come back in time
 │   ├── PageNotHeld           the source does not hold the expert
@@ -75,6 +76,10 @@ class CapacityError(FlexpertError):
 
 class PageError(FlexpertError):
     """Memory that was lent is not what it should be: not sealed, too short, or its bytes are not those promised."""
+
+
+class DeviceUnavailable(FlexpertError):
+    """A device that was asked for is not there, or cannot be used by this process; the message says what to change."""
 
 
 class TransferError(FlexpertError):

@@ -5,7 +5,7 @@ the resulting boxes from the files into an expert's page.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -38,6 +38,25 @@ class Box:
             size == 1 or stride == expected
             for size, stride, expected in zip(self.shape, self.strides, contiguous_strides(self.shape), strict=True)
         )
+
+    def pieces(self, most_elements: int) -> "Iterator[Box]":
+        """The box cut into smaller ones, each of which spans about `most_elements` of the tensor at most.
+
+        It is cut along the dimension with the longest stride alone, so that no two pieces span the same elements.
+        """
+        dim = max(range(len(self.shape)), key=lambda each: self.strides[each], default=0)
+        size = max(1, most_elements // max(1, self.strides[dim])) if self.shape else 0
+        if not self.shape or size >= self.shape[dim]:
+            yield self
+            return
+        for begin in range(0, self.shape[dim], size):
+            yield Box(
+                self.tensor,
+                self.start + begin * self.strides[dim],
+                _with(self.shape, dim, min(size, self.shape[dim] - begin)),
+                self.strides,
+                _with(self.at, dim, self.at[dim] + begin),
+            )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from flexpert_proto import names
 from flexpert_workers.checkpoint import architectures
 from flexpert_workers.checkpoint.boxes import Assembly
 from flexpert_workers.checkpoint.description import Description, DescriptionCache, cache_folder, description_key
-from flexpert_workers.checkpoint.files import CONFIG_FILE, CheckpointFiles, open_files, read_json
+from flexpert_workers.checkpoint.files import CONFIG_FILE, CheckpointFiles, open_files, read_json, unpaced
 from flexpert_workers.checkpoint.form import ExpertsForm
 from flexpert_workers.checkpoint.layout import ExpertLayout
 from flexpert_workers.checkpoint.library import Library
@@ -100,10 +100,17 @@ class Checkpoint:
         self.fill_page(layer, index, memoryview(page))
         return page
 
-    def fill_page(self, layer: int, index: int, page: memoryview) -> None:
-        """Fill a writable buffer of `layout.page_bytes` bytes with an expert; the bytes between segments stay."""
+    def fill_page(self, layer: int, index: int, page: memoryview, pace: Callable[[int], None] = unpaced) -> None:
+        """Fill a writable buffer of `layout.page_bytes` bytes with an expert; the bytes between segments stay.
+
+        Args:
+            layer: Of the expert.
+            index: In its layer.
+            page: The buffer.
+            pace: Called with a number of bytes, a few MiB at most, before they are read; what it raises ends this.
+        """
         for segment, source in zip(self.layout.segments, self.sources(layer, index), strict=True):
-            fill_segment(self.weights, segment, source, page)
+            fill_segment(self.weights, segment, source, page, pace)
 
     def sources(self, layer: int, index: int) -> tuple[Assembly, ...]:
         """Per segment of the layout, which bytes of which stored tensors it is made of."""

@@ -9,13 +9,13 @@ Microscaling Formats specification 1.0 and transformers' `convert_moe_packed_ten
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
 from flexpert_workers.checkpoint.boxes import Box
 from flexpert_workers.checkpoint.dtypes import STORED
-from flexpert_workers.checkpoint.files import CheckpointFiles, StoredTensor
+from flexpert_workers.checkpoint.files import CheckpointFiles, StoredTensor, unpaced
 from flexpert_workers.checkpoint.layout import Segment
 from flexpert_workers.checkpoint.weights import (
     MXFP4_BLOCK,
@@ -31,8 +31,16 @@ _CHUNK_GROUPS = 1 << 13
 """Groups of mxfp4 values that are dequantised at a time, so that what lies between stays in the cache."""
 
 
-def copy_boxes(weights: Weights, segment: Segment, boxes: Iterable[Box], page: memoryview) -> None:
+def copy_boxes(
+    weights: Weights,
+    segment: Segment,
+    boxes: Iterable[Box],
+    page: memoryview,
+    pace: Callable[[int], None] = unpaced,
+) -> None:
     """Copy boxes into their places in a segment of a page, dequantised, cast and turned as need be.
+
+    `pace` is called with the bytes that a box takes in the page, before each.
 
     Raises:
         CheckpointNotFound: A file is gone.
@@ -41,6 +49,7 @@ def copy_boxes(weights: Weights, segment: Segment, boxes: Iterable[Box], page: m
     dtype, count = segment.dtype, math.prod(segment.shape)
     target = torch.frombuffer(page, dtype=dtype, count=count, offset=segment.offset).view(segment.shape)
     for box in boxes:
+        pace(math.prod(box.shape) * dtype.itemsize)
         elements = read_elements(weights, weights.by_name[box.tensor], box.start, box.span, dtype)
         where = tuple(slice(at, at + size) for at, size in zip(box.at, box.shape, strict=True))
         target[where].copy_(elements.as_strided(box.shape, box.strides))

@@ -7,7 +7,7 @@ range, so no tensor is ever loaded that is not asked for. Nothing but safetensor
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,14 @@ _BITS = {
     "BOOL": 8,
 }
 """Bits of an element, by the format's names."""
+CHUNK_BYTES = 4 << 20
+"""Read at a time."""
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
+
+
+def unpaced(num_bytes: int) -> None:
+    """A pace that waits for nothing."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,20 @@ class CheckpointFiles:
         self.read_into(tensor, offset, memoryview(buffer))
         return buffer
 
-    def read_into(self, tensor: StoredTensor, offset: int, target: memoryview) -> None:
+    def read_into(
+        self,
+        tensor: StoredTensor,
+        offset: int,
+        target: memoryview,
+        pace: Callable[[int], None] = unpaced,
+    ) -> None:
         """Fill `target` with the bytes of a tensor from its byte `offset` on.
+
+        Args:
+            tensor: What is read.
+            offset: In bytes.
+            target: Where to.
+            pace: Called with a number of bytes, at most `CHUNK_BYTES`, before they are read; what it raises ends this.
 
         Raises:
             CheckpointNotFound: The file is gone.
@@ -105,7 +123,9 @@ class CheckpointFiles:
         with _open(path) as descriptor:
             done = 0
             while done < len(target):
-                count = os.preadv(descriptor.fileno, [target[done:]], tensor.start + offset + done)
+                chunk = target[done : done + CHUNK_BYTES]
+                pace(len(chunk))
+                count = os.preadv(descriptor.fileno, [chunk], tensor.start + offset + done)
                 if count == 0:
                     raise CorruptCheckpoint(f"{path} is truncated: tensor {tensor.name!r} ends before its last byte")
                 done += count

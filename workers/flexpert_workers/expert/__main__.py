@@ -1,8 +1,8 @@
 """`python -m flexpert_workers.expert --config JSON`: one expert worker as a process.
 
 A launcher starts it without Ray. Once it serves it prints one JSON line {"endpoint", "control_endpoint",
-"incarnation", "pid"}; it ends on SIGTERM, SIGINT or a `Stop` message. A checkpoint that cannot be used, or a page owner
-that is not there, ends it with status 3 and a JSON line {"error", "message"}.
+"incarnation", "pid"}; it ends on SIGTERM, SIGINT or a `Stop` message. A checkpoint or a device that cannot be used, or
+a page owner that is not there, ends it with status 3 and a JSON line {"error", "message"}.
 """
 
 import argparse

@@ -54,12 +54,14 @@ class ExpertCompute:
     Args:
         module: The architecture's experts class on the meta device; only its functions and flags are used.
         linear: How products are computed.
+        device: Where the experts are, as torch calls it; rows and sums are the host's.
 
     Raises:
         UnsupportedArchitecture: The experts share weights that do not travel in pages.
     """
 
-    def __init__(self, module: torch.nn.Module, linear: GroupedLinear) -> None:
+    def __init__(self, module: torch.nn.Module, linear: GroupedLinear, device: str = "cpu") -> None:
+        self._device = torch.device(device)
         self._module = cast(Any, module)
         if any(name.startswith("post_expert_norm.") for name, _ in module.named_parameters()):
             raise UnsupportedArchitecture(
@@ -81,18 +83,28 @@ class ExpertCompute:
             weights: [pairs] float32 routing weights, as the pairs came.
 
         Returns:
-            [rows, hidden] float32; zero for a row without a pair.
+            [rows, hidden] float32; zero for a row without a pair. Nothing is under way on the device any more.
         """
-        sums = torch.zeros(hidden.shape, dtype=torch.float32)
         if not experts:
-            return sums
-        rows = torch.from_numpy(pairs.rows)
+            return torch.zeros(hidden.shape, dtype=torch.float32)
+        try:
+            return self._sum(experts, pairs, hidden.to(self._device), weights.to(self._device)).cpu()
+        except BaseException:
+            if self._device.type != "cpu":
+                torch.cuda.synchronize(self._device)  # the experts may be taken away as soon as this returns
+            raise
+
+    def _sum(
+        self, experts: Sequence[ResidentExpert], pairs: SortedPairs, hidden: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        rows = torch.from_numpy(pairs.rows).to(self._device)
         inputs = hidden.index_select(0, rows).float()
         inner = self._activate(self._project(self._up, inputs, experts, pairs.counts))
         outputs = self._project("down_proj", inner, experts, pairs.counts)
         if self._module.has_post_expert_norm:
             outputs = self._module.post_expert_norm(outputs)
-        outputs *= weights[torch.from_numpy(pairs.order)].unsqueeze(1)
+        outputs *= weights[torch.from_numpy(pairs.order).to(self._device)].unsqueeze(1)
+        sums = torch.zeros(hidden.shape, dtype=torch.float32, device=self._device)
         return sums.index_add_(0, rows, outputs)
 
     def _project(
@@ -102,7 +114,7 @@ class ExpertCompute:
         outputs = self._linear(inputs, weights, counts)
         if self._module.has_bias:
             biases = torch.stack([expert.tensors[f"{name}_bias"] for expert in experts]).to(outputs.dtype)
-            outputs += biases.repeat_interleave(torch.from_numpy(counts), dim=0)
+            outputs += biases.repeat_interleave(torch.from_numpy(counts).to(self._device), dim=0)
         return outputs
 
     def _activate(self, projected: torch.Tensor) -> torch.Tensor:

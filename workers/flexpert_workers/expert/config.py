@@ -19,6 +19,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
         socket_dir: Folder for UNIX sockets on a loopback `bind_host`; empty for TCP.
         owner_socket: Path of the socket of its page owner; empty for an owner inside the worker.
         poll_us: For how long the compute thread polls for the next dispatch before it sleeps.
+        device: That computes, and in whose memory the experts are: "cpu", "cuda:N" or "cuda:UUID"; its page owner's.
     """
 
     worker: str
@@ -33,3 +34,4 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     socket_dir: str
     owner_socket: str = ""
     poll_us: int = 0
+    device: str = "cpu"

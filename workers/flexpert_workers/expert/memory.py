@@ -1,5 +1,6 @@
 """A worker's share of expert memory: its slots, and the page owner that it borrows from."""
 
+from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -10,7 +11,7 @@ from flexpert_workers.expert.store import ExpertStore
 from flexpert_workers.expert.turns import ComputeTurns
 from flexpert_workers.memory.backend import ExpertKey, PageBackend
 from flexpert_workers.memory.client import OwnerClient
-from flexpert_workers.memory.host import HostBackend
+from flexpert_workers.memory.devices import Device
 from flexpert_workers.memory.limits import allow_descriptors
 from flexpert_workers.memory.loans import PageLender
 from flexpert_workers.memory.owner.domain import DomainLimits, PageDomain
@@ -37,9 +38,14 @@ class WorkerMemory:
     """
 
     def __init__(
-        self, config: WorkerConfig, checkpoint: Checkpoint, incarnation: str, context: "zmq.Context[Any]"
+        self,
+        config: WorkerConfig,
+        checkpoint: Checkpoint,
+        incarnation: str,
+        device: Device,
+        context: "zmq.Context[Any]",
     ) -> None:
-        backend = HostBackend()
+        backend = device.backend
         footprint = backend.footprint(checkpoint.layout.page_bytes)
         capacity = min(config.memory_bytes // footprint, checkpoint.num_layers * checkpoint.num_experts)
         allow_descriptors(capacity if config.owner_socket else _LOCAL_COPIES * capacity)
@@ -48,7 +54,7 @@ class WorkerMemory:
         if config.owner_socket:
             self.lender = _connected(config, checkpoint, incarnation, backend)
         else:
-            self.lender = _local(config, checkpoint, backend, context)
+            self.lender = _local(config, checkpoint, device, context)
         self._arena = backend.reserve(capacity + 1, checkpoint.layout.page_bytes)
         self.store = ExpertStore(
             checkpoint.num_layers,
@@ -73,6 +79,7 @@ def _connected(config: WorkerConfig, checkpoint: Checkpoint, incarnation: str, b
         digest=checkpoint.digest,
         page_bytes=checkpoint.layout.page_bytes,
         num_pages=checkpoint.num_layers * checkpoint.num_experts,
+        memory=backend.name,
     )
     client = OwnerClient(config.owner_socket, hello, backend)
     try:
@@ -83,20 +90,18 @@ def _connected(config: WorkerConfig, checkpoint: Checkpoint, incarnation: str, b
     return client
 
 
-def _local(
-    config: WorkerConfig, checkpoint: Checkpoint, backend: PageBackend, context: "zmq.Context[Any]"
-) -> LocalLender:
-    def fill(key: ExpertKey, page: memoryview) -> None:
-        checkpoint.fill_page(*key, page)
+def _local(config: WorkerConfig, checkpoint: Checkpoint, device: Device, context: "zmq.Context[Any]") -> LocalLender:
+    def fill(key: ExpertKey, page: memoryview, pace: Callable[[int], None]) -> None:
+        checkpoint.fill_page(*key, page, pace)
 
     domain = PageDomain(
         Identity(config.pool, checkpoint.digest),
         checkpoint.layout.page_bytes,
         DomainLimits(config.memory_bytes, readers=1, ahead=0),
-        backend,
+        device,
         fill,
         config.bind_host,
         config.socket_dir,
         context,
     )
-    return LocalLender(domain, backend, config.worker)
+    return LocalLender(domain, device.backend, config.worker)

@@ -147,7 +147,7 @@ class Preparer:
         peers = {(layer, index): endpoints for layer, index, endpoints in operation.request.experts}
         wants = [Want(key, peers[key]) for key in operation.wanted]
         try:
-            with contextlib.closing(self._lender.acquire(wants)) as loans:
+            with contextlib.closing(self._lender.acquire(wants, lambda: operation.cancelled)) as loans:
                 for loan in _until_cancelled(loans, operation):
                     self._hold(operation, loan)
         except (FlexpertError, OSError, ValueError, MemoryError) as error:

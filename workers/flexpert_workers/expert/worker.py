@@ -14,9 +14,10 @@ from flexpert_workers.expert.compute import ExpertCompute
 from flexpert_workers.expert.config import WorkerConfig
 from flexpert_workers.expert.control_server import ControlServer
 from flexpert_workers.expert.dispatch_server import DispatchServer
-from flexpert_workers.expert.kernels import grouped_linear
+from flexpert_workers.expert.kernels import TorchGroupedLinear, grouped_linear
 from flexpert_workers.expert.memory import WorkerMemory
 from flexpert_workers.expert.prepare import Preparer
+from flexpert_workers.memory.devices import CPU, DeviceOpener, open_device
 from flexpert_workers.routing import WorkerAddress
 from flexpert_workers.transport import bind
 from flexpert_workers.transport.stream import Listener
@@ -28,12 +29,17 @@ class ExpertWorker:
     Two threads serve: one computes (dispatches, on the data socket), one answers on the control socket; a third maps
     experts in the background.
 
+    Args:
+        config: What it is told.
+        opener: Opens its device.
+
     Attributes:
         incarnation: Made anew with every `ExpertWorker`; engines name it in each dispatch.
     """
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, opener: DeviceOpener = open_device) -> None:
         self.config = config
+        self._open_device = opener
         self.incarnation = secrets.token_hex(8)
         self._context: zmq.Context[Any] = zmq.Context()
         self._address: WorkerAddress | None = None
@@ -57,15 +63,17 @@ class ExpertWorker:
 
         Raises:
             CheckpointError: The checkpoint cannot be used.
+            DeviceUnavailable: The device is not there.
             CapacityError: The machine does not let this process hold as many experts.
             ConnectionError: Its page owner is not there.
         """
         allocator.keep_freed_memory()
         config = self.config
+        device = self._open_device(config.device, computes=True, copies=not config.owner_socket)
         checkpoint = open_checkpoint(config.source, config.dtype)
-        self._memory = WorkerMemory(config, checkpoint, self.incarnation, self._context)
+        self._memory = WorkerMemory(config, checkpoint, self.incarnation, device, self._context)
         store, lender, turns = self._memory.store, self._memory.lender, self._memory.turns
-        compute = _expert_compute(checkpoint, config.threads)
+        compute = _expert_compute(checkpoint, config.threads, device.torch_device)
         listener, control = Listener(config.bind_host, config.socket_dir), self._context.socket(zmq.ROUTER)
         self._address = WorkerAddress(
             config.worker,
@@ -128,10 +136,13 @@ class ExpertWorker:
         self._threads.append((thread, ours))
 
 
-def _expert_compute(checkpoint: Checkpoint, num_threads: int) -> ExpertCompute:
+def _expert_compute(checkpoint: Checkpoint, num_threads: int, device: str) -> ExpertCompute:
     module = checkpoint.experts_module()
+    transposed = bool(module.is_transposed)
+    if device != CPU:
+        return ExpertCompute(module, TorchGroupedLinear(transposed), device)
     shapes = [segment.shape for segment in checkpoint.layout.segments if len(segment.shape) == 2]
-    return ExpertCompute(module, grouped_linear(shapes, checkpoint.dtype, bool(module.is_transposed), num_threads))
+    return ExpertCompute(module, grouped_linear(shapes, checkpoint.dtype, transposed, num_threads))
 
 
 def _hidden_size(checkpoint: Checkpoint) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from flexpert_workers.transfer.checksum import page_checksum
-from flexpert_workers.transfer.contract import ExpertKey
+from flexpert_workers.transfer.contract import ExpertKey, PageMemory
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,10 @@ class Page(Protocol):
         """The same for two `Page`s exactly when they are the same memory, whichever process made them."""
 
     def view(self) -> memoryview:
-        """Its bytes in this process's memory, to be read; they stay valid for as long as the view lives."""
+        """Its bytes in the host's memory, to be read; they stay valid for as long as the view lives."""
+
+    def memory(self) -> PageMemory:
+        """Its bytes where they are, to be sent to another owner; they stay valid for as long as this is referred to."""
 
     def close(self) -> None:
         """Let go of the page: its memory is free once nobody else holds or maps it."""
@@ -49,6 +52,12 @@ class NewPage(Protocol):
 
     def fill(self, write: Callable[[memoryview], None]) -> int:
         """Have `write` fill a buffer of `nbytes`, and return the `page_checksum` of what it wrote."""
+
+    def memory(self) -> PageMemory:
+        """Its bytes where they are, to be received into instead of `fill`; nothing refers to it when it is sealed."""
+
+    def checksum(self) -> int:
+        """The `page_checksum` of what was received."""
 
     def seal(self) -> Page:
         """End writing for ever. This object is then used up."""
@@ -97,7 +106,15 @@ class Arena(Protocol):
 
 
 class PageBackend(Protocol):
-    """One kind of memory."""
+    """One kind of memory.
+
+    Attributes:
+        name: Of the memory, the same in every process: pages of one can be mapped only where the same is meant.
+    """
+
+    @property
+    def name(self) -> str:
+        """See above."""
 
     @property
     def granularity(self) -> int:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _decoder: msgspec.msgpack.Decoder[messages.OwnerReply] = msgspec.msgpack.Decoder(messages.OwnerReply)
 _ERRORS: dict[str, type[FlexpertError]] = {"capacity": CapacityError, "checkpoint": CheckpointError, "page": PageError}
 _Reply = TypeVar("_Reply", bound=msgspec.Struct)
+_BEAT_S = 0.1
 _SHORTEST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
 _GREETING_S = 10.0
@@ -92,11 +93,13 @@ class OwnerClient:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         self._watcher.start()
 
-    def acquire(self, wants: Sequence[Want]) -> Generator[Loan, None, None]:
+    def acquire(
+        self, wants: Sequence[Want], cancelled: Callable[[], bool] = lambda: False
+    ) -> Generator[Loan, None, None]:
         """See `PageLender`; may be stopped early by closing the iterator."""
         try:
             with self._lock, self._hanging_up():
-                yield from self._acquire(wants)
+                yield from self._acquire(wants, cancelled)
         finally:
             self._tell_released()
 
@@ -135,10 +138,10 @@ class OwnerClient:
 
     # ------------------------------------------------------------------ one exchange after the other, under the lock
 
-    def _acquire(self, wants: Sequence[Want]) -> Generator[Loan, None, None]:
+    def _acquire(self, wants: Sequence[Want], cancelled: Callable[[], bool]) -> Generator[Loan, None, None]:
         self._send_released()
         self._send(messages.Acquire(tuple((*want.key, want.peers) for want in wants)))
-        while not isinstance(lent := self._receive(), messages.Done):
+        while not isinstance(lent := self._next_lent(cancelled), messages.Done):
             waiting = deque(self._borrowed(lent))
             try:
                 while waiting:
@@ -151,6 +154,14 @@ class OwnerClient:
                 raise
             self._send(messages.Received(True, self._take_released()))
 
+    def _next_lent(self, cancelled: Callable[[], bool]) -> messages.OwnerReply:
+        """What comes next of a request; it ends when it is cancelled while nothing comes."""
+        while self._link is not None and not self._link.readable(_BEAT_S):
+            if cancelled():
+                self._stop_early(())
+                return messages.Done()
+        return self._receive()
+
     def _borrowed(self, lent: messages.OwnerReply) -> Iterator[Loan]:
         """The pages of a reply; each descriptor becomes a page's own."""
         if not isinstance(lent, messages.Lent) or len(lent.pages) != len(self._descriptors):
@@ -162,11 +173,15 @@ class OwnerClient:
 
     def _stop_early(self, unused: Iterable[Loan]) -> None:
         """End a request under way, and give back what it brought and nobody took."""
-        for loan in unused:
+        self._refuse(unused)
+        self._send(messages.Received(False, self._take_released()))
+        while not isinstance(lent := self._receive(), messages.Done):
+            self._refuse(self._borrowed(lent))  # it was on its way
+
+    def _refuse(self, loans: Iterable[Loan]) -> None:
+        for loan in loans:
             loan.page.close()
             self._released.append(loan.key)
-        self._send(messages.Received(False, self._take_released()))
-        self._receive()
 
     def _send_released(self) -> None:
         if self._released:

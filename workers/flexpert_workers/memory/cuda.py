@@ -30,11 +30,16 @@ TensorAt = Callable[[int, int], "torch.Tensor"]
 
 
 class CudaMemory:
-    """A range of device memory, as copies between devices see it (`flexpert_workers.transfer.DeviceMemory`)."""
+    """A range of device memory, as copies between devices see it (`flexpert_workers.transfer.DeviceMemory`).
 
-    def __init__(self, driver: CudaDriver, address: int, nbytes: int) -> None:
+    Args:
+        mapping: Is referred to for as long as the range is.
+    """
+
+    def __init__(self, driver: CudaDriver, mapping: "_Mapping", nbytes: int) -> None:
         self._driver = driver
-        self.address = address
+        self._mapping = mapping
+        self.address = mapping.address
         self.nbytes = nbytes
 
     def read(self, start: int, end: int) -> memoryview:
@@ -108,18 +113,16 @@ class CudaPage:
         return self.memory().read(0, self._nbytes).toreadonly()
 
     def memory(self) -> CudaMemory:
-        """The page's bytes on the device, to be read and sent from until the page is closed."""
+        """See `Page`: on the device."""
         if self._mapping is None:
             self._mapping = _Mapping(self._driver, self.handle, footprint(self._nbytes, self._driver.granularity))
-        return CudaMemory(self._driver, self._mapping.address, self._nbytes)
+        return CudaMemory(self._driver, self._mapping, self._nbytes)
 
     def close(self) -> None:
         """See `Page`."""
         if self._descriptor < 0:
             return
-        if self._mapping is not None:
-            self._mapping.close()
-            self._mapping = None
+        self._mapping = None  # ends when nobody sends from it any more
         os.close(self._descriptor)
         self._descriptor = -1
         self._driver.release(self._handle)
@@ -153,8 +156,12 @@ class NewCudaPage:
         return checksum
 
     def memory(self) -> CudaMemory:
-        """The page's bytes on the device, to be received into instead of `fill`."""
-        return CudaMemory(self._driver, self._mapping.address, self._nbytes)
+        """See `NewPage`: on the device."""
+        return CudaMemory(self._driver, self._mapping, self._nbytes)
+
+    def checksum(self) -> int:
+        """See `NewPage`."""
+        return page_checksum(self.memory().read(0, self._nbytes))
 
     def seal(self) -> CudaPage:
         """See `NewPage`."""
@@ -281,6 +288,11 @@ class CudaBackend:
         self._tensor_at = tensor_at or (lambda address, nbytes: tensor_over(address, nbytes, driver.ordinal))
 
     @property
+    def name(self) -> str:
+        """See `PageBackend`."""
+        return self._driver.uuid
+
+    @property
     def granularity(self) -> int:
         """See `PageBackend`."""
         return self._driver.granularity
@@ -316,7 +328,7 @@ class CudaBackend:
         total = self.footprint(nbytes)
         mapping = _Mapping(self._driver, handle, total)
         try:
-            trailer = CudaMemory(self._driver, mapping.address, total).read(total - _TRAILER.size, total)
+            trailer = CudaMemory(self._driver, mapping, total).read(total - _TRAILER.size, total)
         finally:
             mapping.close()
         mark, found, high, low = _TRAILER.unpack(trailer)
@@ -342,10 +354,18 @@ def open_cuda(ordinal: int = 0, *, computes: bool) -> CudaBackend:
         CudaError: There is no such device, or no CUDA.
     """
     if computes:
-        import torch
-
-        torch.zeros(1, device=torch.device("cuda", ordinal))
+        _make_torch_context(ordinal)
     return CudaBackend(CudaDriver(ordinal))
+
+
+def _make_torch_context(ordinal: int) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise CudaError("torch sees no CUDA device: it was built without CUDA, or the driver is missing or too old")
+    if ordinal >= torch.cuda.device_count():
+        raise CudaError(f"torch sees {torch.cuda.device_count()} CUDA devices, and none is number {ordinal}")
+    torch.zeros(1, device=torch.device("cuda", ordinal))
 
 
 def tensor_over(address: int, nbytes: int, ordinal: int) -> "torch.Tensor":

@@ -20,6 +20,10 @@ class CudaDriver:
         ordinal: The device's number among those that this process sees (`ordinal_of` finds it by UUID).
         bindings: `cuda.bindings.driver`; imported when None.
 
+    Attributes:
+        granularity: Memory and mappings take a multiple of so many bytes.
+        uuid: The device's, "GPU-" and 32 hexadecimal digits with dashes.
+
     Raises:
         CudaError: There are no bindings, no driver, or no such device.
     """
@@ -34,6 +38,7 @@ class CudaDriver:
         self._access = self._access_of_this_device()
         flag = self._cuda.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
         self.granularity = int(self._call("cuMemGetAllocationGranularity", self._properties, flag))
+        self.uuid = _as_text(self._call("cuDeviceGetUuid", self._device))
 
     def create(self, nbytes: int) -> int:
         """Take `nbytes` (a multiple of the granularity) of physical memory that can be exported; returns its handle.
@@ -136,13 +141,19 @@ def ordinal_of(uuid: str, bindings: Any = None) -> int:
         CudaError: There is no such device here.
     """
     cuda = bindings if bindings is not None else _import_bindings()
-    wanted = uuid.removeprefix("GPU-").replace("-", "").lower()
+    wanted = "GPU-" + uuid.removeprefix("GPU-").lower()
     _checked(cuda, "cuInit", 0)
     count = _checked(cuda, "cuDeviceGetCount")
     for ordinal in range(count):
-        if bytes(_checked(cuda, "cuDeviceGetUuid", ordinal).bytes).hex() == wanted:
+        if _as_text(_checked(cuda, "cuDeviceGetUuid", ordinal)) == wanted:
             return ordinal
     raise CudaError(f"this process sees {count} CUDA devices, and none is {uuid}")
+
+
+def _as_text(uuid: Any) -> str:
+    """A device's UUID as `nvidia-smi -L` writes it."""
+    digits = bytes(uuid.bytes).hex()
+    return "GPU-" + "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def _checked(cuda: Any, name: str, *arguments: Any) -> Any:

@@ -54,6 +54,10 @@ class HostPage:
         """See `Page`; the mapping goes with the last view of it."""
         return memoryview(mmap.mmap(self.descriptor(), self._nbytes, prot=mmap.PROT_READ))
 
+    def memory(self) -> memoryview:
+        """See `Page`."""
+        return self.view()
+
     def close(self) -> None:
         """See `Page`."""
         if self._descriptor >= 0:
@@ -81,9 +85,16 @@ class NewHostPage:
 
     def fill(self, write: Callable[[memoryview], None]) -> int:
         """See `NewPage`; `write` fills the memory file itself."""
-        page = memoryview(self._mapping)[: self._nbytes]
-        write(page)
-        return page_checksum(page)
+        write(self.memory())
+        return self.checksum()
+
+    def memory(self) -> memoryview:
+        """See `NewPage`."""
+        return memoryview(self._mapping)[: self._nbytes]
+
+    def checksum(self) -> int:
+        """See `NewPage`."""
+        return page_checksum(self.memory())
 
     def seal(self) -> HostPage:
         """See `NewPage`."""
@@ -170,6 +181,11 @@ class HostArena:
 
 class HostBackend:
     """Pages in the RAM of this host."""
+
+    @property
+    def name(self) -> str:
+        """See `PageBackend`."""
+        return "host"
 
     @property
     def granularity(self) -> int:

@@ -4,7 +4,7 @@ A worker is given a `PageLender`: an owner of its own (`owner.local`), or a conn
 (`client`).
 """
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -63,10 +63,13 @@ class PageLender(Protocol):
     def transfer_endpoint(self) -> str:
         """See above."""
 
-    def acquire(self, wants: Sequence[Want]) -> Generator[Loan, None, None]:
+    def acquire(
+        self, wants: Sequence[Want], cancelled: Callable[[], bool] = lambda: False
+    ) -> Generator[Loan, None, None]:
         """Borrow pages; they come as they get ready, and those that the owner has at once come first.
 
-        Whoever stops early gets no more; what is not wanted by anybody else is not brought.
+        Whoever stops early gets no more; what is not wanted by anybody else is not brought. `cancelled` is asked
+        several times a second while pages are waited for: when true they are given up where they stand.
 
         Raises:
             CapacityError: They do not fit in the owner's budget; nothing was lent.

@@ -2,6 +2,7 @@
 
 import array
 import os
+import select
 import socket
 import struct
 from collections.abc import Sequence
@@ -30,6 +31,12 @@ class Link:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         sent = self.socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
         self.socket.sendall(memoryview(data)[sent:], socket.MSG_NOSIGNAL)
+
+    def readable(self, timeout_s: float = 0.0) -> bool:
+        """Whether a message has come, or the peer is gone; waits for it."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
 
     def receive(self) -> tuple[bytes, list[int]]:
         """Wait for a message and return it with its descriptors, which belong to the caller (closed on exec).

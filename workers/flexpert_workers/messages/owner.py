@@ -14,6 +14,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 
     Attributes:
         num_pages: Experts of the checkpoint, over all layers; each has a page of `page_bytes`.
+        memory: In which the borrower maps pages: `PageBackend.name`.
     """
 
     borrower: str
@@ -21,6 +22,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     digest: str
     page_bytes: int
     num_pages: int
+    memory: str = "host"
 
 
 class Acquire(msgspec.Struct, frozen=True, tag=True):
@@ -32,7 +34,10 @@ class Acquire(msgspec.Struct, frozen=True, tag=True):
 
 
 class Received(msgspec.Struct, frozen=True, tag=True):
-    """The descriptors of a `Lent` have arrived; not `more` ends the request. `released` is as in `Release`."""
+    """The descriptors of a `Lent` have arrived; not `more` ends the request, also while pages are waited for.
+
+    `released` is as in `Release`.
+    """
 
     more: bool
     released: tuple[Expert, ...] = ()

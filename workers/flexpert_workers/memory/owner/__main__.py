@@ -14,6 +14,7 @@ import threading
 import msgspec
 
 from flexpert_workers import threads
+from flexpert_workers.errors import DeviceUnavailable
 from flexpert_workers.memory.owner.config import OwnerConfig
 from flexpert_workers.memory.owner.process import OwnerProcess
 
@@ -29,7 +30,7 @@ def main() -> int:
         signal.signal(number, lambda *_: asked.set())
     try:
         owner = OwnerProcess(config)
-    except OSError as error:
+    except (OSError, DeviceUnavailable) as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
         return 3
     owner.start()

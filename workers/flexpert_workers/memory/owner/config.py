@@ -18,6 +18,7 @@ class OwnerConfig(msgspec.Struct, frozen=True):
         readers: Pages that are filled at once.
         ahead: Empty pages made ahead of need.
         copy_bytes_per_s: Rate of copies from other owners, and of those to them; None for as fast as they go.
+        device: In whose memory the pages are: "cpu", "cuda:N" or "cuda:UUID".
     """
 
     domain: str
@@ -31,3 +32,4 @@ class OwnerConfig(msgspec.Struct, frozen=True):
     readers: int = 2
     ahead: int = 4
     copy_bytes_per_s: int | None = None
+    device: str = "cpu"

@@ -8,7 +8,7 @@ from typing import Any
 
 import zmq
 
-from flexpert_workers.memory.backend import PageBackend
+from flexpert_workers.memory.devices import Device
 from flexpert_workers.memory.owner.filling import FillFromFile, PageFiller
 from flexpert_workers.memory.owner.pages import PageOwner
 from flexpert_workers.transfer import FetchLimits, Identity, PageFetcher, PageServer, TokenBucket
@@ -38,6 +38,7 @@ class PageDomain:
     """A page owner, its server for other owners and its fetcher from them.
 
     Args:
+        device: In whose memory the pages are.
         fill: Fills a page from the checkpoint.
         bind_host: Address on which other owners may copy pages.
         socket_dir: Folder for UNIX sockets on a loopback `bind_host`; empty for TCP.
@@ -49,22 +50,24 @@ class PageDomain:
         identity: Identity,
         page_bytes: int,
         limits: DomainLimits,
-        backend: PageBackend,
+        device: Device,
         fill: FillFromFile,
         bind_host: str,
         socket_dir: str,
         context: "zmq.Context[Any] | None" = None,
     ) -> None:
         rate = limits.copy_bytes_per_s
-        self._fetcher = PageFetcher(identity, TokenBucket(rate), limits=_FETCH_LIMITS, context=context)
-        filler = PageFiller(fill, self._fetcher.fetch)
-        self.owner = PageOwner(backend, page_bytes, limits.budget_bytes, filler, limits.readers, limits.ahead)
+        incoming = TokenBucket(rate)
+        self._fetcher = PageFetcher(identity, incoming, channels=device.channels, limits=_FETCH_LIMITS, context=context)
+        filler = PageFiller(fill, self._fetcher.fetch, incoming)
+        self.owner = PageOwner(device.backend, page_bytes, limits.budget_bytes, filler, limits.readers, limits.ahead)
         self._server = PageServer(
             self.owner.read,
             identity,
             bind_host,
             socket_dir,
             TokenBucket(rate),
+            channels=device.channels,
             checksum_of=self.owner.checksum,
             context=context,
         )

@@ -1,6 +1,7 @@
 """Fills one page: from the first peer that gives the expert intact, else from the file; then verifies and seals it.
 
-The reader threads of `pages.PageOwner` call `PageFiller.fill`, several at once.
+The reader threads of `pages.PageOwner` call `PageFiller.fill`, several at once. A page that nobody wants any more is
+given up at the next chunk.
 """
 
 import logging
@@ -9,25 +10,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from flexpert_workers.errors import FlexpertError, PageError, TransferError
+from flexpert_workers.errors import FlexpertError, TransferCancelled, TransferError
 from flexpert_workers.memory.backend import ExpertKey, NewPage, Page
 from flexpert_workers.memory.loans import Origin
-from flexpert_workers.transfer import Received
+from flexpert_workers.transfer import Received, TokenBucket
+from flexpert_workers.transfer.contract import PageMemory
 
 _log = logging.getLogger(__name__)
 
-FillFromFile = Callable[[ExpertKey, memoryview], None]
-"""(expert, page): fills the page from the checkpoint; raises CheckpointError."""
+_BEAT_S = 0.1
+
+FillFromFile = Callable[[ExpertKey, memoryview, Callable[[int], None]], None]
+"""(expert, page, pace): fills the page from the checkpoint; raises CheckpointError, and what `pace` raises, which is
+called with a number of bytes before they are read."""
 
 
 class FetchFromPeer(Protocol):
     """How a page is copied from another owner: `PageFetcher.fetch`."""
 
-    def __call__(self, endpoint: str, key: ExpertKey, into: memoryview, *, received: Received | None = None) -> int:
+    def __call__(
+        self,
+        endpoint: str,
+        key: ExpertKey,
+        into: PageMemory,
+        *,
+        received: Received | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> int:
         """Copy a page and return the checksum that it has at its source; go on from what was `received` before.
 
         Raises:
-            TransferError: It could not be copied, or not as it was.
+            TransferError: It could not be copied, or not as it was, or was `cancelled`.
         """
 
 
@@ -43,58 +56,94 @@ class Filled:
 
 
 class PageFiller:
-    """Fills pages of one checkpoint."""
+    """Fills pages of one checkpoint.
 
-    def __init__(self, from_file: FillFromFile, from_peer: FetchFromPeer) -> None:
+    Args:
+        from_file: Reads the checkpoint.
+        from_peer: Copies from another owner, at a rate of its own.
+        bucket: The rate at which the file is read; None for as fast as it goes.
+    """
+
+    def __init__(self, from_file: FillFromFile, from_peer: FetchFromPeer, bucket: TokenBucket | None = None) -> None:
         self._from_file = from_file
         self._from_peer = from_peer
+        self._bucket = bucket or TokenBucket(None)
 
-    def fill(self, page: NewPage, key: ExpertKey, peers: tuple[str, ...]) -> Filled:
+    def fill(
+        self,
+        page: NewPage,
+        key: ExpertKey,
+        peers: tuple[str, ...],
+        unwanted: Callable[[], bool] = lambda: False,
+    ) -> Filled:
         """Fill an empty page and seal it; a page that cannot be filled is thrown away.
+
+        Args:
+            page: To be filled.
+            key: The expert.
+            peers: Endpoints of owners to ask before the file is read, in order.
+            unwanted: Asked at every chunk; when true the page is given up.
 
         Raises:
             CheckpointError: No peer gave the expert and the file cannot be read.
+            TransferCancelled: It was not wanted any more.
         """
         try:
-            return self._from_any(page, key, peers)
+            return self._from_any(page, key, peers, unwanted)
         except BaseException:
             page.close()
             raise
 
-    def _from_any(self, page: NewPage, key: ExpertKey, peers: tuple[str, ...]) -> Filled:
-        try:
-            return self._fill(page, key, peers)
-        except PageError:
-            return self._fill(page, key, ())
+    def _from_any(self, page: NewPage, key: ExpertKey, peers: tuple[str, ...], unwanted: Callable[[], bool]) -> Filled:
+        started = time.perf_counter()
+        promised = self._copy_from(peers, key, page, unwanted)
+        if promised is not None:
+            copied, checksum = time.perf_counter(), page.checksum()
+            if checksum == promised:
+                return _sealed(page, checksum, Origin.PEER, started, copied)
+            _log.warning("expert %s was copied and is damaged; it is read from the file", key)
+        copied, checksum = self._read(page, key, unwanted)
+        return _sealed(page, checksum, Origin.FILE, started, copied)
 
-    def _fill(self, page: NewPage, key: ExpertKey, peers: tuple[str, ...]) -> Filled:
-        """Fill a page and seal it, if its bytes are those that their source promised."""
-        origin, promised = Origin.FILE, None
-        started = copied = time.perf_counter()
+    def _read(self, page: NewPage, key: ExpertKey, unwanted: Callable[[], bool]) -> tuple[float, int]:
+        """Read a page from the file: (when it had been read, its checksum)."""
+        read_at = 0.0
 
         def write(target: memoryview) -> None:
-            nonlocal origin, promised, copied
-            promised = self._copy_from(peers, key, target)
-            if promised is None:
-                self._from_file(key, target)
-            else:
-                origin = Origin.PEER
-            copied = time.perf_counter()
+            nonlocal read_at
+            self._from_file(key, target, lambda num_bytes: self._pace(key, num_bytes, unwanted))
+            read_at = time.perf_counter()
 
         checksum = page.fill(write)
-        if promised not in (None, checksum):
-            raise PageError(f"the page of expert {key} has checksum {checksum:016x}, its source promised another")
-        verified = time.perf_counter()
-        return Filled(page.seal(), checksum, origin, copy_s=copied - started, verify_s=verified - copied)
+        return read_at, checksum
 
-    def _copy_from(self, peers: tuple[str, ...], key: ExpertKey, target: memoryview) -> int | None:
+    def _pace(self, key: ExpertKey, num_bytes: int, unwanted: Callable[[], bool]) -> None:
+        """Wait until so many bytes may be read."""
+        while True:
+            if unwanted():
+                raise TransferCancelled(f"the page of expert {key} is not wanted any more")
+            wait_s = self._bucket.take(num_bytes)
+            if not wait_s:
+                return
+            time.sleep(min(wait_s, _BEAT_S))
+
+    def _copy_from(
+        self, peers: tuple[str, ...], key: ExpertKey, page: NewPage, unwanted: Callable[[], bool]
+    ) -> int | None:
         """Copy from the first peer that can, each going on from what the one before brought; None when none can."""
         received: Received | None = None
         for endpoint in peers:
             try:
-                return self._from_peer(endpoint, key, target, received=received)
+                return self._from_peer(endpoint, key, page.memory(), received=received, cancelled=unwanted)
+            except TransferCancelled:
+                raise
             except TransferError as failed:
                 received = failed.received
             except (FlexpertError, OSError, ValueError) as failed:
-                _log.warning("expert %s is not copied from %s: %s", key, endpoint, str(failed))  # it refers to `target`
+                _log.warning("expert %s is not copied from %s: %s", key, endpoint, str(failed))  # it refers to the page
         return None
+
+
+def _sealed(page: NewPage, checksum: int, origin: Origin, started: float, copied: float) -> Filled:
+    verified = time.perf_counter()
+    return Filled(page.seal(), checksum, origin, copy_s=copied - started, verify_s=verified - copied)

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 
 from flexpert_workers.memory.backend import ExpertKey, Page, PageBackend
@@ -36,9 +36,11 @@ class LocalLender:
         """See `PageLender`."""
         return self._domain.transfer_endpoint
 
-    def acquire(self, wants: Sequence[Want]) -> Generator[Loan, None, None]:
+    def acquire(
+        self, wants: Sequence[Want], cancelled: Callable[[], bool] = lambda: False
+    ) -> Generator[Loan, None, None]:
         """See `PageLender`."""
-        for loans in self._owner.acquire(self._borrower, wants, at_once=1):
+        for loans in self._owner.acquire(self._borrower, wants, at_once=1, wanted=lambda: not cancelled()):
             for loan in loans:
                 page = self._backend.adopt(os.dup(loan.page.descriptor()), loan.page.nbytes)
                 with self._lock:

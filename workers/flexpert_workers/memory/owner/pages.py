@@ -4,19 +4,23 @@ The heart of a page owner, without sockets: `server` calls it for workers in oth
 this one. Every public method may be called from any thread.
 
 The life of an entry: `acquire` makes it and a reader thread fills its page (from a peer, else from the file), verifies
-and seals it; it is lent to whoever wants it; released by all it is idle, and stays while there is room.
+and seals it; it is lent to whoever wants it; released by all it is idle, and stays while there is room. An entry that
+everybody released before it was filled is forgotten at once, and its page at the next chunk.
 """
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flexpert_workers.errors import CapacityError, PageError
 from flexpert_workers.memory.backend import ExpertKey, NewPage, Page, PageBackend, page_checksum
 from flexpert_workers.memory.loans import Loan, Origin, Want
 from flexpert_workers.memory.owner.filling import Filled, PageFiller
+from flexpert_workers.transfer.contract import PageMemory
+
+_BEAT_S = 0.1
 
 
 @dataclass(eq=False)
@@ -26,6 +30,7 @@ class _Entry:
     key: ExpertKey
     ready: "Future[Filled]"
     borrowers: set[str]
+    given_up: threading.Event = field(default_factory=threading.Event)
 
     @property
     def filled(self) -> Filled | None:
@@ -74,6 +79,7 @@ class PageOwner:
         self._ahead = ahead
         self._lock = threading.RLock()
         self._entries: dict[ExpertKey, _Entry] = {}
+        self._abandoned: set[_Entry] = set()  # not wanted any more while their pages were being filled
         self._idle: dict[ExpertKey, None] = {}  # the one idle for longest first
         self._strays: set[tuple[str, ExpertKey]] = set()
         self._stock: list[NewPage] = []
@@ -87,13 +93,20 @@ class PageOwner:
 
     # ------------------------------------------------------------------ lending
 
-    def acquire(self, borrower: str, wants: Sequence[Want], at_once: int = 250) -> Generator[list[Loan], None, None]:
+    def acquire(
+        self,
+        borrower: str,
+        wants: Sequence[Want],
+        at_once: int = 250,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Generator[list[Loan], None, None]:
         """Lend pages, see `PageLender.acquire`; the pages of the loans stay the owner's own.
 
         Args:
             borrower: Whose leases these are; a name that is never used again.
             wants: What is wanted.
             at_once: Yield no more loans together; what is ready together is yielded together.
+            wanted: Asked several times a second while nothing is ready; when false the rest is not brought.
         """
         ready: queue.SimpleQueue[tuple[_Entry, bool]] = queue.SimpleQueue()
         pending: set[ExpertKey] = set()
@@ -102,9 +115,13 @@ class PageOwner:
                 pending.add(found[0].key)
                 found[0].ready.add_done_callback(lambda _, found=found: ready.put(found))  # type: ignore[misc]
             while pending:
-                loans = [_loan(*found) for found in _take(ready, at_once)]
+                found_ready = list(_take(ready, at_once))
+                if not wanted():
+                    return
+                loans = [_loan(*found) for found in found_ready]
                 pending.difference_update(loan.key for loan in loans)
-                yield loans
+                if loans:
+                    yield loans
         finally:
             self.release(borrower, pending)
 
@@ -117,8 +134,8 @@ class PageOwner:
                 if entry is None or borrower not in entry.borrowers:
                     continue
                 entry.borrowers.remove(borrower)
-                if not entry.borrowers and not entry.ready.cancel() and entry.filled is not None:
-                    self._idle[key] = None
+                if not entry.borrowers:
+                    self._leave(entry)
 
     def end(self, borrower: str) -> None:
         """End all leases of a borrower that is gone."""
@@ -156,12 +173,12 @@ class PageOwner:
 
     # ------------------------------------------------------------------ what others ask
 
-    def read(self, key: ExpertKey) -> memoryview | None:
-        """The bytes of an expert, for as long as the view lives; None when they are not here."""
+    def read(self, key: ExpertKey) -> PageMemory | None:
+        """The bytes of an expert, for as long as they are referred to; None when they are not here."""
         with self._lock:
             entry = self._entries.get(key)
             filled = None if entry is None else entry.filled
-            return None if filled is None else filled.page.view()
+            return None if filled is None else filled.page.memory()
 
     def checksum(self, key: ExpertKey) -> int | None:
         """The checksum under which an expert's page was sealed; None when it is not here."""
@@ -222,15 +239,16 @@ class PageOwner:
 
     def _begin_one(self, borrower: str, want: Want) -> _Entry:
         self._promised += 1
-        entry = _Entry(want.key, self._readers.submit(self._bring, want), {borrower})
+        given_up = threading.Event()
+        entry = _Entry(want.key, self._readers.submit(self._bring, want, given_up), {borrower}, given_up)
         self._entries[want.key] = entry
         entry.ready.add_done_callback(lambda _: self._settle(entry))
         return entry
 
     def _wait_for_makers(self, num_pages: int) -> None:
-        """A page that is being made ahead of need counts already, but can be used or dropped only once it is made."""
+        """A page that is being made, or given up, counts, but can be used or dropped only once it is made or gone."""
         self._num_waiting += 1
-        self._made.wait_for(lambda: not self._making or not self._lacking(num_pages))
+        self._made.wait_for(lambda: not (self._making or self._abandoned) or not self._lacking(num_pages))
         self._num_waiting -= 1
 
     def _make_room(self, num_pages: int, keep: Set[ExpertKey]) -> None:
@@ -257,7 +275,8 @@ class PageOwner:
         What is promised is filled into pages that were made ahead of need, as far as there are any.
         """
         ahead = len(self._stock) + self._making + more_ahead
-        return len(self._entries) - self._promised + len(self._strays) + max(self._promised + more, ahead)
+        there = len(self._entries) + len(self._abandoned) + len(self._strays)
+        return there - self._promised + max(self._promised + more, ahead)
 
     def _used_bytes(self) -> int:
         return self._num_pages() * self._footprint
@@ -280,8 +299,19 @@ class PageOwner:
 
     # ------------------------------------------------------------------ the readers
 
-    def _bring(self, want: Want) -> Filled:
-        return self._filler.fill(self._empty_page(), want.key, want.peers)
+    def _bring(self, want: Want, given_up: threading.Event) -> Filled:
+        return self._filler.fill(
+            self._empty_page(), want.key, want.peers, unwanted=lambda: given_up.is_set() or self._closed
+        )
+
+    def _leave(self, entry: _Entry) -> None:
+        """Nobody wants an entry: what is there is idle, what is being filled is given up."""
+        if entry.filled is not None:
+            self._idle[entry.key] = None
+        elif not entry.ready.cancel():
+            entry.given_up.set()
+            del self._entries[entry.key]
+            self._abandoned.add(entry)
 
     def _empty_page(self) -> NewPage:
         """A page for what was promised: one made ahead of need, or else a new one."""
@@ -295,11 +325,16 @@ class PageOwner:
     def _settle(self, entry: _Entry) -> None:
         """An entry's page is there; or it failed or is not wanted any more, and is forgotten."""
         with self._lock:
+            self._abandoned.discard(entry)
             if entry.filled is None:
-                del self._entries[entry.key]
+                if self._entries.get(entry.key) is entry:
+                    del self._entries[entry.key]
                 self._promised -= entry.ready.cancelled()
+            elif self._entries.setdefault(entry.key, entry) is not entry:
+                entry.filled.page.close()  # it was given up too late, and is wanted again
             elif not entry.borrowers:
                 self._idle[entry.key] = None
+            self._made.notify_all()
             if not self._closed:
                 self._readers.submit(self._restock)
 
@@ -328,8 +363,11 @@ class PageOwner:
 
 
 def _take(ready: "queue.SimpleQueue[tuple[_Entry, bool]]", at_most: int) -> Iterator[tuple[_Entry, bool]]:
-    """Wait for one, then take what else is there."""
-    yield ready.get()
+    """Wait a little for one, then take what else is there."""
+    try:
+        yield ready.get(timeout=_BEAT_S)
+    except queue.Empty:
+        return
     for _ in range(at_most - 1):
         try:
             yield ready.get_nowait()

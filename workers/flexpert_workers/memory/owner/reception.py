@@ -6,8 +6,8 @@ has opened the checkpoint anyway; it opens the checkpoint itself when a file mus
 
 import threading
 
-from flexpert_workers.errors import CheckpointError
-from flexpert_workers.memory.backend import PageBackend
+from flexpert_workers.errors import CheckpointError, PageError
+from flexpert_workers.memory.devices import Device
 from flexpert_workers.memory.limits import allow_descriptors
 from flexpert_workers.memory.owner.config import OwnerConfig
 from flexpert_workers.memory.owner.domain import DomainLimits, PageDomain
@@ -19,9 +19,9 @@ from flexpert_workers.transfer import Identity
 class Reception:
     """Makes the domain of an owner process, once."""
 
-    def __init__(self, config: OwnerConfig, backend: PageBackend) -> None:
+    def __init__(self, config: OwnerConfig, device: Device) -> None:
         self.config = config
-        self._backend = backend
+        self._device = device
         self._lock = threading.Lock()
         self._about: tuple[str, int] | None = None
         self._domain: PageDomain | None = None
@@ -31,8 +31,12 @@ class Reception:
 
         Raises:
             CheckpointError: Its pages are of another pool or checkpoint than the borrower's.
+            PageError: Its pages are in another memory than the borrower's.
             CapacityError: This process may not have as many open files as the budget has pages.
         """
+        memory = self._device.backend.name
+        if hello.memory != memory:
+            raise PageError(f"this page owner's pages are in {memory}, not in {hello.memory}: give both one device")
         if hello.pool != self.config.pool:
             raise CheckpointError(f"this page owner serves pool {self.config.pool}, not {hello.pool}")
         about = (hello.digest, hello.page_bytes)
@@ -51,13 +55,13 @@ class Reception:
 
     def _make_domain(self, hello: Hello) -> PageDomain:
         config = self.config
-        footprint = self._backend.footprint(hello.page_bytes)
+        footprint = self._device.backend.footprint(hello.page_bytes)
         allow_descriptors(min(hello.num_pages, config.budget_bytes // footprint))
         return PageDomain(
             Identity(hello.pool, hello.digest),
             hello.page_bytes,
             DomainLimits(config.budget_bytes, config.readers, config.ahead, config.copy_bytes_per_s),
-            self._backend,
+            self._device,
             PageSource(config.source, config.dtype, hello.digest).fill,
             config.bind_host,
             config.socket_dir,

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -120,7 +121,7 @@ class _Borrower:
             case messages.Acquire(experts):
                 wants = [Want((layer, index), peers) for layer, index, peers in experts]
                 self._answering(lambda: self._lend(owner, borrower, wants))
-            case messages.Release(experts):
+            case messages.Release(experts) | messages.Received(_, experts):  # the latter when all had been lent
                 owner.release(borrower, experts)
             case messages.HandBack(experts):
                 self._send(messages.HandedBack(_adopt(owner, borrower, experts, descriptors)))
@@ -137,17 +138,26 @@ class _Borrower:
                 raise ConnectionError(f"{type(request).__name__} at this point of a conversation")
 
     def _lend(self, owner: PageOwner, borrower: str, wants: list[Want]) -> None:
-        with contextlib.closing(owner.acquire(borrower, wants, MOST_DESCRIPTORS)) as batches:
+        wanted = partial(self._is_wanted, owner, borrower)
+        with contextlib.closing(owner.acquire(borrower, wants, MOST_DESCRIPTORS, wanted)) as batches:
             for loans in batches:
                 lent = messages.Lent(tuple(_lent_page(loan) for loan in loans))
                 self._send(lent, [loan.page.descriptor() for loan in loans])
-                received, _ = self._receive()
-                if not isinstance(received, messages.Received):
-                    raise ConnectionError(f"{type(received).__name__} instead of Received")
-                owner.release(borrower, received.released)
-                if not received.more:
+                if not self._receive_received(owner, borrower):
                     break
         self._send(messages.Done())
+
+    def _is_wanted(self, owner: PageOwner, borrower: str) -> bool:
+        """Whether the borrower still waits for pages: it is there, and has not said that it has enough."""
+        return not self._link.readable() or self._receive_received(owner, borrower)
+
+    def _receive_received(self, owner: PageOwner, borrower: str) -> bool:
+        """Whether the borrower wants more."""
+        received, _ = self._receive()
+        if not isinstance(received, messages.Received):
+            raise ConnectionError(f"{type(received).__name__} instead of Received")
+        owner.release(borrower, received.released)
+        return received.more
 
     def _answering(self, act: Callable[[], None]) -> None:
         """Do something; what goes wrong with it is answered with `Failed`."""

@@ -1,6 +1,7 @@
 """Where a page owner gets expert bytes from: the checkpoint, opened when the first of them is asked for."""
 
 import threading
+from collections.abc import Callable
 
 from flexpert_workers.checkpoint import Checkpoint, open_checkpoint
 from flexpert_workers.errors import CheckpointError
@@ -26,15 +27,15 @@ class PageSource:
         self._lock = threading.Lock()
         self._checkpoint: Checkpoint | None = None
 
-    def fill(self, key: ExpertKey, page: memoryview) -> None:
-        """Fill a page with an expert from the file.
+    def fill(self, key: ExpertKey, page: memoryview, pace: Callable[[int], None]) -> None:
+        """Fill a page with an expert from the file; `pace` is called with a number of bytes before they are read.
 
         Raises:
             CheckpointError: The checkpoint cannot be read, or is another one by now.
         """
         with self._lock:
             checkpoint = self._checkpoint = self._checkpoint or self._open()
-        checkpoint.fill_page(*key, page)
+        checkpoint.fill_page(*key, page, pace)
 
     def _open(self) -> Checkpoint:
         checkpoint = open_checkpoint(self._source, self._dtype)
