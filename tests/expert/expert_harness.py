@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 import transformers
 import zmq
@@ -19,6 +20,7 @@ from flexpert_workers import threads
 from flexpert_workers.expert import WorkerConfig
 from flexpert_workers.expert.control_client import ControlClient
 from flexpert_workers.messages import control
+from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
 from flexpert_workers.routing import Epoch, Replica, RoutingTable, WorkerAddress
 from flexpert_workers.transfer import Identity, PageServer
 from flexpert_workers.transport.stream import dial
@@ -131,9 +133,9 @@ def make_table(addresses, placement, digest, epoch=(1, 1), operation="op", num_l
 
 
 @contextmanager
-def worker_process(config):
+def worker_process(config, run=("-m", "flexpert_workers.expert")):
     """A worker as a process of its own; yields (process, a function that gives what it prints when it is ready)."""
-    command = [sys.executable, "-m", "flexpert_workers.expert", "--config", msgspec.json.encode(config).decode()]
+    command = [sys.executable, *run, "--config", msgspec.json.encode(config).decode()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **threads.environment(1)}, text=True)
     try:
         yield process, lambda: json.loads(process.stdout.readline())
@@ -159,7 +161,7 @@ def mapped_bytes(worker, key):
     """What a worker in this process has in the slot of a resident expert."""
     store = worker._memory.store
     slot, _ = store._mapped[key]
-    return bytes(store._arena.tensor(slot)[: store.page_bytes].numpy())
+    return bytes(store._arena.tensor(slot)[: store.page_bytes].cpu().numpy())
 
 
 class Peer:
@@ -206,3 +208,50 @@ class Stranger:
 
     def close(self):
         self._connection.close()
+
+
+class Engine:
+    """Speaks to a worker's data socket frame by frame."""
+
+    def __init__(self, worker, digest):
+        self._peer = Stranger(worker.endpoint)
+        self._identity = {"pool": POOL, "digest": digest, "incarnation": worker.incarnation}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._peer.close()
+
+    def send(self, *frames):
+        self._peer.send(*frames)
+
+    def reply(self):
+        header, *frames = self._peer.receive()
+        return msgspec.msgpack.decode(header, type=DispatchReply), frames
+
+    def ask(self, hidden, pairs, weights, **changes):
+        fields = {
+            **self._identity,
+            "request": 1,
+            "attempt": 0,
+            "epoch": Epoch(1, 1),
+            "layer": 0,
+            "rows": len(hidden),
+            "dtype": "float32",
+            **changes,
+        }
+        self.send(
+            msgspec.msgpack.encode(DispatchRequest(**fields)),
+            hidden.numpy().tobytes(),
+            np.array(pairs, dtype=np.int32).tobytes(),
+            np.array(weights, dtype=np.float32).tobytes(),
+        )
+        return self.reply()
+
+    def sums(self, layer, hidden, index, weights):
+        """What a worker that holds all experts computes for routed rows: [rows, hidden]."""
+        pairs = [(row, expert) for row, experts in enumerate(index.tolist()) for expert in experts]
+        reply, frames = self.ask(hidden, pairs, weights.reshape(-1), layer=layer)
+        assert reply.status is Status.OK, reply.reason
+        return torch.frombuffer(bytearray(frames[0]), dtype=torch.float32).view(len(hidden), -1)

@@ -19,7 +19,7 @@ import expert_harness as harness
 from flexpert_workers.expert import ExpertWorker
 from flexpert_workers.expert.control_client import ControlClient
 from flexpert_workers.messages import control
-from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
+from flexpert_workers.messages.dispatch import Status
 from flexpert_workers.routing import Epoch
 
 ALL = harness.all_experts()
@@ -52,44 +52,7 @@ def start(model):
 PAGE_BYTES = 4 * 3 * 64 * 96
 
 
-class Engine:
-    """Speaks to a worker's data socket frame by frame."""
-
-    def __init__(self, worker, digest):
-        self._peer = harness.Stranger(worker.endpoint)
-        self._identity = {"pool": harness.POOL, "digest": digest, "incarnation": worker.incarnation}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._peer.close()
-
-    def send(self, *frames):
-        self._peer.send(*frames)
-
-    def reply(self):
-        header, *frames = self._peer.receive()
-        return msgspec.msgpack.decode(header, type=DispatchReply), frames
-
-    def ask(self, hidden, pairs, weights, **changes):
-        fields = {
-            **self._identity,
-            "request": 1,
-            "attempt": 0,
-            "epoch": Epoch(1, 1),
-            "layer": 0,
-            "rows": len(hidden),
-            "dtype": "float32",
-            **changes,
-        }
-        self.send(
-            msgspec.msgpack.encode(DispatchRequest(**fields)),
-            hidden.numpy().tobytes(),
-            np.array(pairs, dtype=np.int32).tobytes(),
-            np.array(weights, dtype=np.float32).tobytes(),
-        )
-        return self.reply()
+Engine = harness.Engine
 
 
 def digest_of(client):

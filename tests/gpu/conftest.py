@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flexpert_workers.memory.cuda import open_cuda
+from flexpert_workers.memory.devices import open_device
 from flexpert_workers.memory.driver import CudaDriver, CudaError
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "memory")]
@@ -32,6 +33,14 @@ def gpu():
 @pytest.fixture
 def backend(gpu):
     return gpu
+
+
+@pytest.fixture
+def world(gpu):
+    """The first device by its UUID, as workers and page owners are told it."""
+    from test_worker_on_device import World
+
+    return World(f"cuda:{gpu.name}", open_device)
 
 
 @pytest.fixture(scope="session")

@@ -54,9 +54,9 @@ def wants(*keys):
 
 
 @contextmanager
-def owner_process(config):
+def owner_process(config, run=("-m", "flexpert_workers.memory.owner")):
     """A page owner as a process of its own, that lends already."""
-    command = [sys.executable, "-m", "flexpert_workers.memory.owner", "--config", msgspec.json.encode(config).decode()]
+    command = [sys.executable, *run, "--config", msgspec.json.encode(config).decode()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield process, json.loads(process.stdout.readline())

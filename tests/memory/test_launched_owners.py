@@ -38,7 +38,7 @@ def spec(files):
 @pytest.fixture
 def launcher():
     with tempfile.TemporaryDirectory(prefix="fx") as folder:
-        slots = [Slot("a/0", pod="a"), Slot("a/1", pod="a", device=1), Slot("b/0", pod="b")]
+        slots = [Slot("a/0", pod="a"), Slot("a/1", pod="a", number=1), Slot("b/0", pod="b")]
         made = SubprocessWorkers(slots, Host(socket_dir=folder))
         made.folder = folder
         yield made

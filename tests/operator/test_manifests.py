@@ -44,8 +44,12 @@ def strict(schema: Any) -> Any:
 
 
 @pytest.mark.parametrize("source", ["file:///models/tiny", "pvc://models/tiny"])
-def test_the_ray_cluster_is_valid(cluster: Callable[..., Object], kuberay_schema: Object, source: str) -> None:
-    body = cluster(model=Model(source))
+@pytest.mark.parametrize("limits", [{}, {"nvidia.com/gpu": 1}])
+def test_the_ray_cluster_is_valid(
+    cluster: Callable[..., Object], deployment: MoEDeployment, kuberay_schema: Object, source: str, limits: Object
+) -> None:
+    experts = replace(deployment.experts, resources=Resources(limits=limits))
+    body = cluster(model=Model(source), experts=experts)
     jsonschema.Draft4Validator(strict(kuberay_schema["properties"]["spec"])).validate(body["spec"])
 
 
@@ -117,6 +121,32 @@ def test_workers_of_a_pod_share_its_memory(cluster: Callable[..., Object], deplo
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert to_bytes(limits["memory"]) > 2 * experts.memory_per_worker_bytes
     assert limits["cpu"] == "2"
+
+
+@pytest.mark.parametrize("asked", ["limits", "requests"])
+def test_a_pool_on_gpus_asks_for_what_it_needs(
+    cluster: Callable[..., Object], deployment: MoEDeployment, asked: str
+) -> None:
+    resources = Resources(**{asked: {"nvidia.com/gpu": 2}})
+    experts = replace(
+        deployment.experts, workers=4, workers_per_pod=2, resources=resources, memory_per_worker_bytes=2**33
+    )
+    engines, group = cluster(experts=experts)["spec"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert group["rayStartParams"]["num-gpus"] == "2"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert container["resources"]["requests"]["nvidia.com/gpu"] == "2"
+    assert environment(container)["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "0"
+    assert group["template"]["spec"]["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    ]
+    on_gpus = to_bytes(container["resources"]["limits"]["memory"])
+    _, on_host = cluster(experts=replace(experts, resources=Resources()))["spec"]["workerGroupSpecs"]
+    host_memory = to_bytes(on_host["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"])
+    assert host_memory - on_gpus == 2 * experts.memory_per_worker_bytes, "experts are in the memory of the GPUs"
+    for other in (engines, on_host):
+        assert other["rayStartParams"]["num-gpus"] == "0"
+        assert "tolerations" not in other["template"]["spec"]
 
 
 def test_a_claim_is_mounted_where_the_pool_looks_for_it(

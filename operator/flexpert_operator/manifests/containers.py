@@ -15,6 +15,9 @@ POLL_US = 10_000
 """For how long a pool's process that has just worked polls for more: its cores are its own. Longer than a pass takes
 between two layers."""
 
+GPU_RESOURCE = "nvidia.com/gpu"
+"""Name under which Kubernetes knows GPUs, as NVIDIA's device plugin offers them."""
+
 SECURITY_CONTEXT: Mapping[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
@@ -48,8 +51,12 @@ def pool_environment(deployment: MoEDeployment, threads: int) -> list[dict[str, 
 
 
 def resources(spec: Resources, cores: int, memory_bytes: int) -> dict[str, Any]:
-    """A container's resources: what the spec says, and where it is silent, limits of `cores` and `memory_bytes`."""
-    limits: dict[str, str | int] = {"cpu": cores, "memory": memory_quantity(memory_bytes), **spec.limits}
+    """A container's resources: what the spec says, and where it is silent, limits of `cores` and `memory_bytes`.
+
+    GPUs that are requested are limited to the same number, since Kubernetes lends them no other way.
+    """
+    gpus = {GPU_RESOURCE: spec.requests[GPU_RESOURCE]} if GPU_RESOURCE in spec.requests else {}
+    limits: dict[str, str | int] = {"cpu": cores, "memory": memory_quantity(memory_bytes), **gpus, **spec.limits}
     requests = {**limits, **spec.requests}
     return {
         "limits": {name: str(quantity) for name, quantity in limits.items()},
@@ -65,6 +72,33 @@ def memory_quantity(num_bytes: int) -> str:
 def cores_of(container_resources: Mapping[str, Any]) -> int:
     """Whole cores of a container's limit, at least one."""
     return max(math.floor(to_cores(container_resources["limits"]["cpu"])), 1)
+
+
+def gpus_of(container_resources: Mapping[str, Any]) -> int:
+    """GPUs of a container."""
+    return int(container_resources["limits"].get(GPU_RESOURCE, 0))
+
+
+def gpu_environment(gpus: int) -> list[dict[str, Any]]:
+    """Environment of a container with GPUs: what of the driver it uses, and that all processes count GPUs alike.
+
+    Expert workers and page owners are told their GPU by number, and claim none from Ray: it must not hide them.
+    """
+    if not gpus:
+        return []
+    return variables(
+        {
+            "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_MODULE_LOADING": "LAZY",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        }
+    )
+
+
+def gpu_tolerations(gpus: int) -> list[dict[str, Any]]:
+    """Tolerations of a pod with GPUs: their nodes are commonly tainted so that nothing else lands there."""
+    return [{"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}] if gpus else []
 
 
 def model_volumes(deployment: MoEDeployment) -> list[dict[str, Any]]:

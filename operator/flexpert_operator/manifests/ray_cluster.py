@@ -69,6 +69,7 @@ def head_group(deployment: MoEDeployment, image: str) -> dict[str, Any]:
     return {
         "rayStartParams": {
             "num-cpus": "0",
+            "num-gpus": "0",
             "resources": ray_resources({pool_names.HEAD_RESOURCE: 1}),
             "include-dashboard": "false",
         },
@@ -121,10 +122,11 @@ def engines_group(deployment: MoEDeployment, image: str, size: GroupSize) -> dic
 
 
 def experts_group(deployment: MoEDeployment, image: str, size: GroupSize) -> dict[str, Any]:
-    """`workersPerPod` expert workers a pod."""
+    """`workersPerPod` expert workers a pod, and their page owners. Experts are in its GPUs' memory, if it has any."""
     spec = deployment.experts
     workers = spec.workers_per_pod
-    memory = workers * (spec.memory_per_worker_bytes + PROCESS_MEMORY_BYTES) + PROCESS_MEMORY_BYTES
+    on_host = 0 if has_gpus(spec.resources) else spec.memory_per_worker_bytes
+    memory = workers * (on_host + PROCESS_MEMORY_BYTES) + PROCESS_MEMORY_BYTES
     return worker_group(
         deployment,
         image,
@@ -133,6 +135,11 @@ def experts_group(deployment: MoEDeployment, image: str, size: GroupSize) -> dic
         {pool_names.WORKER_RESOURCE: workers},
         containers.resources(spec.resources, workers, memory),
     )
+
+
+def has_gpus(resources: Resources) -> bool:
+    """Whether a container with these resources has GPUs."""
+    return containers.gpus_of(containers.resources(resources, 1, 0)) > 0
 
 
 def worker_group(
@@ -144,7 +151,9 @@ def worker_group(
     container_resources: dict[str, Any],
 ) -> dict[str, Any]:
     """A group whose Ray nodes offer the custom resources `ray`."""
+    gpus = containers.gpus_of(container_resources)
     worker = ray_container(deployment, image, "ray-worker", container_resources)
+    worker["env"] += containers.gpu_environment(gpus)
     worker["readinessProbe"] = {
         "exec": {"command": ["sh", "-c", "test -S /tmp/ray/session_latest/sockets/raylet"]},
         "periodSeconds": 2,
@@ -159,9 +168,10 @@ def worker_group(
         "scaleStrategy": {"workersToDelete": list(size.workers_to_delete)},
         "rayStartParams": {
             "num-cpus": str(containers.cores_of(container_resources)),
+            "num-gpus": str(gpus),
             "resources": ray_resources(ray),
         },
-        "template": pod_template(deployment, role, [worker]),
+        "template": pod_template(deployment, role, [worker], containers.gpu_tolerations(gpus)),
     }
 
 
@@ -182,11 +192,18 @@ def ray_container(
     }
 
 
-def pod_template(deployment: MoEDeployment, role: str, pod_containers: list[dict[str, Any]]) -> dict[str, Any]:
+def pod_template(
+    deployment: MoEDeployment,
+    role: str,
+    pod_containers: list[dict[str, Any]],
+    tolerations: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """A pod template with our labels, by which Services select and pods are listed."""
+    tolerated = {"tolerations": tolerations} if tolerations else {}
     return {
         "metadata": {"labels": names.labels(deployment.name, role)},
         "spec": {
+            **tolerated,
             "terminationGracePeriodSeconds": GRACE_S,
             "containers": pod_containers,
             "volumes": [

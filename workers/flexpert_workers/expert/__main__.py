@@ -17,9 +17,10 @@ import msgspec
 from flexpert_workers import threads
 from flexpert_workers.errors import FlexpertError
 from flexpert_workers.expert import ExpertWorker, WorkerConfig
+from flexpert_workers.memory.devices import DeviceOpener, open_device
 
 
-def main() -> int:
+def main(opener: DeviceOpener = open_device) -> int:
     """Run a worker until it is asked to end."""
     parser = argparse.ArgumentParser(prog="flexpert_workers.expert", description="Run one expert worker.")
     parser.add_argument("--config", required=True, help="WorkerConfig as JSON")
@@ -28,7 +29,7 @@ def main() -> int:
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
-    worker = ExpertWorker(config)
+    worker = ExpertWorker(config, opener)
     try:
         worker.start()
     except (FlexpertError, ConnectionError) as error:

@@ -55,14 +55,25 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where one worker can run. `pod` and `node` may be known only once a worker has run there."""
+    """A place where one worker can run. `pod` and `node` may be known only once a worker has run there.
+
+    Attributes:
+        number: Among the workers of its pod.
+        gpus: Of its pod, which its workers share.
+    """
 
     id: str
     pod: str = ""
     node: str = ""
     ray_node_id: str = ""
     failure_domain: str = ""
-    device: int = 0
+    number: int = 0
+    gpus: int = 0
+
+    @property
+    def gpu(self) -> int | None:
+        """Number of the GPU that a worker here computes on, among those of its pod; None: it has none."""
+        return self.number % self.gpus if self.gpus else None
 
 
 @dataclass(frozen=True)

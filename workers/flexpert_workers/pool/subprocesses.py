@@ -17,7 +17,7 @@ import msgspec
 
 from flexpert_workers import threads
 from flexpert_workers.expert import WorkerConfig
-from flexpert_workers.pool.owners import owner_config, owner_domain
+from flexpert_workers.pool.owners import device_of, owner_config, owner_domain, owner_place
 from flexpert_workers.pool.state import LaunchedWorker, PoolSpec, Slot
 
 _GRACE_S = 2.0
@@ -80,19 +80,19 @@ class ReportingProcess:
 
 
 class SubprocessOwners:
-    """Page owners as processes, one for each pod and checkpoint; one that died is replaced by `replace_dead`."""
+    """Page owners as processes, one for each pod, GPU and checkpoint; one that died is replaced by `replace_dead`."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._processes: dict[str, tuple[str, bytes, ReportingProcess]] = {}
 
-    def start(self, pod: str, spec: PoolSpec) -> str:
-        """Have an owner run in a pod; the path of its socket."""
-        domain = owner_domain(pod, spec)
-        config = owner_config(domain, spec, self._host.bind_host, self._host.socket_dir)
+    def start(self, slot: Slot, spec: PoolSpec) -> str:
+        """Have the owner of a slot run; the path of its socket."""
+        domain = owner_domain(owner_place(slot.pod, slot), spec)
+        config = owner_config(domain, spec, slot, self._host.bind_host, self._host.socket_dir)
         if domain not in self._processes:
             encoded = msgspec.json.encode(config)
-            self._processes[domain] = (pod, encoded, self._run(encoded))
+            self._processes[domain] = (slot.pod, encoded, self._run(encoded))
         return config.socket
 
     def replace_dead(self) -> None:
@@ -172,7 +172,8 @@ class SubprocessWorkers:
             pod=slot.pod,
             node=slot.node,
             socket_dir=self._host.socket_dir,
-            owner_socket=self.owners.start(slot.pod, spec) if self._host.socket_dir else "",
+            owner_socket=self.owners.start(slot, spec) if self._host.socket_dir else "",
+            device=device_of(slot),
         )
         process = ReportingProcess("flexpert_workers.expert", msgspec.json.encode(config), num_threads, self._host)
         self._processes[worker] = (slot, process)

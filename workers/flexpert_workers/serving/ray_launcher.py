@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from flexpert_proto import names
 from flexpert_workers.expert import WorkerConfig
 from flexpert_workers.pool.launchers import LauncherUnavailable
-from flexpert_workers.pool.owners import owner_config, owner_domain
+from flexpert_workers.pool.owners import device_of, owner_config, owner_domain, owner_place
 from flexpert_workers.pool.state import LaunchedWorker, PoolSpec, Slot
 from flexpert_workers.serving.owner_actor import PodOwner
 from flexpert_workers.serving.worker_actor import PodWorker
@@ -84,6 +84,7 @@ class RayWorkers:
             pod="",
             node="",
             socket_dir="",
+            device=device_of(slot),
         )
         domain = _ensure_owner(slot, spec)
         actor = ray.remote(PodWorker).options(
@@ -130,22 +131,28 @@ class RayWorkers:
 
 def _slots() -> tuple[Slot, ...]:
     return tuple(
-        Slot(f"{node['NodeID']}/{device}", ray_node_id=node["NodeID"], device=device)
+        Slot(
+            f"{node['NodeID']}/{number}",
+            ray_node_id=node["NodeID"],
+            number=number,
+            gpus=int(node["Resources"].get("GPU", 0)),
+        )
         for node in ray.nodes()
         if node["Alive"]
-        for device in range(int(node["Resources"].get(names.WORKER_RESOURCE, 0)))
+        for number in range(int(node["Resources"].get(names.WORKER_RESOURCE, 0)))
     )
 
 
 def _ensure_owner(slot: Slot, spec: PoolSpec) -> str:
-    """Have a page owner run on the node of a slot; its domain. One that has another checkpoint's pages ends.
+    """Have the page owner of a slot run on its node; its domain. One that has another checkpoint's pages ends.
 
     The workers of that one serve on: what they have mapped needs no owner.
     """
-    domain = owner_domain(slot.ray_node_id, spec)
-    wanted = f"{names.OWNER_ACTOR_PREFIX}{domain}@{slot.ray_node_id}"
+    place = owner_place(slot.ray_node_id, slot)
+    domain = owner_domain(place, spec)
+    wanted = f"{names.OWNER_ACTOR_PREFIX}{domain}@{place}"
     for name in ray.util.list_named_actors():
-        if name.startswith(names.OWNER_ACTOR_PREFIX) and name.endswith(f"@{slot.ray_node_id}") and name != wanted:
+        if name.startswith(names.OWNER_ACTOR_PREFIX) and name.endswith(f"@{place}") and name != wanted:
             with contextlib.suppress(ValueError):  # it died in between
                 ray.kill(ray.get_actor(name), no_restart=True)
     owner = ray.remote(PodOwner).options(
@@ -156,7 +163,7 @@ def _ensure_owner(slot: Slot, spec: PoolSpec) -> str:
         num_cpus=0,
         scheduling_strategy=NodeAffinitySchedulingStrategy(slot.ray_node_id, soft=False),
     )
-    owner.remote(msgspec.json.encode(owner_config(domain, spec)).decode())
+    owner.remote(msgspec.json.encode(owner_config(domain, spec, slot)).decode())
     return domain
 
 

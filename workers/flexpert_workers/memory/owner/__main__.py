@@ -15,11 +15,12 @@ import msgspec
 
 from flexpert_workers import threads
 from flexpert_workers.errors import DeviceUnavailable
+from flexpert_workers.memory.devices import DeviceOpener, open_device
 from flexpert_workers.memory.owner.config import OwnerConfig
 from flexpert_workers.memory.owner.process import OwnerProcess
 
 
-def main() -> int:
+def main(opener: DeviceOpener = open_device) -> int:
     """Run an owner until it is asked to end."""
     parser = argparse.ArgumentParser(prog="flexpert_workers.memory.owner", description="Own the pages of one domain.")
     parser.add_argument("--config", required=True, help="OwnerConfig as JSON")
@@ -29,7 +30,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
     try:
-        owner = OwnerProcess(config)
+        owner = OwnerProcess(config, opener)
     except (OSError, DeviceUnavailable) as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
         return 3
