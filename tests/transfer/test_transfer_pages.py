@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from transfer_harness import IDENTITY, QUICK, Pages, fetching, page_of, serving
+from transfer_harness import IDENTITY, PATIENT, QUICK, Pages, fetching, page_of, serving
 
 from flexpert_workers.errors import CorruptPage, IdentityMismatch, PageNotHeld, TransferCancelled
 from flexpert_workers.transfer import Identity, TokenBucket, page_checksum
@@ -58,8 +58,8 @@ def test_several_sources_and_targets_copy_at_once():
         serving(pages[0]) as first,
         serving(pages[1]) as second,
         serving(pages[2]) as third,
-        fetching() as one,
-        fetching() as two,
+        fetching(limits=PATIENT) as one,
+        fetching(limits=PATIENT) as two,
     ):
         endpoints = [first.endpoint, second.endpoint, third.endpoint]
         arrived = {(fetcher, key): bytearray(300_000) for fetcher in (one, two) for key in keys}

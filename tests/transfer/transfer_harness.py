@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 from flexpert_workers.transfer import FetchLimits, Identity, PageFetcher, PageServer, TokenBucket
 
@@ -16,6 +17,8 @@ IDENTITY = Identity("pool-uid", "digest")
 QUICK = FetchLimits(
     chunk_bytes=64 << 10, least_chunk_bytes=8 << 10, window_bytes=256 << 10, silence_s=0.3, patience_s=60.0
 )
+PATIENT = replace(QUICK, silence_s=60.0)
+"""Takes no source for one that hangs."""
 PROCESS = """
 import json, sys
 from flexpert_workers.transfer import PageServer, TokenBucket
