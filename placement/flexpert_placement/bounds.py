@@ -1,0 +1,158 @@
+"""Lower bounds that no placement can beat, proven without a solver; `solver` reports the gap to them.
+
+docs/placement.md derives each. A layer's bound depends on how many replicas it may have; since memory is shared by all
+layers, the layers' bounds are added up for the best way to share the replicas out, fractions allowed.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from flexpert_placement.evaluate import move_prices
+from flexpert_placement.instance import Floats, Instance
+
+
+def makespan_bound(instance: Instance) -> float:
+    """Lower bound of the sum of the layers' makespans, in units of load / speed."""
+    layers, experts, _ = instance.shape
+    slots = int(np.minimum(instance.slots, layers * experts).sum())
+    spare = max(0, slots - int(np.maximum(instance.fewest, 1).sum()))
+    return shared_bound([layer_bounds(instance, layer, spare) for layer in range(layers)], spare)
+
+
+def objective_bound(instance: Instance) -> float:
+    """Lower bound of `evaluate.objective_of`: the makespans and the moves that lost replicas or balance take."""
+    weight, prices = instance.problem.weights.makespan, move_prices(instance)
+    missing = np.maximum(np.maximum(instance.fewest, 1) - instance.current.sum(axis=2), 0).sum(axis=1)
+    together = weight * makespan_bound(instance) + float((prices * missing).sum())
+    if not prices.any():
+        return together
+    layers, experts, workers = instance.shape
+    ample = experts * workers
+    apart = [
+        max(
+            weight * layer_bounds(instance, layer, ample)[-1] + float(prices[layer] * missing[layer]),
+            balancing_bound(instance, layer, weight, float(prices[layer])),
+        )
+        for layer in range(layers)
+    ]
+    return max(together, float(sum(apart)))
+
+
+def layer_bounds(instance: Instance, layer: int, spare: int) -> list[float]:
+    """Lower bounds of a layer's makespan with 0, 1, 2, … replicas beyond the fewest, until more do not help.
+
+    The largest of three: perfect balance; the hottest experts, spread over the fastest workers; and, as long as there
+    are few replicas, the experts that stay whole (see `whole_bounds`).
+    """
+    even = float(instance.even[layer])
+    spread = spread_bounds(instance, layer, spare, even)
+    whole = whole_bounds(instance, layer, spare)
+    length = max(len(spread), len(whole))
+    spread += [spread[-1]] * (length - len(spread))
+    whole += [even] * (length - len(whole))
+    return [max(even, *pair) for pair in zip(spread, whole, strict=True)]
+
+
+def spread_bounds(instance: Instance, layer: int, spare: int, enough: float) -> list[float]:
+    """Bounds by the hottest experts: n replicas serve no more than the n fastest workers do.
+
+    An expert with load l and n replicas keeps one of its workers busy for l / (sum of the n highest speeds) at least.
+    Giving replica after replica to the expert that is worst off makes the largest of these least.
+    """
+    loads = instance.loads[layer]
+    fastest = np.concatenate([[0.0], np.cumsum(np.sort(instance.speeds)[::-1])])
+    copies = np.minimum(np.maximum(instance.fewest[layer], 1), instance.shape[2])
+    times = loads / fastest[copies]
+    bounds = [float(times.max())]
+    for _ in range(spare):
+        hottest = int(np.argmax(times))
+        if bounds[-1] <= enough or copies[hottest] >= instance.most[layer, hottest]:
+            break
+        copies[hottest] += 1
+        times[hottest] = loads[hottest] / fastest[copies[hottest]]
+        bounds.append(float(times.max()))
+    return bounds
+
+
+def whole_bounds(instance: Instance, layer: int, spare: int) -> list[float]:
+    """Bounds by the experts that stay whole: with r replicas to spare, at most r that may have one have more.
+
+    Of the m heaviest, m - r are whole, each with at least the m-th load l. Within t a worker of speed s has
+    floor(s · t / l) of these at most, so that t is at least the (m - r)-th smallest of the numbers k · l / s. Where all
+    W workers have one speed, one of them holds k + 1 out of k · W + 1 whole experts, which weigh at least as much as
+    the k + 1 lightest of the m = k · W + 1 + r heaviest.
+    """
+    loads = np.sort(instance.loads[layer][instance.fewest[layer] <= 1])[::-1]
+    num_experts, num_workers = len(loads), len(instance.speeds)
+    if not num_experts:
+        return [float(instance.even[layer])]
+    most_spare = min(spare, int((instance.most[layer] > 1).sum()), num_experts - 1)
+    rounds = np.arange(1, -(-num_experts // num_workers) + 1)
+    even = bool(np.ptp(instance.speeds) == 0)
+    if not even:
+        rounds = np.arange(1, num_experts + 1)
+    steps = np.sort((rounds[:, None] / instance.speeds[None, :]).ravel())[:num_experts]
+    heavier = np.concatenate([[0.0], np.cumsum(loads)])
+    bounds = []
+    for extra in range(most_spare + 1):
+        bound = float((loads[extra:] * steps[: num_experts - extra]).max())
+        if even:
+            last = np.arange(num_workers + 1, num_experts - extra + 1, num_workers) + extra
+            held = np.arange(2, len(last) + 2)
+            sums = (heavier[last] - heavier[last - held]) / instance.speeds[0]
+            bound = max(bound, float(sums.max(initial=0.0)))
+        bounds.append(bound)
+        if bound <= instance.even[layer]:
+            break
+    return bounds
+
+
+def shared_bound(trails: Sequence[Sequence[float]], total: int) -> float:
+    """Lower bound of Σ trail[units of it] over all ways to give `total` units out: their convex hulls, filled up.
+
+    Args:
+        trails: For each layer, its bound with 0, 1, 2, … units; never rising.
+        total: Units there are.
+    """
+    value = float(sum(trail[0] for trail in trails))
+    steps: list[tuple[float, int]] = []
+    for trail in trails:
+        steps += _hull_steps(np.asarray(trail, dtype=np.float64))
+    left = total
+    for gain, length in sorted(steps, reverse=True):
+        used = min(length, left)
+        value -= gain * used
+        left -= used
+    return value
+
+
+def _hull_steps(trail: Floats) -> list[tuple[float, int]]:
+    """(gain per unit, units) along the lower convex hull, steepest first."""
+    steps = []
+    start = 0
+    while start < len(trail) - 1:
+        gains = (trail[start] - trail[start + 1 :]) / np.arange(1, len(trail) - start)
+        length = int(np.argmax(gains)) + 1
+        if gains[length - 1] <= 0:
+            break
+        steps.append((float(gains[length - 1]), length))
+        start += length
+    return steps
+
+
+def balancing_bound(instance: Instance, layer: int, weight: float, price: float) -> float:
+    """Lower bound of a layer's objective: a makespan, and the moves without which no placement has it.
+
+    In time t a worker serves no more than speed · t, nor more than the loads that are resident on it and those that are
+    moved there, each at most the hottest expert's. So what is left of all loads tells how many moves t takes. t plus
+    their price is convex in t, with its kinks where a worker serves just what is resident.
+    """
+    loads, speeds = instance.loads[layer], instance.speeds
+    resident = (instance.current[layer] * loads[:, None]).sum(axis=0)
+    least = float(instance.even[layer])
+    kinks = np.concatenate([[least], resident / speeds])
+    kinks = kinks[kinks >= least]
+    served = np.minimum(speeds[None, :] * kinks[:, None], resident[None, :]).sum(axis=1)
+    moves = np.maximum(loads.sum() - served, 0.0) / loads.max()
+    return float((weight * kinks + price * moves).min())
