@@ -70,7 +70,7 @@ def measure_moves(size_mib: int) -> dict[str, Any]:
     layout = make_layout([("weights", (size_mib * MIB // 2,))], "BFloat16")
     arena = backend.reserve(3, layout.page_bytes)
     turns = TimedTurns()
-    store = ExpertStore(1, 2, layout, arena, turns, lambda _: None)
+    store = ExpertStore(1, 2, layout, arena, turns, lambda _: None, lambda _: None)
     loans = [_loan(backend, index, layout.page_bytes) for index in range(2)]
     stopped: list[float] = []
     populated: list[float] = []
@@ -79,11 +79,11 @@ def measure_moves(size_mib: int) -> dict[str, Any]:
             new, old = loans[move % 2], loans[1 - move % 2]
             turns.seconds = 0.0
             store.reserve([new.key])
-            _, warm_s = store.hold(new)
+            populate_s = store.hold(new).populate
             store.flip(10.0)
             store.drop([old.key], 10.0)
             stopped.append(turns.seconds)
-            populated.append(warm_s)
+            populated.append(populate_s)
     for loan in loans:
         loan.page.close()
     arena.close()

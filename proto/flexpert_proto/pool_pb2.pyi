@@ -972,7 +972,7 @@ class Operation(_message.Message):
     def phase_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
     def step_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """start, copy, map, verify, warm-up, commit; of the slowest worker each"""
+        """start, copy, verify, map, populate, warm-up, commit; of the slowest worker each"""
 
     @_builtins.property
     def peak_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:

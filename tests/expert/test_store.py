@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flexpert_workers.checkpoint.layout import make_layout
-from flexpert_workers.errors import CapacityError
+from flexpert_workers.errors import CapacityError, PageError
 from flexpert_workers.expert.store import ExpertStore
 from flexpert_workers.expert.turns import ComputeTurns
 from flexpert_workers.memory.host import HostBackend
@@ -24,7 +24,13 @@ class Harness:
         self.turns = ComputeTurns()
         self.arena = BACKEND.reserve(capacity + 1, LAYOUT.page_bytes)
         self.lent = {}
-        self.store = ExpertStore(2, 8, LAYOUT, self.arena, self.turns, self.release)
+        self.tried = []
+        self.store = ExpertStore(2, 8, LAYOUT, self.arena, self.turns, self.release, self.try_out)
+
+    def try_out(self, expert):
+        self.tried.append(float(expert.tensors["up"][0, 0]))
+        if not expert.tensors["up"].isfinite().all():
+            raise PageError("no number")
 
     def loan(self, key, value=None):
         """A page that is `value` throughout."""
@@ -104,6 +110,19 @@ def test_what_is_held_is_seen_after_a_flip_or_when_it_is_asked_for(make):
     harness.hold((1, 5))
     assert harness.values(1, 4, 5) == (14, 15)
     assert harness.values(1, 4, 6) == (6,)
+
+
+def test_an_expert_is_tried_out_before_anybody_sees_it_and_one_of_no_use_leaves_nothing(make):
+    harness = make(capacity=2)
+    harness.hold((0, 3))
+    assert harness.tried == [3]
+    harness.store.reserve([(1, 4)])
+    with pytest.raises(PageError, match="layer 1 expert 4: no number"):
+        harness.store.hold(harness.loan((1, 4), np.inf))
+    harness.store.unreserve([(1, 4)])
+    assert harness.store.borrow(1, np.array([4])) == ([], (4,))
+    assert harness.store.keys() == ((0, 3),)
+    assert len(harness.store._free) == 2
 
 
 def test_a_slot_is_used_again_and_its_views_keep_their_address(make):

@@ -1,6 +1,5 @@
 """A page owner without sockets: who borrows what, the budget, what is brought and what is kept."""
 
-import gc
 import os
 import sys
 import threading
@@ -12,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import memory_pages
 from memory_pages import wants
 
-from flexpert_workers.errors import CapacityError, CorruptCheckpoint, PageError, SourceLost
+from flexpert_workers.errors import CapacityError, CorruptCheckpoint, PageError, SourceLost, TransferCancelled
 from flexpert_workers.memory.backend import page_checksum
 from flexpert_workers.memory.host import HostBackend
 from flexpert_workers.memory.loans import Origin, Want
@@ -147,6 +146,78 @@ def test_who_stops_early_gets_no_more_and_the_rest_is_not_brought(start, files):
     owner.release("a", [loan.key])
 
 
+class Chunked:
+    """Fills pages from a file in chunks; after the first of a page in `held` only once `go_on` is set."""
+
+    def __init__(self, files, *held):
+        self.files = files
+        self.held = set(held)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, key, page, pace):
+        pace(len(page) // 2)
+        if key in self.held:
+            self.begun.set()
+            self.go_on.wait(30)
+        pace(len(page) // 2)
+        self.files.fill(key, page)
+
+
+def test_a_page_that_nobody_wants_any_more_is_given_up_at_the_next_chunk(start, files):
+    fill = Chunked(files, files.keys[0])
+    owner = start(pages=2, fill=fill)
+    descriptors, mappings = memory_pages.num_descriptors(), memory_pages.num_page_mappings()
+    wanted = threading.Event()
+    wanted.set()
+    thread = threading.Thread(target=lambda: list(owner.acquire("a", wants(files.keys[0]), wanted=wanted.is_set)))
+    thread.start()
+    assert fill.begun.wait(30)
+    wanted.clear()
+    thread.join(30)
+    assert not thread.is_alive(), "it ends while its page is still being read"
+    assert owner.status().experts == ()
+    assert owner.status().used_bytes == PADDED, "its memory counts until the reader lets go of it"
+    fill.held.clear()
+    fill.go_on.set()
+    loans = acquire(owner, "b", *files.keys[:2])
+    assert {loan.origin for loan in loans.values()} == {Origin.FILE}
+    assert bytes(loans[files.keys[0]].page.view()) == files.pages[files.keys[0]]
+    assert sorted(files.filled) == files.keys[:2], "what was given up was not read to its end"
+    loans.clear()
+    owner.end("b")
+    owner.drop_idle()
+    memory_pages.until(lambda: memory_pages.num_page_mappings() == mappings)
+    memory_pages.until(lambda: memory_pages.num_descriptors() == descriptors)
+
+
+def test_a_page_that_another_wants_again_while_it_is_given_up_is_filled_anew(start, files):
+    fill = Chunked(files, files.keys[0])
+    owner = start(pages=2, fill=fill)
+    batches = owner.acquire("a", wants(files.keys[0]), wanted=lambda: not fill.begun.is_set())
+    assert list(batches) == []
+    fill.held.clear()
+    loan = acquire(owner, "b", files.keys[0])[files.keys[0]]
+    fill.go_on.set()
+    assert bytes(loan.page.view()) == files.pages[files.keys[0]]
+    memory_pages.until(lambda: owner.status().used_bytes == PADDED)
+    assert (owner.status().lent, owner.status().idle) == (1, 0)
+
+
+def test_a_copy_from_a_peer_that_nobody_wants_any_more_ends_and_the_file_is_not_read(start, files):
+    begun = threading.Event()
+
+    def fetch(endpoint, key, into, *, received, cancelled):
+        begun.set()
+        memory_pages.until(cancelled)
+        raise TransferCancelled("not wanted")
+
+    owner = start(pages=1, fetch=fetch)
+    wants_it = [Want(files.keys[0], ("peer",))]
+    assert list(owner.acquire("a", wants_it, wanted=lambda: not begun.is_set())) == []
+    memory_pages.until(lambda: owner.status().used_bytes == 0)
+    assert files.filled == []
+
+
 def test_what_cannot_be_filled_is_told_and_forgotten(start, files):
     def broken(key, page, pace):
         if key == files.keys[1]:
@@ -160,7 +231,6 @@ def test_what_cannot_be_filled_is_told_and_forgotten(start, files):
     owner.end("a")
     memory_pages.until(lambda: owner.status().experts == (files.keys[0],))
     owner.close()
-    gc.collect()  # the exception refers to the page that it was filling
     assert memory_pages.num_descriptors() == before
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import memory_pages
@@ -98,7 +99,8 @@ def test_two_workers_of_one_owner_share_its_pages(model, checkpoint, folder):
         assert brought.step_seconds["copy"] > 0
         attached = harness.prepare(second, "op", ALL)
         assert (attached.copied_experts, attached.attached_experts, attached.copied_bytes) == (16, 16, 0)
-        assert set(attached.step_seconds) == {"copy", "verify", "map", "warm-up"}
+        assert set(attached.step_seconds) == {"copy", "verify", "map", "populate", "warm-up"}
+        assert attached.step_seconds["warm-up"] > 0, "a row went through each"
         for key in ALL:
             expected = checkpoint.read_expert(*key)
             assert harness.mapped_bytes(worker, key) == harness.mapped_bytes(other, key) == expected
@@ -183,6 +185,36 @@ def test_an_owner_at_its_budget_makes_prepare_fail_and_nothing_stays(model, chec
         assert state(client).experts == tuple(ALL[:2])
         assert worker._memory.lender.owner_state().used_bytes <= config.budget_bytes
         assert harness.prepare(client, "three", ALL[2:4]).error == ""
+
+
+def test_a_cancelled_preparation_ends_within_a_page(model, folder):
+    """A page would take its owner hours at this rate."""
+    config = msgspec.structs.replace(owner_config(model, folder), copy_bytes_per_s=20, ahead=0, readers=1)
+    with (
+        memory_pages.owner_process(config) as (owner, _),
+        running(model, folder, "w", config.socket) as (worker, client),
+    ):
+        mappings = memory_pages.num_page_mappings(owner.pid)
+        client.request(control.Prepare("slow", tuple((*key, ()) for key in ALL[:4])), 30)
+        memory_pages.until(lambda: memory_pages.num_page_mappings(owner.pid) > mappings)
+        memory_pages.until(lambda: not isinstance(client.request(control.Rollback("slow"), 30), control.Refused))
+        assert (state(client).experts, state(client).resident_bytes) == ((), 0)
+        memory_pages.until(lambda: worker._memory.lender.owner_state().used_bytes == 0)
+        assert memory_pages.num_page_mappings(owner.pid) == mappings
+
+
+def test_an_expert_that_computes_no_numbers_is_not_served(folder, tmp_path):
+    torch.manual_seed(7)
+    broken = harness.MODELS["mixtral"]()
+    with torch.no_grad():
+        broken.model.layers[1].mlp.experts.down_proj[3, 0, 0] = float("nan")
+    broken.save_pretrained(tmp_path)
+    damaged = harness.TinyModel(f"file://{tmp_path}", broken)
+    with running(damaged, folder, "w", "") as (_, client):
+        failed = harness.prepare(client, "op", [(1, 2), (1, 3)])
+        assert "layer 1 expert 3: a row through it gives infinities or no numbers" in failed.error
+        assert state(client).experts == ()
+        assert harness.prepare(client, "others", [key for key in ALL if key != (1, 3)]).error == ""
 
 
 def test_two_hundred_reconfigurations_leave_nothing_behind(model, folder):

@@ -212,13 +212,16 @@ def test_a_server_survives_what_no_target_of_ours_sends():
     context.term()
 
 
-def test_a_target_that_hangs_keeps_no_page_of_the_source():
+@pytest.mark.parametrize("socket", ["tcp", "ipc"])
+def test_a_target_that_hangs_keeps_no_page_of_the_source(tmp_path_factory, socket):
+    folder = tmp_path_factory.mktemp("s") if socket == "ipc" else ""
     backing = bytearray(64 << 20)
     limits = ServeLimits(window_bytes=64 << 20, idle_s=0.5, gone_s=1.0)
     with (
-        serving(lambda key: memoryview(backing), limits=limits) as server,
+        serving(lambda key: memoryview(backing), socket_dir=folder, limits=limits) as server,
         target_process(HERE, server.endpoint, len(backing)) as process,
     ):
+        assert server.endpoint.startswith(socket)
         until(lambda: server.sent_bytes)
         os.kill(process.pid, signal.SIGSTOP)
         until(lambda: is_free(backing))

@@ -102,7 +102,7 @@ class Operation:
 
     Attributes:
         attached_experts: Of the moved ones, those that cost no byte.
-        step_seconds: Of start, copy, map, verify, warm-up and commit.
+        step_seconds: Of start, copy, verify, map, populate, warm-up and commit.
         peak_bytes: Of experts, on the fullest worker.
         wave: The one that runs, or ran last.
     """

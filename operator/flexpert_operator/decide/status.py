@@ -31,8 +31,9 @@ STEP_NAMES = {
 STEP_FIELDS = {
     "start": "start",
     "copy": "copy",
-    "map": "map",
     "verify": "verify",
+    "map": "map",
+    "populate": "populate",
     "warm-up": "warmUp",
     "commit": "commit",
 }

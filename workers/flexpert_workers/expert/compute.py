@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from flexpert_workers.errors import UnsupportedArchitecture
+from flexpert_workers.errors import PageError, UnsupportedArchitecture
 from flexpert_workers.expert.kernels import GroupedLinear
 from flexpert_workers.expert.store import ResidentExpert
 
@@ -93,6 +93,18 @@ class ExpertCompute:
             if self._device.type != "cpu":
                 torch.cuda.synchronize(self._device)  # the experts may be taken away as soon as this returns
             raise
+
+    def try_out(self, expert: ResidentExpert, hidden_size: int) -> None:
+        """Put one row through an expert, as a dispatch would. For any thread: nothing is kept between two calls.
+
+        Raises:
+            PageError: What comes out is not finite.
+        """
+        row = torch.linspace(-1.0, 1.0, hidden_size).unsqueeze(0)
+        one, zero = np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+        sums = self((expert,), SortedPairs(zero, one, zero, zero), row, torch.ones(1))
+        if not torch.isfinite(sums).all():
+            raise PageError("a row through it gives infinities or no numbers; its weights are damaged")
 
     def _sum(
         self, experts: Sequence[ResidentExpert], pairs: SortedPairs, hidden: torch.Tensor, weights: torch.Tensor

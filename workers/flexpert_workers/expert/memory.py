@@ -7,7 +7,7 @@ import zmq
 
 from flexpert_workers.checkpoint import Checkpoint
 from flexpert_workers.expert.config import WorkerConfig
-from flexpert_workers.expert.store import ExpertStore
+from flexpert_workers.expert.store import ExpertStore, ResidentExpert
 from flexpert_workers.expert.turns import ComputeTurns
 from flexpert_workers.memory.backend import ExpertKey, PageBackend
 from flexpert_workers.memory.client import OwnerClient
@@ -27,6 +27,14 @@ _LOCAL_COPIES = 3
 class WorkerMemory:
     """Everything that `close` must give back, made in order.
 
+    Args:
+        config: The worker's.
+        checkpoint: Whose experts it is to hold.
+        incarnation: The worker's.
+        device: In whose memory they are.
+        try_out: See `ExpertStore`.
+        context: ZeroMQ context.
+
     Attributes:
         store: The worker's experts.
         lender: Its page owner.
@@ -43,6 +51,7 @@ class WorkerMemory:
         checkpoint: Checkpoint,
         incarnation: str,
         device: Device,
+        try_out: Callable[[ResidentExpert], None],
         context: "zmq.Context[Any]",
     ) -> None:
         backend = device.backend
@@ -63,6 +72,7 @@ class WorkerMemory:
             self._arena,
             self.turns,
             self.lender.release,
+            try_out,
         )
 
     def close(self) -> None:

@@ -18,8 +18,9 @@ from flexpert_workers.messages.control import Prepare, PrepareStatus
 
 _REMEMBERED_OPERATIONS = 32
 _UNDO_TIMEOUT_S = 10.0
-_STEPS = ("copy", "verify", "map", "warm-up")
-"""Copying and checksums, over all readers; the compute thread's standstill; populating mappings beside it."""
+_STEPS = ("copy", "verify", "map", "populate", "warm-up")
+"""Copying and checksums, over all readers; the compute thread's standstill; beside it, populating mappings, and one
+row through each expert."""
 
 
 @dataclass
@@ -156,14 +157,14 @@ class Preparer:
 
     def _hold(self, operation: _Operation, loan: Loan) -> None:
         try:
-            map_s, warm_s = self._store.hold(loan)
+            held = self._store.hold(loan)
         except BaseException:
             self._lender.release([loan.key])
             raise
         with self._changed:
             operation.brought.append(loan.key)
             operation.origins[loan.origin] += 1
-            for step, seconds in zip(_STEPS, (loan.copy_s, loan.verify_s, map_s, warm_s), strict=True):
+            for step, seconds in zip(_STEPS, (loan.copy_s, loan.verify_s, *held), strict=True):
                 operation.step_seconds[step] += seconds
 
 

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from flexpert_workers.checkpoint import ExpertLayout
-from flexpert_workers.errors import CapacityError
+from flexpert_workers.errors import CapacityError, PageError
 from flexpert_workers.expert.slots import NO_SLOT, SlotTable
 from flexpert_workers.expert.turns import ComputeTurns
 from flexpert_workers.memory.backend import Arena, ExpertKey
@@ -32,6 +33,14 @@ class ResidentExpert:
     tensors: dict[str, torch.Tensor]
 
 
+class HoldSeconds(NamedTuple):
+    """What it took to hold an expert: the compute thread stood still to `map` it; the rest was done beside it."""
+
+    map: float
+    populate: float
+    try_out: float
+
+
 class ExpertStore:
     """Resident experts within a budget. Safe for several threads.
 
@@ -39,6 +48,7 @@ class ExpertStore:
         arena: Has one slot more than there may be experts, so that a move finds a free one.
         turns: Of the thread that computes.
         release: Gives pages back to their owner once they are unmapped.
+        try_out: Computes from an expert that nobody dispatches to yet; raises when it is of no use.
     """
 
     def __init__(
@@ -49,6 +59,7 @@ class ExpertStore:
         arena: Arena,
         turns: ComputeTurns,
         release: Callable[[Iterable[ExpertKey]], None],
+        try_out: Callable[[ResidentExpert], None],
     ) -> None:
         self.num_layers = num_layers
         self.num_experts = num_experts
@@ -58,6 +69,7 @@ class ExpertStore:
         self._arena = arena
         self._turns = turns
         self._release = release
+        self._try_out = try_out
         self._table = SlotTable(num_layers, num_experts)
         self._experts: list[ResidentExpert | None] = [None] * arena.num_slots
         self._in_flight = 0
@@ -111,31 +123,27 @@ class ExpertStore:
         with self._lock:
             self._reserved.difference_update(keys)
 
-    def hold(self, loan: Loan) -> tuple[float, float]:
-        """Map and populate a page in a slot reserved for it, and stage it: `flip` makes it visible to dispatches.
-
-        Returns:
-            Seconds for which the compute thread stood still, and seconds of populating beside it.
+    def hold(self, loan: Loan) -> HoldSeconds:
+        """Map and populate a page in a slot reserved for it, try it out and stage it: `flip` has dispatches see it.
 
         Raises:
             OSError: It cannot be mapped.
+            PageError: What it computes is no number.
         """
         with self._lock:
             assert loan.key in self._reserved, f"expert {loan.key} was not reserved"
             slot = self._free.pop()
         try:
-            map_s = self._turns.run(self._arena.mapping(slot, loan.page))
+            seconds = self._bring_up(slot, loan)
         except BaseException:
             with self._lock:
                 self._free.append(slot)
             raise
-        started = time.perf_counter()
-        self._arena.populate(slot)
         with self._lock:
             self._reserved.remove(loan.key)
             self._mapped[loan.key] = slot, loan
         self._table.stage({loan.key: slot})
-        return map_s, time.perf_counter() - started
+        return seconds
 
     def flip(self, timeout_s: float) -> float:
         """Make what was held since the last flip visible to dispatches; seconds that the compute thread stood still.
@@ -193,6 +201,22 @@ class ExpertStore:
 
     def _num_accounted(self) -> int:
         return len(self._mapped) + len(self._reserved) + self._num_retiring
+
+    def _bring_up(self, slot: int, loan: Loan) -> HoldSeconds:
+        """Map, populate and try out; a slot that fails is unmapped again."""
+        map_s = self._turns.run(self._arena.mapping(slot, loan.page))
+        try:
+            started = time.perf_counter()
+            self._arena.populate(slot)
+            populated = time.perf_counter()
+            self._try_out(self._expert(slot))
+            return HoldSeconds(map_s, populated - started, time.perf_counter() - populated)
+        except PageError as useless:
+            self._unmap([slot])
+            raise PageError(f"layer {loan.key[0]} expert {loan.key[1]}: {useless}") from useless
+        except BaseException:
+            self._unmap([slot])
+            raise
 
     def _unmap(self, slots: list[int]) -> None:
         """Unmap, a few slots a turn; what takes time with the size is done here, beside the compute thread."""

@@ -4,6 +4,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import zmq
@@ -71,9 +72,11 @@ class ExpertWorker:
         config = self.config
         device = self._open_device(config.device, computes=True, copies=not config.owner_socket)
         checkpoint = open_checkpoint(config.source, config.dtype)
-        self._memory = WorkerMemory(config, checkpoint, self.incarnation, device, self._context)
-        store, lender, turns = self._memory.store, self._memory.lender, self._memory.turns
         compute = _expert_compute(checkpoint, config.threads, device.torch_device)
+        hidden_size = _hidden_size(checkpoint)
+        try_out = partial(compute.try_out, hidden_size=hidden_size)
+        self._memory = WorkerMemory(config, checkpoint, self.incarnation, device, try_out, self._context)
+        store, lender, turns = self._memory.store, self._memory.lender, self._memory.turns
         listener, control = Listener(config.bind_host, config.socket_dir), self._context.socket(zmq.ROUTER)
         self._address = WorkerAddress(
             config.worker,
@@ -87,7 +90,7 @@ class ExpertWorker:
             config.pool,
             checkpoint.digest,
             self.incarnation,
-            _hidden_size(checkpoint),
+            hidden_size,
             store,
             compute,
             turns,

@@ -85,8 +85,13 @@ class NewHostPage:
 
     def fill(self, write: Callable[[memoryview], None]) -> int:
         """See `NewPage`; `write` fills the memory file itself."""
-        write(self.memory())
-        return self.checksum()
+        page = self.memory()
+        try:
+            write(page)
+            return page_checksum(page)
+        finally:
+            with contextlib.suppress(BufferError):  # who wrote still refers to a part of it
+                page.release()
 
     def memory(self) -> memoryview:
         """See `NewPage`."""

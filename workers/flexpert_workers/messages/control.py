@@ -114,7 +114,7 @@ class PrepareStatus(msgspec.Struct, frozen=True, tag=True):
         from_peers: Of those, how many were copied from another worker.
         error: Empty unless it failed; then nothing of it stays resident.
         attached_experts: Of those resident, how many were in the domain already.
-        step_seconds: Of "copy" (or reading), "verify", "map" and "warm-up", so far.
+        step_seconds: Of "copy" (or reading), "verify", "map", "populate" and "warm-up", so far.
     """
 
     operation: str

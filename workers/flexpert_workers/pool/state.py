@@ -262,7 +262,8 @@ class Operation:
     """A reconfiguration as observed. Times are seconds since the Unix epoch; `finished_at` is None while it runs.
 
     Attributes:
-        step_seconds: Of "start", "copy", "map", "verify", "warm-up" and "commit": the slowest worker's each.
+        step_seconds: Of "start", "copy", "verify", "map", "populate", "warm-up" and "commit": the slowest worker's
+            each.
         peak_bytes: What each worker held when all was prepared.
         predicted: What was expected of it; None when the model was not known.
         wave: The one that runs, or ran last.

@@ -67,9 +67,10 @@ class ServeLimits:
     Attributes:
         chunk_bytes: The longest chunk that it sends.
         window_bytes: What one target may have asked for at a time.
-        idle_s: A page for which no target asked for that long is let go of.
+        idle_s: A page for which no target asked for that long is let go of. What a target on this host was sent and has
+            not taken in, a window at most, is kept as copies until it ends.
         gone_s: A target on another host that takes nothing in for that long is cut off, so that it keeps no page
-            here. One on this host keeps the page that it was being sent until it ends.
+            here.
         sign_of_life_s: How often a target hears of the source while its chunks wait for their turn.
         channel_s: A chunk on a channel that is not taken for that long ends the channel.
         channel_idle_s: A channel that nothing goes over for that long ends.

@@ -1,6 +1,7 @@
 """Gives pages of experts to other owners: what a page owner runs, beside lending pages on its own host.
 
-One thread serves all targets, a chunk at a time in turn, and sends straight from the page's memory.
+One thread serves all targets, a chunk at a time in turn, and between hosts it sends straight from the page's memory. A
+page that a target does not go on with is let go of after a bounded time, also when the target hangs.
 """
 
 import logging
@@ -22,7 +23,7 @@ from flexpert_workers.transfer.contract import ExpertKey, Identity, PageMemory, 
 from flexpert_workers.transfer.meetings import Meetings
 from flexpert_workers.transfer.places import place_of
 from flexpert_workers.transfer.sessions import Session, Sessions
-from flexpert_workers.transport.endpoints import bind
+from flexpert_workers.transport.endpoints import IPC, bind
 
 _log = logging.getLogger(__name__)
 _decoder: msgspec.msgpack.Decoder[transfer.TransferRequest] = msgspec.msgpack.Decoder(transfer.TransferRequest)
@@ -179,12 +180,18 @@ class PageServer:
             session.told_at = self._clock()
         frames: list[Any] = [target, msgspec.msgpack.encode(reply)]
         try:
-            sock.send_multipart(frames if raw is None else [*frames, raw], zmq.NOBLOCK, copy=raw is None)
+            sock.send_multipart(frames if raw is None else [*frames, raw], zmq.NOBLOCK, copy=self._copies(raw))
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
             self._sessions.close(target)  # the target is gone, or takes nothing in
             self._meetings.end(target)
+
+    def _copies(self, raw: memoryview | None) -> bool:
+        """Whether ZeroMQ is given a copy of the frames. Of what it was not, it lets go when it is sent or the target is
+        cut off; over a UNIX socket nobody cuts a target off that hangs, which must not keep a page here.
+        """
+        return raw is None or self._endpoint.startswith(IPC)
 
     # ------------------------------------------------------------------ requests
 

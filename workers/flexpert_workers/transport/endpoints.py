@@ -9,6 +9,8 @@ from typing import Any
 
 import zmq
 
+IPC = "ipc://"
+"""Beginning of the endpoint of a UNIX socket."""
 _LONGEST_SOCKET_PATH_BYTES = 107
 
 
@@ -34,7 +36,7 @@ def bind(sock: "zmq.Socket[Any]", bind_host: str, socket_dir: str) -> str:
         ValueError: A socket's path under `socket_dir` would be longer than the 107 bytes that Linux allows.
     """
     if socket_dir and is_loopback(bind_host):
-        endpoint = f"ipc://{socket_path(socket_dir)}"
+        endpoint = f"{IPC}{socket_path(socket_dir)}"
         sock.bind(endpoint)
         return endpoint
     sock.bind(f"tcp://{bind_host}:*")

@@ -15,6 +15,7 @@ from flexpert_workers.transfer import FetchLimits, Identity, PageFetcher, PageSe
 
 _FETCH_LIMITS = FetchLimits(silence_s=2.0, patience_s=4.0)
 """A peer that is gone costs little: the file is always there."""
+_BURST_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class PageDomain:
         context: "zmq.Context[Any] | None" = None,
     ) -> None:
         rate = limits.copy_bytes_per_s
-        incoming = TokenBucket(rate)
+        incoming = _bucket(rate)
         self._fetcher = PageFetcher(identity, incoming, channels=device.channels, limits=_FETCH_LIMITS, context=context)
         filler = PageFiller(fill, self._fetcher.fetch, incoming)
         self.owner = PageOwner(device.backend, page_bytes, limits.budget_bytes, filler, limits.readers, limits.ahead)
@@ -66,7 +67,7 @@ class PageDomain:
             identity,
             bind_host,
             socket_dir,
-            TokenBucket(rate),
+            _bucket(rate),
             channels=device.channels,
             checksum_of=self.owner.checksum,
             context=context,
@@ -83,3 +84,8 @@ class PageDomain:
         self._server.stop()
         self._fetcher.close()
         self.owner.close()
+
+
+def _bucket(rate: int | None) -> TokenBucket:
+    """A bucket that holds a second's worth, a few MiB at most."""
+    return TokenBucket(rate, min(_BURST_BYTES, rate or _BURST_BYTES))

@@ -6,6 +6,7 @@ given up at the next chunk.
 
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -90,7 +91,8 @@ class PageFiller:
         """
         try:
             return self._from_any(page, key, peers, unwanted)
-        except BaseException:
+        except BaseException as error:
+            _let_go(error)
             page.close()
             raise
 
@@ -142,6 +144,14 @@ class PageFiller:
             except (FlexpertError, OSError, ValueError) as failed:
                 _log.warning("expert %s is not copied from %s: %s", key, endpoint, str(failed))  # it refers to the page
         return None
+
+
+def _let_go(error: BaseException) -> None:
+    """Clear the frames that an error came through: they refer to the page, whose memory is to be free at once."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__context__
 
 
 def _sealed(page: NewPage, checksum: int, origin: Origin, started: float, copied: float) -> Filled:
