@@ -37,7 +37,7 @@ def test_a_trace_that_does_not_say_how_many_experts_there_are(tmp_path: Path) ->
         (np.zeros((3, 2), int), [3], 4, "whole numbers \\[tokens, layers, k\\]"),
         (np.zeros((3, 2, 1)), [3], 4, "float64"),
         (np.zeros((3, 2, 1), int), [2], 4, "add up to 2 and there are 3 tokens"),
-        (np.full((3, 2, 1), 9), [3], 4, "experts 9 to 9 occur and a layer has 4"),
+        (np.full((3, 2, 1), 9), [3], 4, "experts 9 to 9 occur, a layer has 4"),
         (np.zeros((3, 2, 2), int), [3], 4, "token 0 chose one expert twice in layer 0"),
         (np.zeros((3, 2, 1), int), [[3]], 4, "\\[sequences\\]"),
         (np.zeros((3, 2, 1), int), [3], 99999, "99999 experts a layer"),

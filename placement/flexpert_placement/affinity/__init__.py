@@ -1,0 +1,9 @@
+"""Affinity: experts that tokens choose together are put on the same workers, so that fewer workers are asked per token.
+
+The solver calls `improve_affinity` on a balanced placement, and `evaluate` the measures.
+"""
+
+from flexpert_placement.affinity.improve import improve_affinity
+from flexpert_placement.affinity.measure import cross_node, cross_zone, fan_out
+
+__all__ = ["cross_node", "cross_zone", "fan_out", "improve_affinity"]
