@@ -8,8 +8,10 @@ than with one thread each, unless the wait policy is passive. So both are set ex
 import importlib.util
 import os
 import sys
+import threading
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_NICENESS = 10
 
 
 def environment(num_threads: int) -> dict[str, str]:
@@ -42,6 +44,15 @@ def configure(num_threads: int) -> None:
     torch.set_num_threads(_at_least_one(num_threads))
     if torch.get_num_interop_threads() != 1:
         torch.set_num_interop_threads(1)
+
+
+def yield_to_serving() -> None:
+    """Let the calling thread compute where the threads that serve leave cores free: for what goes on beside them.
+
+    Not so low that a thread which holds the interpreter's lock could be kept from giving it back for long.
+    """
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def in_use() -> int:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from flexpert_workers import threads
 from flexpert_workers.errors import FlexpertError
 from flexpert_workers.expert.store import ExpertStore
 from flexpert_workers.memory.backend import ExpertKey
@@ -130,6 +131,7 @@ class Preparer:
     # ------------------------------------------------------------------ the thread that maps
 
     def _run(self) -> None:
+        threads.yield_to_serving()
         while (operation := self._queue.get()) is not None:
             error = self._carry_out(operation)
             self._store.unreserve(set(operation.wanted) - set(operation.brought))

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from flexpert_workers import threads
 from flexpert_workers.messages import transfer
 from flexpert_workers.transfer.bucket import TokenBucket
 from flexpert_workers.transfer.channel import Channel, ChannelTransport
@@ -115,6 +116,7 @@ class PageServer:
     # ------------------------------------------------------------------ the thread
 
     def _run(self, sock: "zmq.Socket[Any]", wake: "zmq.Socket[Any]") -> None:
+        threads.yield_to_serving()
         poller = zmq.Poller()
         poller.register(sock, zmq.POLLIN)
         poller.register(wake, zmq.POLLIN)

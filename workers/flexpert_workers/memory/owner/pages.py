@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, S
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from flexpert_workers import threads
 from flexpert_workers.errors import CapacityError, PageError
 from flexpert_workers.memory.backend import ExpertKey, NewPage, Page, PageBackend, page_checksum
 from flexpert_workers.memory.loans import Loan, Origin, Want
@@ -88,7 +89,7 @@ class PageOwner:
         self._num_waiting = 0
         self._made = threading.Condition(self._lock)
         self._closed = False
-        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="page-reader")
+        self._readers = ThreadPoolExecutor(readers, "page-reader", threads.yield_to_serving)
         self._readers.submit(self._restock)
 
     # ------------------------------------------------------------------ lending
