@@ -169,6 +169,7 @@ def spec_message(deployment: MoEDeployment, model: Model, engines: int, workers:
             memory_per_worker_bytes=deployment.experts.memory_per_worker_bytes,
             workers=workers,
             standby_workers=deployment.experts.standby_workers,
+            copy_bytes_per_s=deployment.experts.copy_bytes_per_s or 0,
         ),
     )
 

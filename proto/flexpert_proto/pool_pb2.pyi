@@ -183,6 +183,7 @@ class ExpertSpec(_message.Message):
     THREADS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     STANDBY_WORKERS_FIELD_NUMBER: _builtins.int
+    COPY_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     workers_per_pod: _builtins.int
     memory_per_worker_bytes: _builtins.int
     threads: _builtins.int
@@ -191,6 +192,8 @@ class ExpertSpec(_message.Message):
     """that are to hold experts; unset: all that there are"""
     standby_workers: _builtins.int
     """that are kept beside them, ready and empty"""
+    copy_bytes_per_s: _builtins.int
+    """most that a page owner takes in, and gives out, each; 0: no limit"""
     def __init__(
         self,
         *,
@@ -199,10 +202,11 @@ class ExpertSpec(_message.Message):
         threads: _builtins.int = ...,
         workers: _builtins.int | None = ...,
         standby_workers: _builtins.int = ...,
+        copy_bytes_per_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_workers", b"_workers", "workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_workers", b"_workers", "memory_per_worker_bytes", b"memory_per_worker_bytes", "standby_workers", b"standby_workers", "threads", b"threads", "workers", b"workers", "workers_per_pod", b"workers_per_pod"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_workers", b"_workers", "copy_bytes_per_s", b"copy_bytes_per_s", "memory_per_worker_bytes", b"memory_per_worker_bytes", "standby_workers", b"standby_workers", "threads", b"threads", "workers", b"workers", "workers_per_pod", b"workers_per_pod"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__workers: _TypeAlias = _typing.Literal["workers"]  # noqa: Y015
     _WhichOneofArgType__workers: _TypeAlias = _typing.Literal["_workers", b"_workers"]  # noqa: Y015

@@ -15,6 +15,7 @@ from test_worker_on_device import (  # noqa: F401
     test_experts_are_filled_mapped_and_computed_from_as_on_the_cpu,
     test_pages_are_copied_between_two_owners_of_devices,
     test_slots_are_remapped_beside_dispatches_of_their_neighbours,
+    test_what_a_worker_says_it_has_room_for_fits_with_its_padding,
 )
 
 pytestmark = pytest.mark.gpu

@@ -212,6 +212,19 @@ def test_pages_are_copied_between_two_owners_of_devices(world, model, folder):
             assert harness.mapped_bytes(worker, key) == checkpoint.read_expert(*key)
 
 
+def test_what_a_worker_says_it_has_room_for_fits_with_its_padding(world, model, folder):
+    """Plans are made from it: what it promises must not be refused once copies are under way."""
+    layout = open_checkpoint(model.source).layout
+    footprint = world.opener(world.name, computes=False, copies=False).backend.footprint(layout.page_bytes)
+    assert footprint > layout.page_bytes
+    config = msgspec.structs.replace(worker_config(world, model, folder, owner=""), memory_bytes=4 * footprint + 1)
+    with working(world, config) as (_, client):
+        assert client.request(control.Describe(), 30).memory_bytes == 4 * layout.page_bytes
+        assert harness.prepare(client, "all", ALL[:4]).error == ""
+        assert harness.prepare(client, "more", ALL[4:5]).kind == "capacity"
+        assert client.request(control.Describe(), 30).resident_bytes == 4 * layout.page_bytes
+
+
 def test_a_worker_on_another_device_than_its_owner_is_refused(world, model, folder):
     with owning(world, owner_config(world, model, folder)):
         on_the_host = msgspec.structs.replace(worker_config(world, model, folder), device="cpu")

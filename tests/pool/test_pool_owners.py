@@ -17,7 +17,9 @@ def test_the_workers_of_a_pod_without_gpus_share_the_hosts_memory() -> None:
     assert places == {"pod"}
     assert {device_of(slot) for slot in slots(0)} == {"cpu"}
     config = owner_config("domain", SPEC, slots(0)[0])
-    assert (config.budget_bytes, config.device) == (400, "cpu")
+    assert (config.budget_bytes, config.device, config.copy_bytes_per_s) == (400, "cpu", None)
+    limited = owner_config("domain", replace(SPEC, copy_bytes_per_s=1000), slots(0)[0])
+    assert limited.copy_bytes_per_s == 1000
 
 
 def test_workers_take_the_gpus_of_their_pod_in_turn_and_share_an_owner_on_each() -> None:

@@ -48,6 +48,7 @@ class Experts:
     standby_workers: int = 0
     workers_per_pod: int = 1
     memory_per_worker_bytes: int = 4 * 2**30
+    copy_bytes_per_s: int | None = None
     resources: Resources = field(default_factory=Resources)
 
     @property
@@ -151,11 +152,13 @@ def parse_engines(spec: Json) -> Engines:
 
 def parse_experts(spec: Json) -> Experts:
     """`spec.experts`."""
+    rate = spec.get("copyBytesPerSecond")
     return Experts(
         workers=spec.get("workers", 1),
         standby_workers=spec.get("standbyWorkers", 0),
         workers_per_pod=spec.get("workersPerPod", 1),
         memory_per_worker_bytes=to_bytes(spec.get("memoryPerWorker", "4Gi")),
+        copy_bytes_per_s=to_bytes(rate) if rate is not None else None,
         resources=parse_resources(spec.get("resources", {})),
     )
 

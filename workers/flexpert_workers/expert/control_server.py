@@ -33,6 +33,7 @@ class ControlServer:
     Args:
         address: Who the worker is.
         on_stop: Called when the worker is asked to end.
+        memory_bytes: What experts can fill, padding left out.
         lender: The worker's page owner.
         drain_timeout_s: How long `Retire` and `Rollback` wait for the dispatch in flight and copies under way.
     """
@@ -42,6 +43,7 @@ class ControlServer:
         config: WorkerConfig,
         address: WorkerAddress,
         digest: str,
+        memory_bytes: int,
         store: ExpertStore,
         preparer: Preparer,
         lender: PageLender,
@@ -51,6 +53,7 @@ class ControlServer:
         self._config = config
         self._address = address
         self._digest = digest
+        self._memory_bytes = memory_bytes
         self._store = store
         self._preparer = preparer
         self._lender = lender
@@ -113,7 +116,7 @@ class ControlServer:
             pod=self._config.pod,
             node=self._config.node,
             pid=os.getpid(),
-            memory_bytes=self._config.memory_bytes,
+            memory_bytes=self._memory_bytes,
             resident_bytes=self._store.resident_bytes(),
             experts=self._store.keys(),
             table=self._table_bytes,

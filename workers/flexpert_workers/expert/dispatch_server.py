@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import torch
 
+from flexpert_workers.expert.busyness import BusyMeter
 from flexpert_workers.expert.compute import ExpertCompute, SortedPairs, sort_pairs
 from flexpert_workers.expert.store import ExpertStore
 from flexpert_workers.expert.turns import ComputeTurns
@@ -36,6 +37,7 @@ class DispatchServer:
         digest: Of the checkpoint; likewise.
         incarnation: Of this worker; likewise.
         turns: What other threads have done by this one, between two dispatches.
+        meter: Is told how long each request took.
         poll_s: For how long it polls for the next dispatch before it sleeps until one comes.
     """
 
@@ -48,6 +50,7 @@ class DispatchServer:
         store: ExpertStore,
         compute: ExpertCompute,
         turns: ComputeTurns,
+        meter: BusyMeter,
         poll_s: float = 0.0,
     ) -> None:
         self._identity = {"pool": pool, "digest": digest, "incarnation": incarnation}
@@ -55,6 +58,7 @@ class DispatchServer:
         self._store = store
         self._compute = compute
         self._turns = turns
+        self._meter = meter
         self._poll_s = poll_s
 
     def run(self, listener: Listener, wake: int) -> None:
@@ -105,7 +109,9 @@ class DispatchServer:
         except (IndexError, msgspec.MsgspecError):
             _log.warning("dropped a message that is not a dispatch")
             return
+        began = time.perf_counter()
         listener.send(connection, self.handle(request, frames[1:]))
+        self._meter.note(time.perf_counter() - began)
 
     def handle(self, request: DispatchRequest, frames: Buffers) -> list[bytes | memoryview]:
         """The reply frames to a request with its frames behind the header."""

@@ -33,12 +33,14 @@ class WorkerMemory:
         incarnation: The worker's.
         device: In whose memory they are.
         try_out: See `ExpertStore`.
+        busy: How busy the worker is with serving, from 0 to 1: its page owner makes way.
         context: ZeroMQ context.
 
     Attributes:
         store: The worker's experts.
         lender: Its page owner.
         turns: Of its compute thread.
+        memory_bytes: Of its budget, what whole experts can fill, without the padding of their pages.
 
     Raises:
         CapacityError: The machine does not allow so many experts.
@@ -52,18 +54,21 @@ class WorkerMemory:
         incarnation: str,
         device: Device,
         try_out: Callable[[ResidentExpert], None],
+        busy: Callable[[], float],
         context: "zmq.Context[Any]",
     ) -> None:
         backend = device.backend
         footprint = backend.footprint(checkpoint.layout.page_bytes)
-        capacity = min(config.memory_bytes // footprint, checkpoint.num_layers * checkpoint.num_experts)
+        most = config.memory_bytes // footprint
+        capacity = min(most, checkpoint.num_layers * checkpoint.num_experts)
+        self.memory_bytes = most * checkpoint.layout.page_bytes
         allow_descriptors(capacity if config.owner_socket else _LOCAL_COPIES * capacity)
         self.turns = ComputeTurns()
         self.lender: PageLender
         if config.owner_socket:
-            self.lender = _connected(config, checkpoint, incarnation, backend)
+            self.lender = _connected(config, checkpoint, incarnation, backend, busy)
         else:
-            self.lender = _local(config, checkpoint, device, context)
+            self.lender = _local(config, checkpoint, device, busy, context)
         self._arena = backend.reserve(capacity + 1, checkpoint.layout.page_bytes)
         self.store = ExpertStore(
             checkpoint.num_layers,
@@ -82,7 +87,9 @@ class WorkerMemory:
         self.turns.close()
 
 
-def _connected(config: WorkerConfig, checkpoint: Checkpoint, incarnation: str, backend: PageBackend) -> OwnerClient:
+def _connected(
+    config: WorkerConfig, checkpoint: Checkpoint, incarnation: str, backend: PageBackend, busy: Callable[[], float]
+) -> OwnerClient:
     hello = Hello(
         borrower=f"{config.worker}/{incarnation}",
         pool=config.pool,
@@ -91,7 +98,7 @@ def _connected(config: WorkerConfig, checkpoint: Checkpoint, incarnation: str, b
         num_pages=checkpoint.num_layers * checkpoint.num_experts,
         memory=backend.name,
     )
-    client = OwnerClient(config.owner_socket, hello, backend)
+    client = OwnerClient(config.owner_socket, hello, backend, busy)
     try:
         client.connect(_OWNER_TIMEOUT_S)
     except BaseException:
@@ -100,7 +107,13 @@ def _connected(config: WorkerConfig, checkpoint: Checkpoint, incarnation: str, b
     return client
 
 
-def _local(config: WorkerConfig, checkpoint: Checkpoint, device: Device, context: "zmq.Context[Any]") -> LocalLender:
+def _local(
+    config: WorkerConfig,
+    checkpoint: Checkpoint,
+    device: Device,
+    busy: Callable[[], float],
+    context: "zmq.Context[Any]",
+) -> LocalLender:
     def fill(key: ExpertKey, page: memoryview, pace: Callable[[int], None]) -> None:
         checkpoint.fill_page(*key, page, pace)
 
@@ -112,6 +125,7 @@ def _local(config: WorkerConfig, checkpoint: Checkpoint, device: Device, context
         fill,
         config.bind_host,
         config.socket_dir,
+        busy,
         context,
     )
     return LocalLender(domain, device.backend, config.worker)

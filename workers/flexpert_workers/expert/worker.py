@@ -11,6 +11,7 @@ import zmq
 
 from flexpert_workers import allocator
 from flexpert_workers.checkpoint import Checkpoint, open_checkpoint
+from flexpert_workers.expert.busyness import BusyMeter
 from flexpert_workers.expert.compute import ExpertCompute
 from flexpert_workers.expert.config import WorkerConfig
 from flexpert_workers.expert.control_server import ControlServer
@@ -74,8 +75,9 @@ class ExpertWorker:
         checkpoint = open_checkpoint(config.source, config.dtype)
         compute = _expert_compute(checkpoint, config.threads, device.torch_device)
         hidden_size = _hidden_size(checkpoint)
+        meter = BusyMeter()
         try_out = partial(compute.try_out, hidden_size=hidden_size)
-        self._memory = WorkerMemory(config, checkpoint, self.incarnation, device, try_out, self._context)
+        self._memory = WorkerMemory(config, checkpoint, self.incarnation, device, try_out, meter.share, self._context)
         store, lender, turns = self._memory.store, self._memory.lender, self._memory.turns
         listener, control = Listener(config.bind_host, config.socket_dir), self._context.socket(zmq.ROUTER)
         self._address = WorkerAddress(
@@ -94,10 +96,18 @@ class ExpertWorker:
             store,
             compute,
             turns,
+            meter,
             poll_s=config.poll_us / 1e6,
         )
         controls = ControlServer(
-            config, self._address, checkpoint.digest, store, self._preparer, lender, self._ending.set
+            config,
+            self._address,
+            checkpoint.digest,
+            self._memory.memory_bytes,
+            store,
+            self._preparer,
+            lender,
+            self._ending.set,
         )
         self._serve("compute", lambda wake: dispatches.run(listener, wake.fileno()))
         self._serve("control", lambda wake: controls.run(control, wake))

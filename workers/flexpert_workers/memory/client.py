@@ -31,6 +31,9 @@ _Reply = TypeVar("_Reply", bound=msgspec.Struct)
 _BEAT_S = 0.1
 _SHORTEST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
+_TELL_S = 0.25
+_TELL_AGAIN_S = 1.0
+_WORTH_TELLING = 0.05
 _GREETING_S = 10.0
 _HAND_BACK_S = 60.0
 _HAND_BACK_BYTES = 1 << 30
@@ -43,14 +46,23 @@ class OwnerClient:
     Args:
         path: Of the owner's socket.
         hello: Who borrows, and pages of what.
+        busy: How busy the borrower is with serving, from 0 to 1; the owner is told.
         greeting_s: An owner that has accepted a borrower answers within this time, or is taken for one that hangs.
     """
 
-    def __init__(self, path: str, hello: messages.Hello, backend: PageBackend, greeting_s: float = _GREETING_S) -> None:
+    def __init__(
+        self,
+        path: str,
+        hello: messages.Hello,
+        backend: PageBackend,
+        busy: Callable[[], float] = lambda: 0.0,
+        greeting_s: float = _GREETING_S,
+    ) -> None:
         self._path = path
         self._greeting_s = greeting_s
         self._hello = hello
         self._backend = backend
+        self._busy = busy
         self._lock = threading.Lock()  # of the connection
         self._holding = threading.Lock()  # of what is held; taken after the other
         self._link: Link | None = None
@@ -255,11 +267,17 @@ class OwnerClient:
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _wait_for_end(self, link: Link) -> None:
-        """Wait until the connection is broken, or this client is closed."""
+        """Wait until the connection is broken, or this client is closed; tell how busy the borrower is meanwhile."""
         poll = select.poll()
         poll.register(link.socket, select.POLLRDHUP)
         poll.register(self._bell, select.POLLIN)
-        poll.poll()
+        told, told_at = 0.0, 0.0
+        while not poll.poll(_TELL_S * 1000):
+            share, now = round(self._busy(), 2), time.monotonic()
+            if abs(share - told) >= _WORTH_TELLING or (share and now >= told_at + _TELL_AGAIN_S):
+                with contextlib.suppress(OSError):  # it is seen above that the owner is gone
+                    link.send(msgspec.msgpack.encode(messages.Busy(share)))
+                told, told_at = share, now
 
     def _reconnect(self) -> bool:
         try:

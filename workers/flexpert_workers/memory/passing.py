@@ -5,6 +5,7 @@ import os
 import select
 import socket
 import struct
+import threading
 from collections.abc import Sequence
 
 MOST_DESCRIPTORS = 250
@@ -15,10 +16,11 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsiz
 
 
 class Link:
-    """A connected UNIX stream socket that carries whole messages; for one thread at a time."""
+    """A connected UNIX stream socket that carries whole messages. One thread at a time receives; any may send."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
+        self._sending = threading.Lock()
 
     def send(self, payload: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message; the descriptors stay the caller's own too.
@@ -29,8 +31,9 @@ class Link:
         assert len(descriptors) <= MOST_DESCRIPTORS, "too many descriptors for one message"
         data = _LENGTH.pack(len(payload)) + payload
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        sent = self.socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
-        self.socket.sendall(memoryview(data)[sent:], socket.MSG_NOSIGNAL)
+        with self._sending:
+            sent = self.socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+            self.socket.sendall(memoryview(data)[sent:], socket.MSG_NOSIGNAL)
 
     def readable(self, timeout_s: float = 0.0) -> bool:
         """Whether a message has come, or the peer is gone; waits for it."""

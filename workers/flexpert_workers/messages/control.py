@@ -79,6 +79,8 @@ class WorkerState(msgspec.Struct, frozen=True, tag=True):
     """What a worker is and holds.
 
     Attributes:
+        memory_bytes: What experts can fill: as many as fit with the padding of their pages, which is left out here.
+        resident_bytes: Of experts, padding left out.
         table: Its newest encoded routing table, or empty.
         threads: With which it computes, 0 when unknown.
         domain: Id of its page owner: an expert that another worker of the domain holds is attached, not copied. Empty

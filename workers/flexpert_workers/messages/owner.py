@@ -66,7 +66,13 @@ class AskOwner(msgspec.Struct, frozen=True, tag=True):
     """Ask what the owner has; answered by `OwnerState`."""
 
 
-OwnerRequest = Hello | Acquire | Received | Release | HandBack | DropIdle | AskOwner
+class Busy(msgspec.Struct, frozen=True, tag=True):
+    """How busy the borrower is with serving, from 0 to 1; told at any time. There is no answer."""
+
+    share: float
+
+
+OwnerRequest = Hello | Acquire | Received | Release | HandBack | DropIdle | AskOwner | Busy
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
@@ -114,13 +120,14 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class OwnerState(msgspec.Struct, frozen=True, tag=True):
-    """What an owner has; bytes include padding and empty pages made ahead of need."""
+    """What an owner has; bytes include padding and empty pages made ahead of need. `busy` is what it makes way for."""
 
     experts: tuple[Expert, ...]
     used_bytes: int
     budget_bytes: int
     lent: int
     idle: int
+    busy: float = 0.0
 
 
 OwnerReply = Welcome | Lent | HandedBack | Done | Failed | OwnerState

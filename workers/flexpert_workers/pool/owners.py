@@ -47,5 +47,6 @@ def owner_config(domain: str, spec: PoolSpec, slot: Slot, bind_host: str = "", s
         socket=owner_socket(socket_dir, domain),
         bind_host=bind_host,
         socket_dir=socket_dir,
+        copy_bytes_per_s=spec.copy_bytes_per_s,
         device=device_of(slot),
     )

@@ -186,7 +186,12 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """What the operator wants of the pool; see `pool.proto`. `workers` None: all that there are hold experts."""
+    """What the operator wants of the pool; see `pool.proto`.
+
+    Attributes:
+        workers: None: all that there are hold experts.
+        copy_bytes_per_s: None: copies and fills go as fast as serving lets them.
+    """
 
     uid: str
     name: str
@@ -203,6 +208,7 @@ class PoolSpec:
     worker_threads: int = 0
     workers: int | None = None
     standby_workers: int = 0
+    copy_bytes_per_s: int | None = None
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,7 @@ def spec_of(message: pool_pb2.PoolSpec) -> PoolSpec:
         worker_threads=message.experts.threads,
         workers=message.experts.workers if message.experts.HasField("workers") else None,
         standby_workers=message.experts.standby_workers,
+        copy_bytes_per_s=message.experts.copy_bytes_per_s or None,
     )
 
 

@@ -130,7 +130,9 @@ class Fetch:
             before = self._heard_at
             reply = self._reply(wait_s)
             if isinstance(reply, transfer.Chunk):
+                began = time.perf_counter()
                 self._receive_chunk(reply)
+                self._bucket.worked(time.perf_counter() - began)
                 self._link.chunk_bytes = self._suitable_length(reply.length, self._heard_at - before)
 
     def _ask(self) -> float:

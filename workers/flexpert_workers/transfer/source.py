@@ -144,7 +144,9 @@ class PageServer:
         if wait_s:
             self._give_signs_of_life(sock)
             return min(wait_s, self._limits.sign_of_life_s)
+        began = time.perf_counter()
         self._send_chunk(sock, target, session)
+        self._bucket.worked(time.perf_counter() - began)
         return 0.0
 
     def _send_chunk(self, sock: "zmq.Socket[Any]", target: bytes, session: Session) -> None:

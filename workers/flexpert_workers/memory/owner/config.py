@@ -17,7 +17,8 @@ class OwnerConfig(msgspec.Struct, frozen=True):
         socket_dir: Folder for UNIX sockets on a loopback `bind_host`; empty for TCP.
         readers: Pages that are filled at once.
         ahead: Empty pages made ahead of need.
-        copy_bytes_per_s: Rate of copies from other owners, and of those to them; None for as fast as they go.
+        copy_bytes_per_s: Rate of what comes in, from other owners and the file, and of copies to other owners, each,
+            while serving is idle; None for as fast as they go.
         device: In whose memory the pages are: "cpu", "cuda:N" or "cuda:UUID".
     """
 

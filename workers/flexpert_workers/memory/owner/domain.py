@@ -3,6 +3,7 @@
 An owner process has one (`reception` makes it), and so has a worker without an owner process (`local`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,8 @@ class DomainLimits:
         budget_bytes: All pages together.
         readers: Pages that are filled at once.
         ahead: Empty pages made ahead of need.
-        copy_bytes_per_s: Rate of copies in, and of copies out, each; None for as fast as they go.
+        copy_bytes_per_s: Rate of what comes in, from other domains and the file, and of copies out, each; None for as
+            fast as they go.
     """
 
     budget_bytes: int
@@ -43,6 +45,7 @@ class PageDomain:
         fill: Fills a page from the checkpoint.
         bind_host: Address on which other owners may copy pages.
         socket_dir: Folder for UNIX sockets on a loopback `bind_host`; empty for TCP.
+        busy: How busy serving is here, from 0 to 1: copies and fills make way for it.
         context: ZeroMQ context; a shared one when None.
     """
 
@@ -55,10 +58,11 @@ class PageDomain:
         fill: FillFromFile,
         bind_host: str,
         socket_dir: str,
+        busy: Callable[[], float],
         context: "zmq.Context[Any] | None" = None,
     ) -> None:
         rate = limits.copy_bytes_per_s
-        incoming = _bucket(rate)
+        incoming = _bucket(rate, busy)
         self._fetcher = PageFetcher(identity, incoming, channels=device.channels, limits=_FETCH_LIMITS, context=context)
         filler = PageFiller(fill, self._fetcher.fetch, incoming)
         self.owner = PageOwner(device.backend, page_bytes, limits.budget_bytes, filler, limits.readers, limits.ahead)
@@ -67,7 +71,7 @@ class PageDomain:
             identity,
             bind_host,
             socket_dir,
-            _bucket(rate),
+            _bucket(rate, busy),
             channels=device.channels,
             checksum_of=self.owner.checksum,
             context=context,
@@ -86,6 +90,6 @@ class PageDomain:
         self.owner.close()
 
 
-def _bucket(rate: int | None) -> TokenBucket:
+def _bucket(rate: int | None, busy: Callable[[], float]) -> TokenBucket:
     """A bucket that holds a second's worth, a few MiB at most."""
-    return TokenBucket(rate, min(_BURST_BYTES, rate or _BURST_BYTES))
+    return TokenBucket(rate, min(_BURST_BYTES, rate or _BURST_BYTES), busy)

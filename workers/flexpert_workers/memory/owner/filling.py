@@ -111,23 +111,16 @@ class PageFiller:
         """Read a page from the file: (when it had been read, its checksum)."""
         read_at = 0.0
 
+        pace = _Pace(self._bucket, key, unwanted)
+
         def write(target: memoryview) -> None:
             nonlocal read_at
-            self._from_file(key, target, lambda num_bytes: self._pace(key, num_bytes, unwanted))
+            self._from_file(key, target, pace)
             read_at = time.perf_counter()
 
         checksum = page.fill(write)
+        pace.end()
         return read_at, checksum
-
-    def _pace(self, key: ExpertKey, num_bytes: int, unwanted: Callable[[], bool]) -> None:
-        """Wait until so many bytes may be read."""
-        while True:
-            if unwanted():
-                raise TransferCancelled(f"the page of expert {key} is not wanted any more")
-            wait_s = self._bucket.take(num_bytes)
-            if not wait_s:
-                return
-            time.sleep(min(wait_s, _BEAT_S))
 
     def _copy_from(
         self, peers: tuple[str, ...], key: ExpertKey, page: NewPage, unwanted: Callable[[], bool]
@@ -144,6 +137,33 @@ class PageFiller:
             except (FlexpertError, OSError, ValueError) as failed:
                 _log.warning("expert %s is not copied from %s: %s", key, endpoint, str(failed))  # it refers to the page
         return None
+
+
+class _Pace:
+    """Makes the reading of one page wait for its bucket, which is told how long the reading took."""
+
+    def __init__(self, bucket: TokenBucket, key: ExpertKey, unwanted: Callable[[], bool]) -> None:
+        self._bucket = bucket
+        self._key = key
+        self._unwanted = unwanted
+        self._began: float | None = None
+
+    def __call__(self, num_bytes: int) -> None:
+        """Wait until so many bytes may be read."""
+        self.end()
+        while not self._unwanted():
+            wait_s = self._bucket.take(num_bytes)
+            if not wait_s:
+                self._began = time.perf_counter()
+                return
+            time.sleep(min(wait_s, _BEAT_S))
+        raise TransferCancelled(f"the page of expert {self._key} is not wanted any more")
+
+    def end(self) -> None:
+        """What was last let through has been read."""
+        if self._began is not None:
+            self._bucket.worked(time.perf_counter() - self._began)
+            self._began = None
 
 
 def _let_go(error: BaseException) -> None:

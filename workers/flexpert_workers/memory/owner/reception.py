@@ -11,16 +11,23 @@ from flexpert_workers.memory.devices import Device
 from flexpert_workers.memory.limits import allow_descriptors
 from flexpert_workers.memory.owner.config import OwnerConfig
 from flexpert_workers.memory.owner.domain import DomainLimits, PageDomain
+from flexpert_workers.memory.owner.serving import ServingLoad
 from flexpert_workers.memory.owner.source import PageSource
 from flexpert_workers.messages.owner import Hello
 from flexpert_workers.transfer import Identity
 
 
 class Reception:
-    """Makes the domain of an owner process, once."""
+    """Makes the domain of an owner process, once.
+
+    Attributes:
+        config: The owner's.
+        serving: How busy its borrowers are.
+    """
 
     def __init__(self, config: OwnerConfig, device: Device) -> None:
         self.config = config
+        self.serving = ServingLoad()
         self._device = device
         self._lock = threading.Lock()
         self._about: tuple[str, int] | None = None
@@ -65,4 +72,5 @@ class Reception:
             PageSource(config.source, config.dtype, hello.digest).fill,
             config.bind_host,
             config.socket_dir,
+            self.serving.busy,
         )

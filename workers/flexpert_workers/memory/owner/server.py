@@ -91,6 +91,7 @@ class _Borrower:
     def __init__(self, link: Link, reception: Reception) -> None:
         self._link = link
         self._reception = reception
+        self._note_busy: Callable[[float], None] = lambda _: None  # until it is welcomed
 
     def serve(self) -> None:
         """Answer until the borrower is gone; then its leases end.
@@ -109,12 +110,14 @@ class _Borrower:
     def _converse(self, domain: PageDomain, borrower: str) -> None:
         """Lend to a borrower by a name of this connection's own: the end of an earlier one ends only its own leases."""
         owner = domain.owner
+        self._note_busy = partial(self._reception.serving.note, borrower)
         try:
             self._send(messages.Welcome(self._reception.config.domain, domain.transfer_endpoint, os.getpid()))
             while True:
                 self._answer(owner, borrower, *self._receive())
         finally:
             owner.end(borrower)
+            self._reception.serving.end(borrower)
 
     def _answer(self, owner: PageOwner, borrower: str, request: messages.OwnerRequest, descriptors: list[int]) -> None:
         match request:
@@ -131,7 +134,12 @@ class _Borrower:
                 status = owner.status()
                 self._send(
                     messages.OwnerState(
-                        status.experts, status.used_bytes, status.budget_bytes, status.lent, status.idle
+                        status.experts,
+                        status.used_bytes,
+                        status.budget_bytes,
+                        status.lent,
+                        status.idle,
+                        self._reception.serving.busy(),
                     )
                 )
             case _:
@@ -149,11 +157,18 @@ class _Borrower:
 
     def _is_wanted(self, owner: PageOwner, borrower: str) -> bool:
         """Whether the borrower still waits for pages: it is there, and has not said that it has enough."""
-        return not self._link.readable() or self._receive_received(owner, borrower)
+        while self._link.readable():
+            request, _ = self._receive_any()
+            if not isinstance(request, messages.Busy):
+                return self._wants_more(owner, borrower, request)
+            self._note_busy(request.share)
+        return True
 
     def _receive_received(self, owner: PageOwner, borrower: str) -> bool:
         """Whether the borrower wants more."""
-        received, _ = self._receive()
+        return self._wants_more(owner, borrower, self._receive()[0])
+
+    def _wants_more(self, owner: PageOwner, borrower: str, received: messages.OwnerRequest) -> bool:
         if not isinstance(received, messages.Received):
             raise ConnectionError(f"{type(received).__name__} instead of Received")
         owner.release(borrower, received.released)
@@ -173,6 +188,12 @@ class _Borrower:
             self._send(messages.Failed("internal", f"{type(error).__name__}: {error}"))
 
     def _receive(self) -> tuple[messages.OwnerRequest, list[int]]:
+        """The next request but those that tell how busy the borrower is, which are noted."""
+        while isinstance((received := self._receive_any())[0], messages.Busy):
+            self._note_busy(received[0].share)
+        return received
+
+    def _receive_any(self) -> tuple[messages.OwnerRequest, list[int]]:
         payload, descriptors = self._link.receive()
         try:
             request = _decoder.decode(payload)

@@ -1,0 +1,124 @@
+"""How busy workers are, what their page owner makes of it, and that its copies make way."""
+
+import importlib.util
+import sys
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import memory_pages
+
+from flexpert_workers.expert import ExpertWorker
+from flexpert_workers.expert.busyness import BusyMeter
+from flexpert_workers.expert.control_client import ControlClient
+from flexpert_workers.memory.owner import OwnerConfig
+from flexpert_workers.memory.owner.serving import ServingLoad
+from flexpert_workers.messages import control
+
+_spec = importlib.util.spec_from_file_location(
+    "expert_harness", Path(__file__).parent.parent / "expert" / "expert_harness.py"
+)
+harness = importlib.util.module_from_spec(_spec)
+sys.modules.setdefault("expert_harness", harness)
+_spec.loader.exec_module(harness)
+
+ALL = harness.all_experts()
+SERVED = [key for key in ALL if key[0] == 0]
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_meter_tells_the_share_of_the_last_interval():
+    clock = Clock()
+    meter = BusyMeter(clock)
+    meter.note(0.06)
+    clock.now += 0.05
+    assert meter.share() == 0.0, "an interval is not over yet"
+    clock.now += 0.15
+    assert meter.share() == pytest.approx(0.3)
+    meter.note(5.0)
+    clock.now += 0.2
+    assert meter.share() == 1.0
+    clock.now += 0.2
+    assert meter.share() == 0.0
+
+
+def test_a_domain_is_as_busy_as_its_busiest_worker_that_still_says_so():
+    clock = Clock()
+    load = ServingLoad(clock)
+    assert load.busy() == 0.0
+    load.note("a", 0.4)
+    load.note("b", 0.9)
+    assert load.busy() == 0.9
+    load.end("b")
+    assert load.busy() == 0.4
+    clock.now += 10.0
+    assert load.busy() == 0.0, "who hangs is not waited for"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return harness.make_model("mixtral", tmp_path_factory.mktemp("mixtral"))
+
+
+@contextmanager
+def serving(worker, client):
+    """Dispatches one behind the other, without a pause."""
+    digest, ended = client.request(control.Describe(), 30).digest, threading.Event()
+    rows = harness.routed(2000, 8, 2)
+
+    def dispatch():
+        with harness.Engine(worker, digest) as engine:
+            while not ended.is_set():
+                engine.sums(0, *rows)
+
+    thread = threading.Thread(target=dispatch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_an_owner_fills_pages_more_slowly_while_its_worker_is_busy(model):
+    with tempfile.TemporaryDirectory(prefix="fx") as folder:
+        config = OwnerConfig(
+            domain="owner",
+            pool=harness.POOL,
+            source=model.source,
+            dtype="Auto",
+            budget_bytes=1 << 26,
+            socket=f"{folder}/owner.sock",
+            bind_host="127.0.0.1",
+            socket_dir=folder,
+            readers=1,
+            ahead=0,
+            copy_bytes_per_s=500_000,
+        )
+        with memory_pages.owner_process(config):
+            worker = ExpertWorker(
+                msgspec.structs.replace(harness.make_config("w", model.source, folder), owner_socket=config.socket)
+            )
+            worker.start()
+            with ControlClient(worker.control_endpoint) as client:
+                lender = worker._memory.lender
+                harness.prepare(client, "served", SERVED)
+                idle = harness.prepare(client, "idle", [(1, index) for index in range(4)]).step_seconds["copy"]
+                assert lender.owner_state().busy < 0.5
+                with serving(worker, client):
+                    memory_pages.until(lambda: lender.owner_state().busy > 0.7)
+                    slowed = harness.prepare(client, "busy", [(1, index) for index in range(4, 8)], timeout_s=120)
+                    assert slowed.step_seconds["copy"] > 1.5 * idle
+                memory_pages.until(lambda: lender.owner_state().busy < 0.1)
+            worker.stop()
