@@ -69,6 +69,7 @@ class EngineService:
         )
         self._engine = Engine(checkpoint, config, self._dispatcher)
         self._statistics = self._engine.statistics()
+        allocator.freeze_heap()
         self._frontend = Frontend(config.bind_host, config.socket_dir, self._pong)
         self._membership = Membership(
             config.pool_control, config.pool, checkpoint.digest, self.tables, self._describe, self.drain

@@ -109,6 +109,7 @@ class ExpertWorker:
             lender,
             self._ending.set,
         )
+        allocator.freeze_heap()
         self._serve("compute", lambda wake: dispatches.run(listener, wake.fileno()))
         self._serve("control", lambda wake: controls.run(control, wake))
 
