@@ -11,7 +11,8 @@ from itertools import combinations
 import numpy as np
 import pulp
 
-from flexpert_placement.instance import Dense, Floats, Instance
+from flexpert_placement.instance import Dense, Floats, Instance, Ints
+from flexpert_placement.transitions_chain import fits_chain, longest_chain
 from flexpert_placement.types import SolverName
 
 MOST_LINKS = 40_000
@@ -27,7 +28,7 @@ class TransitionsSolution:
     Attributes:
         dense: The placement, or None when none was found in time.
         transitions: Its fraction of steps that change worker.
-        proven: Whether no placement is better.
+        proven: Whether no placement is better, or, without one, whether there is none.
     """
 
     dense: Dense | None
@@ -36,7 +37,7 @@ class TransitionsSolution:
 
 
 def fits_model(instance: Instance) -> bool:
-    """Whether the program is small enough, and its condition holds: experts divide evenly among the workers."""
+    """Whether the problem is small enough, and the model's condition holds: experts divide evenly among the workers."""
     layers, experts, workers = instance.shape
     return experts % workers == 0 and (layers - 1) * experts * experts * workers <= MOST_LINKS
 
@@ -60,6 +61,8 @@ def solve_transitions(
     the one before; they say more than s ≤ x does for each pair, and make the program close. Where workers are alike
     their names mean nothing, so that expert e of layer 0 may be kept to the workers 0 … e (`named`).
 
+    Where workers are alike and the partitions few, dynamic programming answers instead (`transitions_chain`).
+
     Args:
         instance: A problem with transitions that `fits_model`.
         limits: [layers] time that no worker may exceed.
@@ -68,17 +71,25 @@ def solve_transitions(
     """
     steps = instance.traffic.transitions
     assert steps is not None
+    if fits_chain(instance):
+        homes = longest_chain(instance, steps, limits)
+        return TransitionsSolution(None, 1.0, proven=True) if homes is None else _solution(instance, homes, steps)
     program, x = _program(instance, steps, limits)
     program.solve(_command(solver, time_limit_s))
     # PuLP calls a timed-out run "Optimal" in `status`; only `sol_status` tells the two apart.
     if program.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         return TransitionsSolution(None, 1.0, proven=False)
-    shares = np.full(instance.shape, np.nan)
-    for place, variable in x.items():
+    homes = np.zeros(instance.shape[:2], dtype=np.int64)
+    for (layer, expert, worker), variable in x.items():
         if (variable.value() or 0.0) > 0.5:
-            shares[place] = 1.0
-    dense = Dense(shares)
-    return TransitionsSolution(dense, _changed(dense, steps), program.sol_status == pulp.LpSolutionOptimal)
+            homes[layer, expert] = worker
+    return _solution(instance, homes, steps, program.sol_status == pulp.LpSolutionOptimal)
+
+
+def _solution(instance: Instance, homes: Ints, steps: Floats, proven: bool = True) -> TransitionsSolution:
+    shares = np.full(instance.shape, np.nan)
+    np.put_along_axis(shares, homes[..., None], 1.0, axis=2)
+    return TransitionsSolution(Dense(shares), _changed(Dense(shares), steps), proven)
 
 
 def _program(instance: Instance, steps: Floats, limits: Floats) -> tuple[pulp.LpProblem, Variables]:

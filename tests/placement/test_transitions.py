@@ -1,5 +1,6 @@
 """Transitions: the measure by definition, bound and exact model against all placements, what an improvement keeps."""
 
+from dataclasses import replace
 from itertools import count, permutations, product
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from flexpert_placement.instance import Dense, Instance, instance_of
 from flexpert_placement.transitions import improve_transitions, transitions, transitions_bound
+from flexpert_placement.transitions_chain import fits_chain
 from flexpert_placement.transitions_model import fits_model, solve_transitions
 from flexpert_placement.types import ExpertId, PlacementProblem, SolverName, Traffic, WorkerCapacity
 
@@ -64,17 +66,22 @@ def test_nothing_is_measured_without_transitions() -> None:
     assert improve_transitions(instance_of(problem), dense) is dense
 
 
-@pytest.mark.parametrize("solver", list(SolverName))
+@pytest.mark.parametrize(
+    ("solver", "uneven"), [(SolverName.CBC, False), (SolverName.CBC, True), (SolverName.HIGHS, True)]
+)
 @pytest.mark.parametrize("seed", range(3))
-def test_the_model_finds_what_trying_everything_finds_and_the_bound_is_below(solver: SolverName, seed: int) -> None:
+def test_the_exact_models_find_what_trying_everything_finds(solver: SolverName, uneven: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     loads = rng.uniform(0.5, 1.5, (3, 4))
     instance = instance_with(rng.random((2, 4, 4)) ** 3, 2, loads)
+    if uneven:
+        instance = replace(instance, speeds=np.array([1.0, 1.01]))
+    assert fits_chain(instance) != uneven
     limits = instance.even * 1.25
     values = []
     for homes in all_even_placements(3, 4, 2):
         dense = dense_of_homes(homes, 2)
-        if (dense.served(instance.loads).sum(axis=1).max(axis=1) <= limits).all():
+        if (dense.served(instance.loads).sum(axis=1) / instance.speeds <= limits[:, None]).all():
             values.append(transitions(instance, dense))
     assert fits_model(instance)
     solution = solve_transitions(instance, limits, solver, time_limit_s=60.0)
@@ -83,6 +90,24 @@ def test_the_model_finds_what_trying_everything_finds_and_the_bound_is_below(sol
     assert solution.transitions == pytest.approx(min(values), abs=1e-6)
     assert transitions(instance, solution.dense) == pytest.approx(solution.transitions)
     assert transitions_bound(instance, limits, np.array([2, 2])) <= min(values) + 1e-9
+
+
+@pytest.mark.parametrize("workers", [4, 8])
+def test_the_shape_of_mixtral_is_solved_exactly(workers: int) -> None:
+    instance = instance_with(chained(32, 8), workers)
+    limits = instance.even * 1.5
+    solution = solve_transitions(instance, limits)
+    assert solution.proven
+    assert solution.dense is not None
+    assert solution.transitions == pytest.approx(transitions(instance, solution.dense))
+    found = improve_transitions(instance, contiguous(32, 8, workers), limits, time_limit_s=60.0)
+    assert solution.transitions <= transitions(instance, found) + 1e-9
+    assert transitions_bound(instance, limits, np.full(workers, 8 // workers)) <= solution.transitions + 1e-9
+
+
+def test_limits_that_nothing_keeps_to_have_no_placement() -> None:
+    instance = instance_with(chained(4, 8), 4)
+    assert solve_transitions(instance, instance.even * 0.5).dense is None
 
 
 def test_the_model_is_for_small_even_shapes() -> None:
