@@ -13,7 +13,7 @@ from flexpert_workers.pool.exceptions import InvalidPlan, NotGranted
 from flexpert_workers.pool.inspector import read_answer
 from flexpert_workers.pool.keeper import TableKeeper
 from flexpert_workers.pool.loads import LoadLedger
-from flexpert_workers.pool.predict import OVERHEAD_S, check_request, predict
+from flexpert_workers.pool.predict import OVERHEAD_S, plan
 from flexpert_workers.pool.reconcile import SlotFailures, decide_roles, reconcile
 from flexpert_workers.pool.recovery import needs_recovery, plan_recovery
 from flexpert_workers.pool.state import Cause, Condition, LaunchedWorker, ModelFacts, Move, Request, Slot, Worker
@@ -164,9 +164,9 @@ def test_one_worker_per_slot() -> None:
     launched = [LaunchedWorker("a", "slot-a", "x"), LaunchedWorker("foreign", "slot-b", "x")]
     dead = worker("d", condition=Condition.LOST, lost_at=0.0)
     failures = {"slot-d": SlotFailures(count=2, at=10.0)}
-    actions = reconcile(slots, launched, [worker("a"), dead], {}, failures, now=11.0, lost_kept_s=60.0)
+    actions = reconcile(slots, launched, [worker("a"), dead], (), failures, now=11.0, lost_kept_s=60.0)
     assert [slot.id for slot in actions.start] == ["slot-c"], "slot-d waits after two failures"
-    later = reconcile(slots, launched, [worker("a"), dead], {}, failures, now=12.0, lost_kept_s=60.0)
+    later = reconcile(slots, launched, [worker("a"), dead], (), failures, now=12.0, lost_kept_s=60.0)
     assert [slot.id for slot in later.start] == ["slot-c", "slot-d"]
 
 
@@ -178,7 +178,7 @@ def test_who_vanished_is_dead_and_who_is_drained_and_empty_is_stopped() -> None:
         worker("c", 0, condition=Condition.DRAINING),
     ]
     launched = [LaunchedWorker("b", "slot-b", "x"), LaunchedWorker("c", "slot-c", "x")]
-    actions = reconcile(slots, launched, workers, on(c="0"), {}, now=0.0, lost_kept_s=60.0)
+    actions = reconcile(slots, launched, workers, {"c"}, {}, now=0.0, lost_kept_s=60.0)
     assert actions.vanished == ("a",)
     assert actions.stop == ("b",)
     assert actions.start == ()
@@ -188,9 +188,9 @@ def test_workers_are_forgotten_when_they_matter_no_more() -> None:
     stopped = worker("s", condition=Condition.DRAINING, stopped=True)
     lost = worker("l", condition=Condition.LOST, lost_at=0.0)
     named = worker("n", condition=Condition.LOST, lost_at=0.0)
-    here = reconcile([Slot("slot-s")], [], [stopped, lost, named], on(n="0"), {}, now=61.0, lost_kept_s=60.0)
+    here = reconcile([Slot("slot-s")], [], [stopped, lost, named], {"n"}, {}, now=61.0, lost_kept_s=60.0)
     assert here.forget == ("l",)
-    gone = reconcile([], [], [stopped, lost, named], on(n="0"), {}, now=1.0, lost_kept_s=60.0)
+    gone = reconcile([], [], [stopped, lost, named], {"n"}, {}, now=1.0, lost_kept_s=60.0)
     assert gone.forget == ("s",)
 
 
@@ -201,7 +201,9 @@ def request(target: Any, *moves: Move) -> Request:
 def test_a_prediction_counts_what_is_not_there_yet() -> None:
     workers = [worker("a", 0, 1, 2, 3), worker("b", 3)]
     moves = (Move((0, 2), "b", ("a", "")), Move((0, 3), "b", ("a", "")))
-    prediction = predict(request(on(a="01", b="23"), *moves), MODEL, workers, on(a="0123"), bytes_per_second=100.0)
+    prediction = plan(
+        request(on(a="01", b="23"), *moves), MODEL, workers, on(a="0123"), bytes_per_second=100.0
+    ).prediction
     assert (prediction.moved_experts, prediction.moved_bytes) == (1, 10)
     assert prediction.seconds == pytest.approx(OVERHEAD_S + 0.1)
     assert prediction.peak_bytes == {"a": 40, "b": 20}
@@ -219,8 +221,7 @@ def test_a_prediction_counts_what_is_not_there_yet() -> None:
 )
 def test_plans_that_cannot_be_carried_out(target: Any, moves: Any, message: str) -> None:
     workers = [worker("a", 0, 1, 2, 3), worker("b", room=3)]
-    with pytest.raises(InvalidPlan, match=message):
-        check_request(request(target, *moves), MODEL, workers, on(a="0123"))
+    assert message in plan(request(target, *moves), MODEL, workers, on(a="0123"), 100.0).prediction.refusal
 
 
 def test_loads_count_what_was_added_since() -> None:
@@ -291,8 +292,8 @@ def test_the_standby_beside_the_lost_pages_comes_first() -> None:
 def test_lost_experts_do_not_go_to_a_standby() -> None:
     workers = [worker("a", condition=Condition.LOST), worker("b", 1, room=1), standby("c")]
     assert plan_recovery(on(a="0", b="1"), workers, 10, {}).unplaced == ((0, 0),)
-    with pytest.raises(InvalidPlan, match="placed on c"):
-        check_request(request(on(b="1", c="023"), *(Move((0, index), "c") for index in (0, 2, 3))), MODEL, workers, {})
+    asked = request(on(b="1", c="023"), *(Move((0, index), "c") for index in (0, 2, 3)))
+    assert "placed on c" in plan(asked, MODEL, workers, {}, 100.0).prediction.refusal
 
 
 def in_domain(one: Worker, domain: str) -> Worker:

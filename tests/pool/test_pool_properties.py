@@ -2,7 +2,7 @@
 
 Rules scale, rebalance, kill and hang workers, kill the controller, cancel and retry; between them everything else runs
 on, in a time that passes as fast as nothing happens in it. After every rule the invariants of DESIGN §6 are checked,
-each by a method of its own:
+each by a method of its own. Names and the clock are the machine's own, so a failure can be repeated and made small:
 
 1. `every_table_was_whole_when_published`: every expert had a live replica; `epochs_only_grow`.
 2. `a_table_never_changes_and_its_workers_have_it`: one epoch is one table, stored on the live workers that it names.
@@ -371,7 +371,13 @@ class Pool(RuleBasedStateMachine):
 
         launcher = FakeEngines()
         self.controller = PoolController(
-            SETTINGS, self.workers, launcher, self.workers.link, inspect, clock=self.loop.time
+            SETTINGS,
+            self.workers,
+            launcher,
+            self.workers.link,
+            inspect,
+            clock=self.loop.time,
+            new_id=lambda: f"{next(self.numbers):06}",
         )
         publish = self.controller.engines.publish
 
@@ -504,5 +510,5 @@ TestPool.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
     database=None,
-    phases=(HypothesisPhase.generate,),
+    phases=(HypothesisPhase.generate, HypothesisPhase.shrink),
 )

@@ -3,7 +3,8 @@
 The pool controller publishes tables, workers store the newest, engines route by it (DESIGN §6, 1–4).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Self
 
 import msgspec
@@ -38,7 +39,7 @@ class Replica(msgspec.Struct, frozen=True, array_like=True):
     share: float
 
 
-class RoutingTable(msgspec.Struct, frozen=True):
+class RoutingTable(msgspec.Struct, frozen=True, dict=True):
     """A placement as engines see it.
 
     Attributes:
@@ -67,6 +68,16 @@ class RoutingTable(msgspec.Struct, frozen=True):
         """Experts per MoE layer."""
         return len(self.replicas[0]) if self.replicas else 0
 
+    @cached_property
+    def placement(self) -> Mapping[tuple[int, int], Mapping[str, float]]:
+        """(layer, index) → worker id → share of the expert's traffic."""
+        names = [address.worker for address in self.workers]
+        return {
+            (layer, index): {names[replica.worker]: replica.share for replica in replicas}
+            for layer, row in enumerate(self.replicas)
+            for index, replicas in enumerate(row)
+        }
+
     def experts_without_replica(self) -> tuple[tuple[int, int], ...]:
         """(layer, index) of every expert that no worker holds; a table is published only when this is empty."""
         return tuple(
@@ -88,6 +99,10 @@ class RoutingTable(msgspec.Struct, frozen=True):
 
     def encode(self) -> bytes:
         """The table as MessagePack."""
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> bytes:
         return msgspec.msgpack.encode(self)
 
     @classmethod

@@ -5,7 +5,6 @@
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from flexpert_workers.messages.control import WorkerState
 from flexpert_workers.pool.fleet import WorkerFleet
 from flexpert_workers.pool.launchers import LauncherUnavailable, WorkerLauncher
 from flexpert_workers.pool.reconcile import SlotFailures, reconcile
-from flexpert_workers.pool.state import Condition, LaunchedWorker, ModelFacts, Placement, PoolSpec, Slot
+from flexpert_workers.pool.state import Condition, LaunchedWorker, ModelFacts, PoolSpec, Slot
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +25,13 @@ class Wanted:
     Attributes:
         spec: Of workers to start; None while none may be started.
         model: That they are to serve, if known.
-        placement: Of the table in force.
+        named: Workers of the table in force.
         busy: A reconfiguration runs: nobody is stopped.
     """
 
     spec: PoolSpec | None
     model: ModelFacts | None
-    placement: Placement
+    named: frozenset[str]
     busy: bool
 
 
@@ -49,6 +48,7 @@ class Caretaker:
         launcher: WorkerLauncher,
         on_connected: Callable[[WorkerState], None],
         lost_kept_s: float,
+        new_id: Callable[[], str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.problems: dict[str, str] = {}
@@ -56,6 +56,7 @@ class Caretaker:
         self._launcher = launcher
         self._on_connected = on_connected
         self._lost_kept_s = lost_kept_s
+        self._new_id = new_id
         self._clock = clock
         self._failures: dict[str, SlotFailures] = {}
         self._connecting: dict[str, asyncio.Task[None]] = {}
@@ -80,9 +81,7 @@ class Caretaker:
         """Look at slots and workers once, and act."""
         slots, launched = await self._launcher.slots(), await self._launcher.list()
         workers = self._fleet.all()
-        actions = reconcile(
-            slots, launched, workers, wanted.placement, self._failures, self._clock(), self._lost_kept_s
-        )
+        actions = reconcile(slots, launched, workers, wanted.named, self._failures, self._clock(), self._lost_kept_s)
         for worker in actions.vanished:
             self._died(worker, await self._launcher.failure(worker) or "its process is gone")
         for worker in self._fleet.overdue():
@@ -106,7 +105,7 @@ class Caretaker:
     # ---- coming
 
     async def _start(self, slot: Slot, spec: PoolSpec) -> None:
-        name = f"w-{secrets.token_hex(4)}"
+        name = f"w-{self._new_id()}"
         log.info("starting worker %s in slot %s", name, slot.id)
         self._fleet.expect(name, slot)
         await self._launcher.start(name, slot, spec)
@@ -145,7 +144,7 @@ class Caretaker:
 
     def _misfits(self, wanted: Wanted) -> tuple[str, ...]:
         """Workers of another checkpoint than the one to be served, while nothing is placed yet."""
-        if wanted.model is None or wanted.placement:
+        if wanted.model is None or wanted.named:
             return ()
         digest = wanted.model.digest
         workers = self._fleet.all()

@@ -13,24 +13,25 @@ import secrets
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from flexpert_workers.errors import CheckpointError
 from flexpert_workers.messages.control import WorkerState
+from flexpert_workers.pool.aside import aside
 from flexpert_workers.pool.caretaker import Caretaker, Wanted
 from flexpert_workers.pool.changes import Changes
 from flexpert_workers.pool.exceptions import InvalidPlan, NotConfigured, NotGranted, UnknownName
 from flexpert_workers.pool.fleet import LinkFactory, Patience, WorkerFleet
+from flexpert_workers.pool.healing import Healer
 from flexpert_workers.pool.inspector import Inspector
 from flexpert_workers.pool.keeper import TableKeeper
 from flexpert_workers.pool.launchers import EngineLauncher, LauncherUnavailable, WorkerLauncher
 from flexpert_workers.pool.leases import EngineRegistry, LeaseTerms
 from flexpert_workers.pool.operations import Ground, Operations, check_base
-from flexpert_workers.pool.predict import check_request, predict
+from flexpert_workers.pool.predict import Planned
 from flexpert_workers.pool.reconcile import decide_roles
 from flexpert_workers.pool.reconfigure import Deadlines
-from flexpert_workers.pool.recovery import needs_recovery, plan_recovery
 from flexpert_workers.pool.state import (
-    Cause,
     Condition,
     Expert,
     ModelFacts,
@@ -43,8 +44,6 @@ from flexpert_workers.pool.tables import placement_of, replicas_gone, without_re
 from flexpert_workers.routing import RoutingTable
 
 log = logging.getLogger(__name__)
-
-_RETRY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,17 @@ class Settings:
 
 
 class PoolController:
-    """One incarnation of a pool's controller. Everything runs on one event loop."""
+    """One incarnation of a pool's controller. Everything runs on one event loop.
+
+    Args:
+        settings: What it is told.
+        workers: Starts workers.
+        engines: Starts engines.
+        links: Connects to workers.
+        inspector: Opens checkpoints.
+        clock: Seconds, monotonic.
+        new_id: A part of a name, never the same twice.
+    """
 
     def __init__(
         self,
@@ -78,6 +87,7 @@ class PoolController:
         links: LinkFactory,
         inspector: Inspector,
         clock: Callable[[], float] = time.monotonic,
+        new_id: Callable[[], str] = lambda: secrets.token_hex(4),
     ) -> None:
         self.incarnation = secrets.token_hex(8)
         self.changes = Changes()
@@ -92,16 +102,18 @@ class PoolController:
         self.spec: PoolSpec | None = None
         self.generation = 0
         self.model: ModelFacts | None = None
-        self._caretaker = Caretaker(self.fleet, workers, self._found, settings.lost_kept_s, clock)
+        self._caretaker = Caretaker(self.fleet, workers, self._found, settings.lost_kept_s, new_id, clock)
         self._engine_launcher = engines
         self._inspector = inspector
         self._inspected: ModelFacts | None = None
         self._clock = clock
+        self._healer = Healer(
+            self.fleet, self.keeper, self.operations, partial(self._note_problem, "recovery"), clock, new_id
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._inspecting: tuple[str, str, str] | None = None
         self._problems: dict[str, str] = {}
         self._missing_since: float | None = None
-        self._attempts: dict[str, tuple[frozenset[str], float]] = {}
 
     # ---- life
 
@@ -166,32 +178,62 @@ class PoolController:
 
     def predict(self, request: Request) -> Prediction:
         """The dry run of a plan; raises `NotConfigured`."""
-        base, rate = placement_of(self.keeper.table), self.operations.bytes_per_second
-        prediction = predict(request, self._model(), self.fleet.all(), base, rate)
-        if request.base_epoch != self.keeper.epoch:
-            stale = f"the plan starts from table {request.base_epoch}, but {self.keeper.epoch} is in force"
-            return replace(prediction, refusal=stale)
-        return prediction
+        return self._judged(request, self.planning(request)())
 
-    def reconfigure(self, request: Request) -> Operation:
+    async def predict_aside(self, request: Request) -> Prediction:
+        """`predict`, while the event loop goes on."""
+        return self._judged(request, await aside(len(request.target), self.planning(request)))
+
+    async def reconfigure_aside(self, request: Request) -> Operation:
+        """`reconfigure`, while the event loop goes on."""
+        if self._known(request) is None:
+            self._check_may_begin(request)
+            return self.reconfigure(request, await aside(len(request.target), self.planning(request)))
+        return self.reconfigure(request)
+
+    def planning(self, request: Request) -> Callable[[], Planned]:
+        """What works a request out on the pool as it is now; raises `NotConfigured`."""
+        self._model()
+        return self.operations.planning(request)
+
+    def reconfigure(self, request: Request, planned: Planned | None = None) -> Operation:
         """Begin a reconfiguration; the same operation id again returns the same operation.
+
+        Args:
+            request: What is asked for.
+            planned: How it is carried out; None: it is worked out here.
 
         Raises:
             NotGranted, NotConfigured, OperationRunning, InvalidPlan, StaleEpoch: See there.
         """
-        known = self.operations.find(request.operation)
+        known = self._known(request)
         if known is not None:
             return known
-        table = self.keeper.table
-        if table is not None and table.operation == request.operation:
+        self._check_may_begin(request)
+        planned = planned or self.planning(request)()
+        if planned.prediction.refusal:
+            raise InvalidPlan(planned.prediction.refusal)
+        return self.operations.begin(request, planned)
+
+    def _known(self, request: Request) -> Operation | None:
+        known, table = self.operations.find(request.operation), self.keeper.table
+        if known is None and table is not None and table.operation == request.operation:
             return self.operations.adopt(table, time.time())
+        return known
+
+    def _check_may_begin(self, request: Request) -> None:
         if not request.operation:
             raise InvalidPlan("operation_id is empty")
         if self.keeper.term == 0:
             raise NotGranted("this controller has no term yet; call Configure")
         check_base(request, self.keeper)
-        check_request(request, self._model(), self.fleet.all(), placement_of(self.keeper.table))
-        return self.operations.begin(request)
+
+    def _judged(self, request: Request, planned: Planned) -> Prediction:
+        """What is expected of a plan; one that starts from another table is refused."""
+        if request.base_epoch != self.keeper.epoch:
+            stale = f"the plan starts from table {request.base_epoch}, but {self.keeper.epoch} is in force"
+            return replace(planned.prediction, refusal=stale)
+        return planned.prediction
 
     # ---- what can be seen
 
@@ -226,62 +268,15 @@ class PoolController:
     async def _round(self) -> None:
         """Make slots and workers agree."""
         may_start = self.keeper.term > 0 and self.model is not None
-        placement = placement_of(self.keeper.table)
         busy = self.operations.running is not None
-        await self._caretaker.round(Wanted(self.spec if may_start else None, self.model, placement, busy))
+        await self._caretaker.round(Wanted(self.spec if may_start else None, self.model, self._named(), busy))
 
     async def _tend(self) -> None:
         """Keep every expert served: expel silent engines, recover what was lost, fence earlier controllers."""
         self.engines.sweep()
         self._settle_roles()
-        table, model = self.keeper.table, self.model
-        if self.keeper.term == 0 or table is None or model is None or model.digest != table.digest:
-            return
-        if self.operations.running is not None:
-            self._preempt(table)
-        elif needs_recovery(placement_of(table), self.fleet.all()):
-            self._recover(table, model)
-            return
-        elif self.keeper.foreign_term and self._may_try("fence"):
-            placement = placement_of(table)
-            fence = Request(table.operation, Cause.UNSPECIFIED, table.epoch, (), placement, recorded=False)
-            self.operations.begin(fence)
-        self._note_problem("recovery", "")
-
-    # ---- recovery
-
-    def _preempt(self, table: RoutingTable) -> None:
-        """Recovery goes before a running operation that the death of a worker spoils."""
-        running = self.operations.running
-        named = {address.worker for address in table.workers}
-        dead = [worker.id for worker in self.fleet.all() if worker.condition is Condition.LOST]
-        for worker in dead:
-            in_force = worker in named and running is not None and not _is_recovery(running.request)
-            if running is not None and (in_force or worker in running.workers()):
-                running.preempt(f"worker {worker} died")
-
-    def _recover(self, table: RoutingTable, model: ModelFacts) -> None:
-        recovery = plan_recovery(placement_of(table), self.fleet.all(), model.expert_bytes, self._expert_loads(model))
-        if recovery.unplaced:
-            text = "{} experts have no replica and no worker has room for them; add workers or raise memoryPerWorker"
-            self._note_problem("recovery", text.format(len(recovery.unplaced)))
-            return
-        if not self._may_try("recovery"):
-            return
-        name = f"recovery-{secrets.token_hex(4)}"
-        self.operations.begin(Request(name, Cause.FAILURE, table.epoch, recovery.moves, recovery.target))
-
-    def _may_try(self, what: str) -> bool:
-        """Whether to begin something now that may fail again: at once with other workers, else after a pause."""
-        live, now = self.fleet.live(), self._clock()
-        if what in self._attempts and self._attempts[what][0] == live and now < self._attempts[what][1] + _RETRY_S:
-            return False
-        self._attempts[what] = (live, now)
-        return True
-
-    def _expert_loads(self, model: ModelFacts) -> dict[Expert, float]:
-        counts = self.fleet.loads.total(model.layers * model.experts)
-        return {divmod(position, model.experts): float(count) for position, count in enumerate(counts)}
+        if self.model is not None:
+            await self._healer.tend(self.model)
 
     # ---- the model and the engines
 
@@ -346,8 +341,8 @@ class PoolController:
     def _settle_roles(self) -> None:
         """Promote standbys at once where workers are missing, and let those that are too many stand by."""
         running = self.operations.running
-        named = {address.worker for address in self.keeper.table.workers} if self.keeper.table is not None else set()
-        named |= running.workers() if running is not None else frozenset()
+        in_force = self._named()
+        named = in_force | running.workers() if running is not None else in_force
         wanted = self.spec.workers if self.spec is not None else 0
         roles = decide_roles(self.fleet.all(), named, wanted, self._orphaned_domains(named))
         now, missing_since = self._clock(), self._missing_since
@@ -355,7 +350,12 @@ class PoolController:
         ready = sum(one.condition is Condition.READY for one in self.fleet.all())
         self._missing_since = (missing_since or now) if wanted is not None and ready < wanted else None
 
-    def _orphaned_domains(self, named: set[str]) -> frozenset[str]:
+    def _named(self) -> frozenset[str]:
+        """Workers of the table in force."""
+        table = self.keeper.table
+        return frozenset(address.worker for address in table.workers) if table is not None else frozenset()
+
+    def _orphaned_domains(self, named: frozenset[str]) -> frozenset[str]:
         """Page owners of workers that are lost and held experts of the table in force."""
         lost = (one for one in self.fleet.all() if one.condition is Condition.LOST and one.id in named)
         return frozenset(one.state.domain for one in lost if one.state is not None and one.state.domain)
@@ -389,7 +389,3 @@ def _model_of(spec: PoolSpec) -> tuple[str, str, str]:
 
 def _key(model: ModelFacts) -> tuple[str, str, str]:
     return (model.source, model.revision, model.dtype)
-
-
-def _is_recovery(request: Request) -> bool:
-    return request.cause is Cause.FAILURE

@@ -4,18 +4,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from flexpert_workers.errors import StaleEpoch
 from flexpert_workers.messages.control import ControlReply, ControlRequest
+from flexpert_workers.pool.aside import aside
 from flexpert_workers.pool.exceptions import InvalidPlan, OperationRunning, UnknownName
 from flexpert_workers.pool.fleet import WorkerFleet
 from flexpert_workers.pool.keeper import TableKeeper
 from flexpert_workers.pool.leases import EngineRegistry
-from flexpert_workers.pool.predict import predict
+from flexpert_workers.pool.predict import Planned, plan
 from flexpert_workers.pool.reconfigure import Deadlines
-from flexpert_workers.pool.state import Cause, ModelFacts, Operation, Phase, Placement, Prediction, Request
+from flexpert_workers.pool.state import Cause, ModelFacts, Operation, Phase, Placement, Request
 from flexpert_workers.pool.tables import build_table, placement_of, replicas_gone
-from flexpert_workers.pool.waves import Waves, split
+from flexpert_workers.pool.waves import Waves
 from flexpert_workers.routing import Epoch, RoutingTable
 
 log = logging.getLogger(__name__)
@@ -64,14 +66,11 @@ class Ground:
         """Of the table in force."""
         return self._keeper.epoch
 
-    def plan(self, request: Request, bytes_per_second: float) -> tuple[tuple[Request, ...], Prediction | None]:
-        """The waves of a request, and what is expected of it."""
+    def planning(self, request: Request, bytes_per_second: float) -> Callable[[], Planned]:
+        """What works the request out on the pool as it is now; for any thread, and for later."""
         model = self._model()
-        if model is None:
-            return (request,), None
-        workers, base = self._workers.all(), placement_of(self._keeper.table)
-        prediction = predict(request, model, workers, base, bytes_per_second)
-        return split(request, model, workers, base), prediction
+        assert model is not None, "a plan is made only once the model is known"
+        return partial(plan, request, model, self._workers.all(), placement_of(self._keeper.table), bytes_per_second)
 
     async def ask(self, worker: str, request: ControlRequest, timeout_s: float) -> ControlReply:
         """Ask a worker; raises `WorkerUnreachable`."""
@@ -81,24 +80,23 @@ class Ground:
         """Have workers describe themselves anew; raises `WorkerUnreachable`."""
         await self._workers.refresh(workers)
 
-    def next_table(self, request: Request) -> RoutingTable:
+    async def next_table(self, request: Request) -> RoutingTable:
         """The table that `request` leads to, every replica of which is there."""
         if self._keeper.term == 0:
             raise InvalidPlan("this controller has no term; the operator grants one")
         if request.base_epoch != self._keeper.epoch:
             raise InvalidPlan(f"the table in force is {self._keeper.epoch} by now, not {request.base_epoch}")
-        gone = replicas_gone(request.target, self._workers.held())
-        for (layer, index), worker in sorted(gone):
-            raise InvalidPlan(f"{worker} does not hold layer {layer} expert {index}, which it was to hold")
-        return self._build(request.operation, request.target)
+        return await self._build(request.operation, request.target)
 
-    def restored_table(self) -> RoutingTable | None:
+    async def restored_table(self) -> RoutingTable | None:
         """The table in force again, under the next epoch; None when there is none or it lacks replicas."""
         table = self._keeper.table
-        placement = placement_of(table)
-        if table is None or self._keeper.term == 0 or replicas_gone(placement, self._workers.held()):
+        if table is None or self._keeper.term == 0:
             return None
-        return self._build(table.operation, placement)
+        try:
+            return await self._build(table.operation, placement_of(table))
+        except InvalidPlan:
+            return None
 
     def gone(self, table: RoutingTable) -> tuple[str, ...]:
         """Workers that a table names and that are dead by now."""
@@ -117,11 +115,23 @@ class Ground:
         log.warning("this controller gives up its term: %s", reason)
         self._keeper.give_up_term()
 
-    def _build(self, operation: str, placement: Placement) -> RoutingTable:
+    async def _build(self, operation: str, placement: Placement) -> RoutingTable:
+        """The next table; raises `InvalidPlan` when a replica of it is not there."""
         model = self._model()
         assert model is not None, "a table is built only once the model is known"
+        held = self._workers.held()
         addresses = {worker.id: worker.address for worker in self._workers.all() if worker.live}
-        return build_table(self._pool, model, self._keeper.next_epoch(), operation, placement, addresses)
+        epoch = self._keeper.next_epoch()
+
+        def build() -> RoutingTable:
+            for (layer, index), worker in sorted(replicas_gone(placement, held)):
+                raise InvalidPlan(f"{worker} does not hold layer {layer} expert {index}, which it was to hold")
+            table = build_table(self._pool, model, epoch, operation, placement, addresses)
+            table.encode()  # whoever needs the bytes, or the placement, has them at once
+            assert table.placement is not None
+            return table
+
+        return await aside(len(placement), build)
 
 
 class Operations:
@@ -144,22 +154,30 @@ class Operations:
         self.last: Operation | None = None
         self.bytes_per_second = _ASSUMED_BYTES_PER_SECOND
 
-    def begin(self, request: Request) -> Operation:
+    def planning(self, request: Request) -> Callable[[], Planned]:
+        """See `Ground.planning`."""
+        return self._ground.planning(request, self.bytes_per_second)
+
+    def begin(self, request: Request, planned: Planned | None = None) -> Operation:
         """Start a reconfiguration; it goes on in the background.
+
+        Args:
+            request: What is asked for.
+            planned: How it is carried out; None: it is worked out here.
 
         Raises:
             OperationRunning: Another one runs.
         """
         if self.running is not None:
             raise OperationRunning(f"operation {self.running.request.operation} is running")
-        waves, predicted = self._ground.plan(request, self.bytes_per_second)
+        planned = planned or self.planning(request)()
         self.running = Waves(
             request,
-            waves,
+            planned.waves,
             self._ground,
             self._deadlines,
             lambda operation: self._note(operation, request.recorded),
-            predicted,
+            planned.prediction,
             self._clock,
         )
         self._note(self.running.operation, request.recorded)

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 
 from flexpert_workers.pool.exceptions import InvalidPlan
 from flexpert_workers.pool.state import Expert, ModelFacts, Placement, Prediction, Request, Worker
@@ -12,10 +13,18 @@ OVERHEAD_S = 0.05
 """Of a reconfiguration that copies nothing: a few round trips to every worker and engine."""
 
 
-def predict(
+@dataclass(frozen=True)
+class Planned:
+    """A request worked out: the waves to carry out in order, and what is expected of them all."""
+
+    waves: tuple[Request, ...]
+    prediction: Prediction
+
+
+def plan(
     request: Request, model: ModelFacts, workers: Sequence[Worker], base: Placement, bytes_per_second: float
-) -> Prediction:
-    """Predict what `request` would do to `workers` as they are, wave by wave.
+) -> Planned:
+    """Work out the waves of `request`, and predict what they would do to `workers` as they are.
 
     Args:
         request: What is asked for.
@@ -39,7 +48,7 @@ def predict(
         copied, attached = copied + dear.total(), attached + new.total() - dear.total()
         seconds += OVERHEAD_S + max(dear.values(), default=0) * model.expert_bytes / bytes_per_second
         holding = _held_after(wave, live)
-    return Prediction(
+    prediction = Prediction(
         moved_bytes=copied * model.expert_bytes,
         moved_experts=copied + attached,
         attached_experts=attached,
@@ -48,17 +57,7 @@ def predict(
         refusal=_refusal(request, model, live, peaks),
         waves=len(waves),
     )
-
-
-def check_request(request: Request, model: ModelFacts, workers: Sequence[Worker], base: Placement) -> None:
-    """Check that a plan can be carried out on the pool as it is.
-
-    Raises:
-        InvalidPlan: The message says what is wrong with it.
-    """
-    refusal = predict(request, model, workers, base, bytes_per_second=1.0).refusal
-    if refusal:
-        raise InvalidPlan(refusal)
+    return Planned(waves, prediction)
 
 
 def _held_after(wave: Request, live: Mapping[str, Worker]) -> dict[str, Set[Expert]]:

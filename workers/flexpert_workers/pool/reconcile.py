@@ -6,7 +6,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from flexpert_workers.pool.state import Condition, LaunchedWorker, Placement, Slot, Worker
+from flexpert_workers.pool.state import Condition, LaunchedWorker, Slot, Worker
 
 _FIRST_DELAY_S = 1.0
 _LONGEST_DELAY_S = 30.0
@@ -46,17 +46,16 @@ def reconcile(
     slots: Sequence[Slot],
     launched: Sequence[LaunchedWorker],
     workers: Collection[Worker],
-    placement: Placement,
+    named: Collection[str],
     failures: Mapping[str, SlotFailures],
     now: float,
     lost_kept_s: float,
 ) -> Actions:
     """Decide from what the launcher lists and what is known of the workers.
 
-    A worker that `placement` (of the table in force) names is neither stopped nor forgotten; a lost one stays listed
+    A worker that the table in force names (`named`) is neither stopped nor forgotten; a lost one stays listed
     for `lost_kept_s`. `failures` is by slot; a slot without one, or whose `retry_at` has passed, may be filled.
     """
-    named = {worker for shares in placement.values() for worker in shares}
     return Actions(
         start=_to_start(slots, launched, workers, failures, now),
         stop=tuple(worker.id for worker in workers if _drained(worker) and worker.id not in named),

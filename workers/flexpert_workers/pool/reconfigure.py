@@ -53,10 +53,10 @@ class Fleet(Protocol):
     def epoch(self) -> Epoch:
         """Of the table in force."""
 
-    def next_table(self, request: Request) -> RoutingTable:
+    async def next_table(self, request: Request) -> RoutingTable:
         """The table that `request` leads to, under the next epoch; raises `InvalidPlan` if it cannot be published."""
 
-    def restored_table(self) -> RoutingTable | None:
+    async def restored_table(self) -> RoutingTable | None:
         """The table in force under the next epoch; None when there is none or it lacks replicas."""
 
     def gone(self, table: RoutingTable) -> tuple[str, ...]:
@@ -209,7 +209,7 @@ class Transaction:
     async def _store(self) -> RoutingTable:
         self._enter(Phase.COMMIT)
         try:
-            table = self._fleet.next_table(self.request)
+            table = await self._fleet.next_table(self.request)
         except InvalidPlan as wrong:
             raise _Abort(Phase.ROLLED_BACK, str(wrong)) from wrong
         named = [address.worker for address in table.workers]
@@ -282,7 +282,7 @@ class Transaction:
     # ---- roll back
 
     async def _roll_back(self, abort: _Abort) -> None:
-        restored = self._fleet.restored_table() if self._stored else None
+        restored = await self._fleet.restored_table() if self._stored else None
         if restored is not None:
             await asyncio.gather(*(self._store_on(worker, restored) for worker in sorted(self._fleet.live())))
             if not self._fleet.gone(restored):  # else the recovery that follows publishes

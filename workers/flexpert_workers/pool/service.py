@@ -1,7 +1,7 @@
 """gRPC in front of a pool controller: PoolControl for the operator, PoolMembership for engines and ingresses."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -9,8 +9,10 @@ import grpc
 from flexpert_proto import pool_pb2, pool_pb2_grpc
 from flexpert_workers import errors
 from flexpert_workers.pool import exceptions, view
+from flexpert_workers.pool.aside import aside
 from flexpert_workers.pool.controller import PoolController
 from flexpert_workers.pool.leases import Lease
+from flexpert_workers.pool.state import Operation, Prediction, Request
 
 _STATUSES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (errors.StaleEpoch, grpc.StatusCode.ABORTED),
@@ -81,12 +83,12 @@ class PoolControlService(pool_pb2_grpc.PoolControlServicer):
 
     async def Plan(self, request: pool_pb2.ReconfigureRequest, context: Context) -> pool_pb2.PlanPrediction:  # noqa: N802
         """The dry run of a plan."""
-        prediction = await _answered(context, lambda: self._controller.predict(view.request_of(request)))
+        prediction = await _awaited(context, self._predict(request))
         return view.prediction_message(prediction)
 
     async def Reconfigure(self, request: pool_pb2.ReconfigureRequest, context: Context) -> pool_pb2.Operation:  # noqa: N802
         """Begin a reconfiguration."""
-        operation = await _answered(context, lambda: self._controller.reconfigure(view.request_of(request)))
+        operation = await _awaited(context, self._reconfigure(request))
         return view.operation_message(operation)
 
     async def WatchOperation(  # noqa: N802
@@ -106,6 +108,12 @@ class PoolControlService(pool_pb2_grpc.PoolControlServicer):
         """End an operation before it commits."""
         operation = await _answered(context, lambda: self._controller.operations.cancel(request.operation_id))
         return view.operation_message(operation)
+
+    async def _predict(self, request: pool_pb2.ReconfigureRequest) -> Prediction:
+        return await self._controller.predict_aside(await _request_of(request))
+
+    async def _reconfigure(self, request: pool_pb2.ReconfigureRequest) -> Operation:
+        return await self._controller.reconfigure_aside(await _request_of(request))
 
 
 class PoolMembershipService(pool_pb2_grpc.PoolMembershipServicer):
@@ -180,6 +188,19 @@ async def _answered(context: Context, act: Callable[[], _Message]) -> _Message:
     except errors.FlexpertError as refusal:
         await context.abort(status_of(refusal), str(refusal))
         raise
+
+
+async def _awaited(context: Context, answer: Awaitable[_Message]) -> _Message:
+    """What `answer` comes to; its refusal becomes the call's status."""
+    try:
+        return await answer
+    except errors.FlexpertError as refusal:
+        await context.abort(status_of(refusal), str(refusal))
+        raise
+
+
+async def _request_of(message: pool_pb2.ReconfigureRequest) -> Request:
+    return await aside(len(message.plan.target), lambda: view.request_of(message))
 
 
 async def _changes(controller: PoolController) -> AsyncIterator[int]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 from flexpert_workers.messages.control import WorkerState
 from flexpert_workers.routing import NO_EPOCH, Epoch, WorkerAddress
@@ -120,7 +121,7 @@ class Worker:
         """Experts may be placed on it: it is live and no standby."""
         return self.live and self.condition is not Condition.STANDBY
 
-    @property
+    @cached_property
     def experts(self) -> frozenset[Expert]:
         """What it held when it last described itself; nothing once it is lost or stopped."""
         return frozenset(self.state.experts) if self.state is not None and self.live else frozenset()
@@ -239,6 +240,10 @@ class Request:
 
     def workers(self) -> frozenset[str]:
         """Workers that hold something in the end, or are to be given something on the way."""
+        return self._workers
+
+    @cached_property
+    def _workers(self) -> frozenset[str]:
         placed = {worker for shares in self.target.values() for worker in shares}
         return frozenset(placed | {move.target for move in self.moves})
 

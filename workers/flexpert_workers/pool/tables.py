@@ -14,13 +14,7 @@ _SHARE_TOLERANCE = 1e-6
 
 def placement_of(table: RoutingTable | None) -> Placement:
     """The placement that a table gives; empty for no table."""
-    if table is None:
-        return {}
-    return {
-        (layer, index): {table.workers[replica.worker].worker: replica.share for replica in replicas}
-        for layer, row in enumerate(table.replicas)
-        for index, replicas in enumerate(row)
-    }
+    return {} if table is None else table.placement
 
 
 def normalised(shares: Mapping[str, float]) -> dict[str, float]:
