@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 TEST_PROCESSES ?= 2
 
-.PHONY: setup test demo check generate format bench bench-engine bench-memory bench-elastic clean
+.PHONY: setup test faults demo check generate format bench bench-engine bench-memory bench-elastic clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,10 @@ $(STAMP): pyproject.toml requirements.lock
 
 test: $(STAMP)
 	$(THREADS) $(BIN)/python -m pytest -n $(TEST_PROCESSES)
+
+# Kills every part in every phase of a reconfiguration, and rewrites the table of docs/reliability.md.
+faults: $(STAMP)
+	FLEXPERT_FAULTS=1 $(THREADS) $(BIN)/python -m pytest tests/faults
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo/main.py

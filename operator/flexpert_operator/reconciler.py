@@ -139,7 +139,9 @@ class Reconciler:
             engines = deployment.engines.replicas
             self._pool.configure(deployment, serving, pool.incarnation, grant.term, engines, workers)
             return None, None
-        self._drain(drains.decide_drains(pool, size.sizing.victims + size.experts.workers_to_delete))
+        present = observed.cluster.experts.present if observed.cluster is not None else ()
+        victims = size.sizing.victims + size.experts.workers_to_delete
+        self._drain(drains.decide_drains(pool, victims, present))
         return self._place(deployment, observed, pool, size)
 
     def _take_term(self, deployment: MoEDeployment, annotations: dict[str, str]) -> None:

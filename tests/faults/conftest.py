@@ -25,6 +25,6 @@ def world() -> Iterator[World]:
             made.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def report() -> Report:
     return Report()

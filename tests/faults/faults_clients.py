@@ -7,6 +7,8 @@ from pathlib import Path
 from flexpert_proto.client import GenerationClient, GenerationError
 
 MAX_TOKENS = 40
+TIMEOUT_S = 300
+"""Of a request: a machine that is busy with other things may take a minute for one."""
 NUM_CLIENTS = 2
 PROMPTS: tuple[tuple[int, ...], ...] = ((17, 230, 45), (5, 6, 7, 8, 900), (1200, 31), (404, 77, 1999, 3, 50, 61))
 
@@ -52,6 +54,12 @@ class Clients:
         for thread in self._threads:
             thread.join()
 
+    def take_wrong(self) -> list[str]:
+        """What was not so, since it was last asked for."""
+        with self._lock:
+            taken, self.wrong = self.wrong, []
+        return taken
+
     def _run(self, number: int) -> None:
         with GenerationClient(self._address, tries=1) as client:
             while not self._ending.is_set():
@@ -62,7 +70,7 @@ class Clients:
         received: list[int] = []
         try:
             for piece in client.generate_stream(
-                PROMPTS[number], max_tokens=MAX_TOKENS, temperature=0, ignore_eos=True, timeout_s=90
+                PROMPTS[number], max_tokens=MAX_TOKENS, temperature=0, ignore_eos=True, timeout_s=TIMEOUT_S
             ):
                 received.extend([token.id for token in piece.tokens])
                 with self._lock:

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -91,6 +92,7 @@ class Host:
         self._folder = folder
         self._children: dict[str, Child] = {}
         self._slots: list[dict[str, str]] = []
+        self._head_back_at = 0.0
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listening.bind(str(folder / "host"))
         self._listening.listen()
@@ -103,19 +105,28 @@ class Host:
             self._reap()
             if select.select([self._listening], [], [], _LOOK_S)[0]:
                 connection, _ = self._listening.accept()
-                with connection, connection.makefile("rw") as stream:
-                    request = json.loads(stream.readline())
-                    answering = request["do"] != "end"
-                    stream.write(json.dumps(self._answer(request)) + "\n")
+                with connection, contextlib.suppress(OSError):  # who asks may be killed while it does
+                    answering = self._converse(connection)
+
+    def _converse(self, connection: socket.socket) -> bool:
+        """Answer one request; whether to go on."""
+        with connection.makefile("rw") as stream:
+            line = stream.readline()
+            request = json.loads(line) if line.endswith("\n") else {"do": "list"}
+            goes_on = request["do"] != "end"
+            stream.write(json.dumps(self._answer(request)) + "\n")
+        return bool(goes_on)
 
     def _answer(self, request: dict[str, Any]) -> Any:
         match request.pop("do"):
             case "start":
-                self._start(Child(**request))
+                self._start_in_slot(Child(**request))
             case "stop":
                 self._stop(request["name"])
             case "slots":
                 self._set_slots(request["slots"])
+            case "lose_head":
+                self._lose_head(request["away_s"])
             case "end":
                 for child in self._children.values():
                     self._kill(child)
@@ -126,6 +137,11 @@ class Host:
         with contextlib.suppress(OSError, json.JSONDecodeError, IndexError):
             said = json.loads((self._folder / f"{child.name}.out").read_text().splitlines()[-1])
         return {"name": child.name, "kind": child.kind, "slot": child.slot, "pid": child.pid, "said": said}
+
+    def _start_in_slot(self, child: Child) -> None:
+        """Start a process, unless the pod that it is for has gone: as Ray, which starts no actor on a dead node."""
+        if not child.slot or child.slot in {slot["id"] for slot in self._slots}:
+            self._start(child)
 
     def _start(self, child: Child) -> None:
         self._children[child.name] = child
@@ -169,6 +185,11 @@ class Host:
             os.waitpid(child.pid, 0)
             child.pid = None
 
+    def _lose_head(self, away_s: float) -> None:
+        """What is lost with a Ray head: the pool controller, until a head is back."""
+        self._head_back_at = time.monotonic() + away_s
+        self._kill(self._children["controller"])
+
     def _set_slots(self, slots: list[dict[str, str]]) -> None:
         """Pods came or went: each has a page owner, and a pod that goes takes its processes along."""
         there = {slot["id"] for slot in slots}
@@ -186,7 +207,8 @@ class Host:
         for child in list(self._children.values()):
             if child.pid is not None and os.waitpid(child.pid, os.WNOHANG)[0]:
                 child.pid = None
-            if child.pid is None and child.keep:
+            waits = child.name == "controller" and time.monotonic() < self._head_back_at
+            if child.pid is None and child.keep and not waits:
                 self._start(child)
 
 

@@ -8,7 +8,7 @@ from flexpert_operator.handlers import operator_registry, reconciler_factory
 from flexpert_operator.kube import Kube, api_client
 from flexpert_operator.settings import Settings
 
-SETTINGS = Settings(resync_s=0.5, busy_s=0.1, provision_deadline_s=60, retry_s=1.0, inspect_retry_s=0.5)
+SETTINGS = Settings(resync_s=0.5, busy_s=0.1, provision_deadline_s=180, retry_s=1.0, inspect_retry_s=0.5)
 
 
 def main(arguments: list[str]) -> int:

@@ -18,12 +18,14 @@ from flexpert_operator.decide.observation import (
     Engine,
     Epoch,
     Event,
+    Group,
     Inspection,
     MemberState,
     ModelFacts,
     Observation,
     Operation,
     Phase,
+    Pod,
     Pool,
     Worker,
 )
@@ -167,7 +169,16 @@ def test_drains(pool: MakePool, worker: MakeWorker) -> None:
         worker("d", MemberState.DRAINING),
         worker("e", MemberState.LOST),
     )
-    assert decide_drains(pool("a", workers=workers), ("c", "d", "e")) == Drains(drain=("w-c",), undo=("w-b",))
+    present = tuple(Pod(name) for name in "abcde")
+    decided = decide_drains(pool("a", workers=workers), ("c", "d", "e"), present)
+    assert decided == Drains(drain=("w-c",), undo=("w-b",))
+
+
+def test_a_pod_that_goes_does_not_take_its_worker_back(pool: MakePool, worker: MakeWorker) -> None:
+    """It is off the list of those to be deleted once it is deleted, while the pool may still have its worker."""
+    workers = (worker("a"), worker("b", MemberState.DRAINING), worker("c", MemberState.DRAINING))
+    group = Group(replicas=1, pods=(Pod("a"), Pod("b", terminating=True)))
+    assert decide_drains(pool("a", workers=workers), (), group.present) == Drains()
 
 
 # ---- events

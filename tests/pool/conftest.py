@@ -89,7 +89,7 @@ class Rig:
         return await self.finished(name)
 
     async def finished(self, name: str) -> Operation:
-        await self.until(lambda: self.controller.operations.get(name).phase.finished, timeout_s=60)
+        await self.until(lambda: self.controller.operations.get(name).phase.finished, timeout_s=240)
         await self.controller.operations.settled()
         return self.controller.operations.get(name)
 
@@ -140,7 +140,7 @@ def slot(number: int) -> Slot:
     return Slot(f"slot-{number}", pod=f"pod-{number}", node=f"node-{number}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_slot() -> Callable[[int], Slot]:
     return slot
 
@@ -191,12 +191,12 @@ async def attach() -> AsyncIterator[Callable[[Rig, str], AttachedEngine]]:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def controller_settings() -> Callable[[], Settings]:
     return settings
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rig_type() -> type[Rig]:
     return Rig
 

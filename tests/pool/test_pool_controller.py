@@ -86,6 +86,31 @@ async def test_undone_drain_fills_the_slot_again(rig: Any) -> None:
         rig.controller.drain(("nobody",), undo=False)
 
 
+async def test_the_slot_of_a_worker_that_died_while_it_was_drained_is_filled_once_that_is_undone(rig: Any) -> None:
+    names = await rig.placed(3)
+    rig.controller.drain((names[0],), undo=False)
+    rig.workers.workers[names[0]].kill()
+    await rig.until(lambda: rig.controller.fleet.workers[names[0]].stopped)
+    await rig.until(lambda: set(rig.controller.fleet.live()) == set(names[1:]) and rig.truthful())
+    assert len(rig.workers.workers) == 3, "its pod is on its way out"
+    rig.controller.drain((names[0],), undo=True)
+    assert len(await rig.ready(3)) == 3
+
+
+async def test_a_worker_that_is_drained_before_it_has_come_up_is_ended(rig: Any, new_slot: Any) -> None:
+    rig.configure()
+    await rig.ready(3)
+    rig.workers.slow = True
+    rig.workers.add_slot(new_slot(3))
+    await rig.until(lambda: len(rig.controller.fleet.workers) == 4)
+    (new,) = (one.id for one in rig.controller.fleet.all() if one.condition is Condition.STARTING)
+    rig.controller.drain((new,), undo=False)
+    await rig.until(lambda: rig.controller.fleet.workers[new].stopped)
+    assert not rig.workers.workers[new].up
+    rig.workers.remove_slot("slot-3")
+    await rig.until(lambda: new not in rig.controller.fleet.workers)
+
+
 async def test_draining_keeps_a_worker_that_holds_experts(rig: Any) -> None:
     names = await rig.placed(3)
     rig.controller.drain((names[0],), undo=False)

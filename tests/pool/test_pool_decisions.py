@@ -194,6 +194,30 @@ def test_workers_are_forgotten_when_they_matter_no_more() -> None:
     assert gone.forget == ("s",)
 
 
+def test_the_slot_of_a_worker_that_died_while_it_was_drained_stays_empty() -> None:
+    slots = [Slot("slot-d")]
+    lost = worker("d", condition=Condition.LOST, lost_at=0.0, leaving=True)
+    named = reconcile(slots, [], [lost], {"d"}, {}, now=61.0, lost_kept_s=60.0)
+    assert (named.start, named.emptied, named.forget) == ((), (), ()), "its experts are placed elsewhere first"
+    empty = reconcile(slots, [], [lost], (), {}, now=61.0, lost_kept_s=60.0)
+    assert (empty.start, empty.emptied, empty.forget) == ((), ("d",), ())
+
+
+def test_a_worker_that_is_drained_while_it_starts_is_stopped() -> None:
+    """Not one that an earlier controller has started: what that one holds is not known before it answers."""
+    slots, launched = [Slot("slot-s")], [LaunchedWorker("s", "slot-s", "")]
+    starting = Worker("s", Slot("slot-s"), Condition.DRAINING, begun_here=True)
+    assert reconcile(slots, launched, [starting], (), {}, now=0.0, lost_kept_s=60.0).stop == ("s",)
+    found = Worker("s", Slot("slot-s"), Condition.DRAINING)
+    assert reconcile(slots, launched, [found], (), {}, now=0.0, lost_kept_s=60.0).stop == ()
+
+
+def test_a_worker_whose_slot_went_while_it_started_is_given_up() -> None:
+    launched = [LaunchedWorker("s", "slot-s", ""), LaunchedWorker("a", "slot-a", "x")]
+    workers = [Worker("s", Slot("slot-s"), Condition.STARTING), worker("a")]
+    assert reconcile([], launched, workers, (), {}, now=0.0, lost_kept_s=60.0).vanished == ("s",)
+
+
 def request(target: Any, *moves: Move) -> Request:
     return Request("op", Cause.SCALE, Epoch(1, 1), moves, target)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from flexpert_operator.decide.observation import MemberState, Pool
+from flexpert_operator.decide.observation import MemberState, Pod, Pool
 
 
 @dataclass(frozen=True)
@@ -13,11 +13,16 @@ class Drains:
     undo: tuple[str, ...] = ()
 
 
-def decide_drains(pool: Pool, victims: tuple[str, ...]) -> Drains:
-    """Drain every worker of the `victims` (pod names, also of those about to be deleted), and no other."""
+def decide_drains(pool: Pool, victims: tuple[str, ...], present: tuple[Pod, ...]) -> Drains:
+    """Drain every worker of the `victims` (pod names, also of those about to be deleted), and no other.
+
+    Only a pod that is `present`, there to stay, takes its worker back: in one that is being deleted, or is gone
+    already while its Ray node still counts as alive, another would be started for nothing.
+    """
+    staying = {pod.name for pod in present} - set(victims)
     on_victims = [worker for worker in pool.alive if worker.pod in victims]
-    elsewhere = [worker for worker in pool.alive if worker.pod not in victims]
+    on_staying = [worker for worker in pool.alive if worker.pod in staying]
     return Drains(
         drain=tuple(worker.id for worker in on_victims if worker.state is not MemberState.DRAINING),
-        undo=tuple(worker.id for worker in elsewhere if worker.state is MemberState.DRAINING),
+        undo=tuple(worker.id for worker in on_staying if worker.state is MemberState.DRAINING),
     )

@@ -35,6 +35,8 @@ _TELL_S = 0.25
 _TELL_AGAIN_S = 1.0
 _WORTH_TELLING = 0.05
 _GREETING_S = 10.0
+_SILENCE_S = 10.0
+"""Without a sign of life for that long an owner is taken for one that hangs; it gives one every few seconds."""
 _HAND_BACK_S = 60.0
 _HAND_BACK_BYTES = 1 << 30
 """Pages handed back at a time, and how long the owner may take to read them: it checks their checksums."""
@@ -168,10 +170,13 @@ class OwnerClient:
 
     def _next_lent(self, cancelled: Callable[[], bool]) -> messages.OwnerReply:
         """What comes next of a request; it ends when it is cancelled while nothing comes."""
+        deadline = time.monotonic() + _SILENCE_S
         while self._link is not None and not self._link.readable(_BEAT_S):
             if cancelled():
                 self._stop_early(())
                 return messages.Done()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nothing for {_SILENCE_S:.0f} s")
         return self._receive()
 
     def _borrowed(self, lent: messages.OwnerReply) -> Iterator[Loan]:
@@ -249,6 +254,8 @@ class OwnerClient:
             if self._link is not None:
                 with contextlib.suppress(OSError):
                     self._link.socket.shutdown(socket.SHUT_RDWR)
+            if isinstance(error, TimeoutError):
+                raise ConnectionError(f"the page owner at {self._path} has been silent for too long") from error
             if isinstance(error, OSError):
                 raise
             raise ConnectionError(f"the page owner at {self._path} says what is no reply: {error}") from error
@@ -321,7 +328,7 @@ class OwnerClient:
                 batch = held[start : start + at_once]
                 experts = tuple((*loan.key, loan.checksum) for loan in batch)
                 self._ask(messages.HandBack(experts), messages.HandedBack, batch)
-        sock.settimeout(None)
+        sock.settimeout(_SILENCE_S)
 
     def _disconnect(self) -> None:
         if self._link is not None:

@@ -83,7 +83,7 @@ class Caretaker:
         workers = self._fleet.all()
         actions = reconcile(slots, launched, workers, wanted.named, self._failures, self._clock(), self._lost_kept_s)
         for worker in actions.vanished:
-            self._died(worker, await self._launcher.failure(worker) or "its process is gone")
+            self._died(worker, await self._launcher.failure(worker) or "its process or its slot is gone")
         for worker in self._fleet.overdue():
             self._died(worker, "it did not come up in time")
         for worker in self._misfits(wanted):
@@ -92,6 +92,8 @@ class Caretaker:
             self._fleet.forget(worker)
         self._forget_slots_but({slot.id for slot in slots})
         await self._end_lost(launched)
+        for worker in actions.emptied:
+            self._fleet.stopped(worker)
         self._connect_new(slots, launched)
         await self._stop_drained(() if wanted.busy else actions.stop)
         if wanted.spec is not None:
@@ -107,7 +109,7 @@ class Caretaker:
     async def _start(self, slot: Slot, spec: PoolSpec) -> None:
         name = f"w-{self._new_id()}"
         log.info("starting worker %s in slot %s", name, slot.id)
-        self._fleet.expect(name, slot)
+        self._fleet.expect(name, slot, begun_here=True)
         await self._launcher.start(name, slot, spec)
 
     def _connect_new(self, slots: tuple[Slot, ...], launched: tuple[LaunchedWorker, ...]) -> None:
@@ -116,7 +118,8 @@ class Caretaker:
             known = self._fleet.workers.get(one.worker)
             if known is None:
                 self._fleet.expect(one.worker, by_id.get(one.slot))
-            waiting = known is None or (known.state is None and known.condition is not Condition.LOST)
+            unanswered = known is not None and known.state is None and not known.stopped
+            waiting = known is None or (unanswered and known.condition is not Condition.LOST)
             if waiting and one.control_endpoint and one.worker not in self._connecting:
                 task = asyncio.create_task(self._connect(one, by_id.get(one.slot)))
                 self._connecting[one.worker] = task

@@ -181,15 +181,18 @@ class FakeWorkers:
     Attributes:
         workers: Every worker ever started, by id.
         broken: Workers that are started die at once while it is set.
+        slow: Workers do not come up while it is set.
     """
 
     def __init__(self, model: ModelFacts, slots: Sequence[Slot], memory_experts: int = 10_000) -> None:
         self.model = model
         self.workers: dict[str, FakeWorker] = {}
         self.broken = False
+        self.slow = False
         self._memory_experts = memory_experts
         self._slots = {slot.id: slot for slot in slots}
         self._where: dict[str, str] = {}
+        self._late: set[str] = set()
 
     def link(self, endpoint: str, on_break: Callable[[], None]) -> FakeWorker:
         """The link to a worker: the worker itself."""
@@ -217,13 +220,16 @@ class FakeWorkers:
 
     async def list(self) -> tuple[LaunchedWorker, ...]:
         """Every worker whose process runs."""
-        return tuple(LaunchedWorker(one.worker, self._where[one.worker], one.endpoint) for one in self.up())
+        endpoints = {one.worker: "" if one.worker in self._late else one.endpoint for one in self.up()}
+        return tuple(LaunchedWorker(name, self._where[name], endpoint) for name, endpoint in endpoints.items())
 
     async def start(self, worker: str, slot: Slot, spec: PoolSpec) -> None:
         """Start a worker."""
         self.workers[worker] = FakeWorker(worker, spec.uid, self.model, self._memory_experts, self._peer)
         self.workers[worker].up = not self.broken
         self._where[worker] = slot.id
+        if self.slow:
+            self._late.add(worker)
 
     def _peer(self, endpoint: str) -> FakeWorker | None:
         return self.workers.get(endpoint.removeprefix("fake://"))

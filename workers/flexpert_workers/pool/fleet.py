@@ -108,12 +108,15 @@ class WorkerFleet:
         return state
 
     def overdue(self) -> tuple[str, ...]:
-        """Workers that have been starting for too long."""
+        """Workers that have been starting for too long, also if they are to be drained."""
         now = self._clock()
         return tuple(
             worker.id
             for worker in self.workers.values()
-            if worker.condition is Condition.STARTING and now - worker.began_at > self._patience.start_s
+            if worker.state is None
+            and not worker.stopped
+            and worker.condition is not Condition.LOST
+            and now - worker.began_at > self._patience.start_s
         )
 
     # ---- asking
@@ -158,9 +161,9 @@ class WorkerFleet:
 
     # ---- coming and going
 
-    def expect(self, worker: str, slot: Slot | None) -> None:
-        """A worker is being started in `slot`."""
-        self._replace(Worker(worker, slot, Condition.STARTING, began_at=self._clock()))
+    def expect(self, worker: str, slot: Slot | None, begun_here: bool = False) -> None:
+        """A worker is being started in `slot`, by this controller or an earlier one."""
+        self._replace(Worker(worker, slot, Condition.STARTING, began_at=self._clock(), begun_here=begun_here))
 
     async def connect(self, launched: LaunchedWorker, slot: Slot | None) -> WorkerState | None:
         """Link up with a worker that is up; returns its description, or None when it does not answer (yet)."""
@@ -203,9 +206,10 @@ class WorkerFleet:
         self._disconnect(worker)
 
     def stopped(self, worker: str) -> None:
-        """A drained worker was stopped; its slot stays empty."""
+        """A drained worker was stopped, or was lost before it could be; its slot stays empty."""
         self._disconnect(worker)
-        self._replace(replace(self.workers[worker], stopped=True))
+        known = self.workers[worker]
+        self._replace(replace(known, condition=Condition.DRAINING, stopped=True, leaving=False, lost_at=None))
 
     def lose(self, worker: str, why: str) -> None:
         """A worker is dead, or as good as dead."""
@@ -214,7 +218,8 @@ class WorkerFleet:
             return
         log.warning("worker %s is lost: %s", worker, why)
         self._disconnect(worker)
-        self._replace(replace(known, condition=Condition.LOST, lost_at=self._clock()))
+        leaving = known.condition is Condition.DRAINING
+        self._replace(replace(known, condition=Condition.LOST, lost_at=self._clock(), leaving=leaving))
 
     def forget(self, worker: str) -> None:
         """A worker matters no more."""

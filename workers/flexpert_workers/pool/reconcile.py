@@ -31,13 +31,15 @@ class Actions:
 
     Attributes:
         start: Slots that need a worker now.
-        stop: Drained workers that hold nothing and can end.
-        vanished: Workers whose process is gone.
+        stop: Drained workers that hold nothing and can end; one that starts holds nothing yet.
+        emptied: Workers that were lost while they drained: they count as stopped, and their slots stay empty.
+        vanished: Workers whose process is gone, or that have not come up and whose slot is gone.
         forget: Workers whose slot is gone and that matter no more.
     """
 
     start: tuple[Slot, ...] = ()
     stop: tuple[str, ...] = ()
+    emptied: tuple[str, ...] = ()
     vanished: tuple[str, ...] = ()
     forget: tuple[str, ...] = ()
 
@@ -56,14 +58,16 @@ def reconcile(
     A worker that the table in force names (`named`) is neither stopped nor forgotten; a lost one stays listed
     for `lost_kept_s`. `failures` is by slot; a slot without one, or whose `retry_at` has passed, may be filled.
     """
+    there = {slot.id for slot in slots}
     return Actions(
         start=_to_start(slots, launched, workers, failures, now),
         stop=tuple(worker.id for worker in workers if _drained(worker) and worker.id not in named),
-        vanished=_vanished(launched, workers),
+        emptied=tuple(worker.id for worker in workers if _emptied(worker) and worker.id not in named),
+        vanished=_vanished(launched, workers, there),
         forget=tuple(
             worker.id
             for worker in workers
-            if worker.id not in named and _forgotten(worker, {slot.id for slot in slots}, now, lost_kept_s)
+            if worker.id not in named and not _emptied(worker) and _forgotten(worker, there, now, lost_kept_s)
         ),
     )
 
@@ -102,7 +106,8 @@ def _to_start(
     now: float,
 ) -> tuple[Slot, ...]:
     taken = {one.slot for one in launched}
-    taken |= {worker.slot.id for worker in workers if worker.slot and worker.condition is not Condition.LOST}
+    keeping = (worker for worker in workers if worker.leaving or worker.condition is not Condition.LOST)
+    taken |= {worker.slot.id for worker in keeping if worker.slot}
     return tuple(
         slot
         for slot in slots
@@ -111,16 +116,30 @@ def _to_start(
 
 
 def _drained(worker: Worker) -> bool:
-    return worker.condition is Condition.DRAINING and worker.live and not worker.experts
+    starting = worker.begun_here and worker.state is None and not worker.stopped
+    return worker.condition is Condition.DRAINING and (worker.live or starting) and not worker.experts
 
 
-def _vanished(launched: Sequence[LaunchedWorker], workers: Collection[Worker]) -> tuple[str, ...]:
-    there = {one.worker for one in launched}
+def _emptied(worker: Worker) -> bool:
+    return worker.condition is Condition.LOST and worker.leaving
+
+
+def _vanished(
+    launched: Sequence[LaunchedWorker], workers: Collection[Worker], slot_ids: Collection[str]
+) -> tuple[str, ...]:
+    running = {one.worker for one in launched}
     return tuple(
         worker.id
         for worker in workers
-        if worker.id not in there and worker.condition is not Condition.LOST and not worker.stopped
+        if worker.condition is not Condition.LOST
+        and not worker.stopped
+        and (worker.id not in running or _is_stranded(worker, slot_ids))
     )
+
+
+def _is_stranded(worker: Worker, slot_ids: Collection[str]) -> bool:
+    """It was begun in a slot whose pod went meanwhile, and will not come up."""
+    return worker.state is None and worker.slot is not None and worker.slot.id not in slot_ids
 
 
 def _forgotten(worker: Worker, slot_ids: set[str], now: float, lost_kept_s: float) -> bool:

@@ -97,6 +97,8 @@ class Worker:
         waited_s: For how long a worker was missing before this one was promoted: nothing for a warm standby.
         state: Its last own description; None while it starts.
         stopped: It was drained and stopped; it keeps its slot empty.
+        leaving: It was being drained when it was lost: its slot is to stay empty too.
+        begun_here: This controller has it started, so it holds nothing until it first answers.
         lost_at: When it was found dead, in the controller's clock.
     """
 
@@ -109,6 +111,8 @@ class Worker:
     began_at: float = 0.0
     ready_at: float | None = None
     waited_s: float = 0.0
+    leaving: bool = False
+    begun_here: bool = False
 
     @property
     def live(self) -> bool:

@@ -159,7 +159,9 @@ class SubprocessWorkers:
         )
 
     async def start(self, worker: str, slot: Slot, spec: PoolSpec) -> None:
-        """Begin to start a worker."""
+        """Begin to start a worker, if its pod has not gone meanwhile."""
+        if slot.id not in self._slots:
+            return
         num_threads = spec.worker_threads or threads.share_of_cores(max(1, len(self._slots)))
         config = WorkerConfig(
             worker=worker,

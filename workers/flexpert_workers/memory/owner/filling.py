@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from flexpert_workers.errors import FlexpertError, TransferCancelled, TransferError
+from flexpert_workers.errors import CheckpointError, FlexpertError, TransferCancelled, TransferError
 from flexpert_workers.memory.backend import ExpertKey, NewPage, Page
 from flexpert_workers.memory.loans import Origin
 from flexpert_workers.transfer import Received, TokenBucket
@@ -98,13 +98,20 @@ class PageFiller:
 
     def _from_any(self, page: NewPage, key: ExpertKey, peers: tuple[str, ...], unwanted: Callable[[], bool]) -> Filled:
         started = time.perf_counter()
-        promised = self._copy_from(peers, key, page, unwanted)
+        refusals: list[str] = []
+        promised = self._copy_from(peers, key, page, unwanted, refusals)
         if promised is not None:
             copied, checksum = time.perf_counter(), page.checksum()
             if checksum == promised:
                 return _sealed(page, checksum, Origin.PEER, started, copied)
+            refusals.append("what a peer gave is damaged")
             _log.warning("expert %s was copied and is damaged; it is read from the file", key)
-        copied, checksum = self._read(page, key, unwanted)
+        try:
+            copied, checksum = self._read(page, key, unwanted)
+        except CheckpointError as unreadable:
+            if not refusals:
+                raise
+            raise CheckpointError(f"{unreadable}; and from no peer: {'; '.join(refusals)}") from unreadable
         return _sealed(page, checksum, Origin.FILE, started, copied)
 
     def _read(self, page: NewPage, key: ExpertKey, unwanted: Callable[[], bool]) -> tuple[float, int]:
@@ -123,9 +130,17 @@ class PageFiller:
         return read_at, checksum
 
     def _copy_from(
-        self, peers: tuple[str, ...], key: ExpertKey, page: NewPage, unwanted: Callable[[], bool]
+        self,
+        peers: tuple[str, ...],
+        key: ExpertKey,
+        page: NewPage,
+        unwanted: Callable[[], bool],
+        refusals: list[str],
     ) -> int | None:
-        """Copy from the first peer that can, each going on from what the one before brought; None when none can."""
+        """Copy from the first peer that can, each going on from what the one before brought; None when none can.
+
+        Why a peer cannot is added to `refusals`.
+        """
         received: Received | None = None
         for endpoint in peers:
             try:
@@ -134,8 +149,10 @@ class PageFiller:
                 raise
             except TransferError as failed:
                 received = failed.received
+                refusals.append(str(failed))
             except (FlexpertError, OSError, ValueError) as failed:
                 _log.warning("expert %s is not copied from %s: %s", key, endpoint, str(failed))  # it refers to the page
+                refusals.append(str(failed))
         return None
 
 

@@ -10,6 +10,7 @@ everybody released before it was filled is forgotten at once, and its page at th
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from flexpert_workers.memory.owner.filling import Filled, PageFiller
 from flexpert_workers.transfer.contract import PageMemory
 
 _BEAT_S = 0.1
+_SIGN_OF_LIFE_S = 2.0
 
 
 @dataclass(eq=False)
@@ -103,6 +105,8 @@ class PageOwner:
     ) -> Generator[list[Loan], None, None]:
         """Lend pages, see `PageLender.acquire`; the pages of the loans stay the owner's own.
 
+        While none becomes ready an empty list is yielded now and then, as a sign of life.
+
         Args:
             borrower: Whose leases these are; a name that is never used again.
             wants: What is wanted.
@@ -111,6 +115,7 @@ class PageOwner:
         """
         ready: queue.SimpleQueue[tuple[_Entry, bool]] = queue.SimpleQueue()
         pending: set[ExpertKey] = set()
+        told_at = time.monotonic()
         try:
             for found in self._begin(borrower, wants):
                 pending.add(found[0].key)
@@ -121,8 +126,9 @@ class PageOwner:
                     return
                 loans = [_loan(*found) for found in found_ready]
                 pending.difference_update(loan.key for loan in loans)
-                if loans:
+                if loans or time.monotonic() - told_at > _SIGN_OF_LIFE_S:
                     yield loans
+                    told_at = time.monotonic()
         finally:
             self.release(borrower, pending)
 
