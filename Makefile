@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 TEST_PROCESSES ?= 2
 
-.PHONY: setup test faults demo check generate format bench bench-engine bench-memory bench-elastic clean
+.PHONY: setup test faults demo check generate format bench bench-engine bench-memory bench-elastic bench-placement clean
 
 setup: $(STAMP)
 
@@ -41,7 +41,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-engine bench-memory bench-elastic
+bench: bench-engine bench-memory bench-elastic bench-placement
 
 bench-engine: $(STAMP)
 	$(BIN)/python benchmarks/bench_engine.py
@@ -51,6 +51,9 @@ bench-memory: $(STAMP)
 
 bench-elastic: $(STAMP)
 	$(THREADS) $(BIN)/python benchmarks/bench_elastic.py
+
+bench-placement: $(STAMP)
+	$(THREADS) $(BIN)/python benchmarks/bench_placement.py $(if $(TRACES),--traces $(TRACES))
 
 clean:
 	rm -rf build .flexpert .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
