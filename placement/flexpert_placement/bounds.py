@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flexpert_placement.evaluate import move_prices
-from flexpert_placement.instance import Floats, Instance
+from flexpert_placement.instance import Floats, Instance, Ints
 
 
 def makespan_bound(instance: Instance) -> float:
@@ -22,21 +22,25 @@ def makespan_bound(instance: Instance) -> float:
 
 def objective_bound(instance: Instance) -> float:
     """Lower bound of `evaluate.objective_of`: the makespans and the moves that lost replicas or balance take."""
+    cheapest = move_prices(instance).min(axis=1, initial=np.inf)
+    together = instance.problem.weights.makespan * makespan_bound(instance)
+    return max(together + float((cheapest * _missing(instance)).sum()), float(objective_bounds(instance).sum()))
+
+
+def objective_bounds(instance: Instance) -> Floats:
+    """[layers] lower bounds of what each layer adds to the objective, whatever memory the others take."""
     weight, prices = instance.problem.weights.makespan, move_prices(instance)
-    missing = np.maximum(np.maximum(instance.fewest, 1) - instance.current.sum(axis=2), 0).sum(axis=1)
-    together = weight * makespan_bound(instance) + float((prices * missing).sum())
-    if not prices.any():
-        return together
+    cheapest, missing = prices.min(axis=1, initial=np.inf), _missing(instance)
     layers, experts, workers = instance.shape
-    ample = experts * workers
-    apart = [
-        max(
-            weight * layer_bounds(instance, layer, ample)[-1] + float(prices[layer] * missing[layer]),
-            balancing_bound(instance, layer, weight, float(prices[layer])),
-        )
-        for layer in range(layers)
-    ]
-    return max(together, float(sum(apart)))
+    makespans = [layer_bounds(instance, layer, experts * workers)[-1] for layer in range(layers)]
+    balancing = [balancing_bound(instance, layer, weight, prices[layer]) for layer in range(layers)]
+    return np.asarray(np.maximum(weight * np.array(makespans) + cheapest * missing, balancing))
+
+
+def _missing(instance: Instance) -> Ints:
+    """[layers] replicas that experts lack."""
+    lacking = np.maximum(instance.fewest, 1) - instance.current.sum(axis=2)
+    return np.asarray(np.maximum(lacking, 0).sum(axis=1))
 
 
 def layer_bounds(instance: Instance, layer: int, spare: int) -> list[float]:
@@ -141,12 +145,13 @@ def _hull_steps(trail: Floats) -> list[tuple[float, int]]:
     return steps
 
 
-def balancing_bound(instance: Instance, layer: int, weight: float, price: float) -> float:
+def balancing_bound(instance: Instance, layer: int, weight: float, prices: Floats) -> float:
     """Lower bound of a layer's objective: a makespan, and the moves without which no placement has it.
 
     In time t a worker serves no more than speed · t, nor more than the loads that are resident on it and those that are
-    moved there, each at most the hottest expert's. So what is left of all loads tells how many moves t takes. t plus
-    their price is convex in t, with its kinks where a worker serves just what is resident.
+    moved there, each at most the hottest expert's. So what is left of all loads tells how many moves t takes, each at
+    the lowest price at least. t plus their price is convex in t, with its kinks where a worker serves just what is
+    resident.
     """
     loads, speeds = instance.loads[layer], instance.speeds
     resident = (instance.current[layer] * loads[:, None]).sum(axis=0)
@@ -155,4 +160,4 @@ def balancing_bound(instance: Instance, layer: int, weight: float, price: float)
     kinks = kinks[kinks >= least]
     served = np.minimum(speeds[None, :] * kinks[:, None], resident[None, :]).sum(axis=1)
     moves = np.maximum(loads.sum() - served, 0.0) / loads.max()
-    return float((weight * kinks + price * moves).min())
+    return float((weight * kinks + float(prices.min()) * moves).min())

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from flexpert_placement.dealing import deal_layers
+from flexpert_placement.evaluate import move_prices
 from flexpert_placement.groups import Partition, arrange, partition
-from flexpert_placement.instance import Bools, Floats, Instance, Ints
+from flexpert_placement.instance import Bools, Instance, Ints
 from flexpert_placement.layer import Layer, layer_of
 from flexpert_placement.memory import fair_slots, fit_together, share_by_gain
 
@@ -27,14 +28,15 @@ Stop = Callable[[float], bool]
 """Whether this fraction of the time has passed, or all is to stop."""
 
 
-def near_current(instance: Instance, prices: Floats) -> list[Bools] | None:
+def near_current(instance: Instance) -> list[Bools] | None:
     """Every expert's fewest replicas, where they are if that is worth it; None when rules leave no room."""
-    return deal_layers(instance, prices)
+    return deal_layers(instance, move_prices(instance))
 
 
 def from_nothing(instance: Instance, stop: Stop) -> list[Bools] | None:
     """Balanced by groups; None where more than slots decides (pins, failure domains, several replicas)."""
-    layers = [layer_of(instance, number, instance.slots, 0.0) for number in range(instance.shape[0])]
+    unpriced = np.zeros(instance.shape[2])
+    layers = [layer_of(instance, number, instance.slots, unpriced) for number in range(instance.shape[0])]
     if not all(layer.is_plain for layer in layers):
         return None
     alike = bool(np.ptp(instance.speeds) == 0 and np.ptp(instance.slots) == 0)

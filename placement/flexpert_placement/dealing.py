@@ -16,7 +16,7 @@ def deal_layers(instance: Instance, prices: Floats) -> list[Bools] | None:
 
     Args:
         instance: The problem.
-        prices: [layers] of a move, in units of time.
+        prices: [layers, workers] of copying a replica to a worker, in units of time.
 
     Returns:
         For each layer the replicas [experts, workers], or None when the rules leave a layer no room.
@@ -33,7 +33,7 @@ def deal_layers(instance: Instance, prices: Floats) -> list[Bools] | None:
         fair = np.maximum(-(-room // left), instance.current[number].sum(axis=0))
         held = None
         for slots in (np.minimum(fair, open_), open_):
-            held = deal(layer_of(instance, number, slots, float(prices[number])), counts[number])
+            held = deal(layer_of(instance, number, slots, prices[number]), counts[number])
             if held is not None:
                 break
         if held is None:
@@ -101,7 +101,7 @@ class _Deal:
     def _best(self, expert: int, open_: Bools) -> int:
         layer = self._layer
         load = layer.loads[expert] / self._counts[expert]
-        key = (self._load + load) / layer.speeds + np.where(layer.current[expert], 0.0, layer.price)
+        key = (self._load + load) / layer.speeds + np.where(layer.current[expert], 0.0, layer.prices)
         if self._roomiest:
             key = key / (1.0 + float(key.max())) - self._free
         return int(np.argmin(np.where(open_, key, np.inf)))

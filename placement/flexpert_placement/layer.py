@@ -22,7 +22,7 @@ class Layer:
         current: [E, W] replicas that are there; any other one is a move.
         domains: [W] number of the worker's failure domain.
         min_domains: Different failure domains that an expert's replicas must lie in.
-        price: Of a move, in units of time.
+        prices: [W] of copying a replica there, in units of time.
     """
 
     loads: Floats
@@ -34,7 +34,7 @@ class Layer:
     current: Bools
     domains: Ints
     min_domains: int
-    price: float
+    prices: Floats
 
     @property
     def num_experts(self) -> int:
@@ -60,13 +60,17 @@ class Layer:
         """The same with other slots."""
         return replace(self, slots=slots)
 
+    def cost(self, held: Bools) -> float:
+        """Price of the replicas of [E, W] `held` that have to be copied."""
+        return float(((held & ~self.current) @ self.prices).sum())
+
     def moves(self, held: Bools) -> int:
         """Replicas of [E, W] `held` that have to be copied."""
         return int((held & ~self.current).sum())
 
 
-def layer_of(instance: Instance, number: int, slots: Ints, price: float) -> Layer:
-    """Layer `number` of a problem, where workers hold at most `slots` [W] of its replicas."""
+def layer_of(instance: Instance, number: int, slots: Ints, prices: Floats) -> Layer:
+    """Layer `number` of a problem, where workers hold at most `slots` [W] of its replicas; [W] `prices` of copies."""
     return Layer(
         loads=instance.loads[number],
         speeds=instance.speeds,
@@ -77,5 +81,5 @@ def layer_of(instance: Instance, number: int, slots: Ints, price: float) -> Laye
         current=instance.current[number],
         domains=instance.domains,
         min_domains=min(instance.problem.min_failure_domains, len(np.unique(instance.domains))),
-        price=price,
+        prices=prices,
     )

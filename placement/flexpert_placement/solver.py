@@ -12,7 +12,10 @@ import numpy as np
 
 from flexpert_placement import bounds, construction, evaluate, feasibility
 from flexpert_placement.evaluate import imbalance
+from flexpert_placement.improving import improve_layers
 from flexpert_placement.instance import Bools, Dense, Instance, dense_of, instance_of, placement_of
+from flexpert_placement.keeping import keep_current
+from flexpert_placement.other_terms import improve_other_terms
 from flexpert_placement.shares import share_out
 from flexpert_placement.types import (
     ExpertId,
@@ -27,6 +30,12 @@ __all__ = ["imbalance", "solve"]
 
 PROVEN = 1e-3
 """An answer this near to its bound, as a fraction, counts as optimal."""
+
+WORTH_A_PROGRAM = 1e-2
+"""Gap, as a fraction, for which integer programs are tried."""
+
+HOPELESS = 1.5
+"""What is there is not worth improving where something else is better by this factor, as after growth."""
 
 NUM_NAMED = 5
 """Hottest experts and limiting workers that an answer names."""
@@ -57,22 +66,55 @@ def solve(
     def stop(fraction: float = 1.0) -> bool:
         return cancelled() or clock() - started > problem.time_limit_s * fraction
 
-    best = min(
-        _candidates(instance, start, stop), key=lambda dense: evaluate.objective_of(instance, dense), default=None
-    )
-    if best is None:
+    def seconds_left() -> float:
+        return problem.time_limit_s - (clock() - started)
+
+    layers = _best_layers(instance, start, stop)
+    if layers is None:
         raise InfeasiblePlacement("no placement was found that keeps all rules: give workers more memory or drop pins")
-    return _result(instance, best, clock() - started)
+    bound = bounds.objective_bound(instance)
+    if _objective(instance, layers) > bound * (1 + WORTH_A_PROGRAM) and not stop():
+        from flexpert_placement.models import improve_by_programs
+
+        layers, proven = improve_by_programs(instance, layers, seconds_left, stop)
+        bound = max(bound, float(proven.sum()))
+    dense = improve_other_terms(
+        instance, dense_shares(instance, layers), seconds_left, lambda found: keeps_rules(instance, list(found.held))
+    )
+    return _result(instance, dense, bound, clock() - started)
 
 
-def _candidates(instance: Instance, start: Placement | None, stop: construction.Stop) -> list[Dense]:
-    prices = evaluate.move_prices(instance)
-    answers = [construction.from_nothing(instance, stop)]
-    if answers[0] is None or instance.current.any():
-        answers.append(construction.near_current(instance, prices))
+def _objective(instance: Instance, layers: list[Bools]) -> float:
+    return evaluate.objective_of(instance, dense_shares(instance, layers))
+
+
+def _best_layers(instance: Instance, start: Placement | None, stop: construction.Stop) -> list[Bools] | None:
+    """The best placement found: what is there is improved first, then whatever stands before it."""
+    known = [(_objective(instance, layers), layers) for layers in _candidates(instance, start, stop)]
+    if not known:
+        return None
+    bound = bounds.objective_bound(instance)
+    best, answer = min(known, key=lambda one: one[0])
+    for number, (before, layers) in enumerate(known):
+        if before > best * (HOPELESS if number == 0 else 1.0) or best <= bound * (1 + PROVEN) or stop(1.0):
+            continue
+        improved = improve_layers(instance, layers, stop, until=(number + 1) / len(known))
+        value = _objective(instance, improved)
+        if keeps_rules(instance, improved) and value < best:
+            best, answer = value, improved
+    return answer
+
+
+def _candidates(instance: Instance, start: Placement | None, stop: construction.Stop) -> list[list[Bools]]:
+    """Placements that keep all rules; the one nearest to what is there first."""
+    answers = [keep_current(instance)] if instance.current.any() else []
     if start is not None:
         answers.append(list(dense_of(start, instance.problem).held))
-    return [dense_shares(instance, held) for held in answers if held is not None and keeps_rules(instance, held)]
+    new = construction.from_nothing(instance, stop)
+    if new is None or instance.current.any():
+        answers.append(construction.near_current(instance))
+    answers.append(new)
+    return [layers for layers in answers if layers is not None and keeps_rules(instance, layers)]
 
 
 def keeps_rules(instance: Instance, layers: list[Bools]) -> bool:
@@ -109,10 +151,10 @@ def dense_shares(instance: Instance, layers: list[Bools]) -> Dense:
     return Dense(shares)
 
 
-def _result(instance: Instance, dense: Dense, seconds: float) -> PlacementResult:
+def _result(instance: Instance, dense: Dense, bound: float, seconds: float) -> PlacementResult:
     objective = evaluate.objective_of(instance, dense)
     makespans = evaluate.makespans(instance, dense)
-    bound = min(bounds.objective_bound(instance), objective)
+    bound = min(bound, objective)
     terms = evaluate.terms_of(instance, dense)
     return PlacementResult(
         status=SolveStatus.OPTIMAL if objective - bound <= PROVEN * objective else SolveStatus.FEASIBLE,
@@ -126,7 +168,43 @@ def _result(instance: Instance, dense: Dense, seconds: float) -> PlacementResult
         terms=terms,
         hottest=_hottest(instance),
         limiting=_limiting(instance, dense),
+        notes=_notes(instance, dense),
+        arrivals={
+            worker.id: int(count)
+            for worker, count in zip(
+                instance.problem.workers, (dense.held & ~instance.current).sum(axis=(0, 1)), strict=True
+            )
+        },
     )
+
+
+def _notes(instance: Instance, dense: Dense) -> tuple[str, ...]:
+    """Why the answer is as it is, for people."""
+    times = evaluate.worker_times(instance, dense)
+    relative = times.max(axis=1) / instance.even
+    layer = int(np.argmax(relative))
+    worker = int(np.argmax(times[layer]))
+    ids = [one.id for one in instance.problem.workers]
+    notes = [f"layer {layer} is balanced worst: worker {ids[worker]} takes {relative[layer]:.3f} of the even time"]
+    lone = (dense.held[layer].sum(axis=1) == 1) & dense.held[layer][:, worker]
+    if lone.any() and relative[layer] > 1 + PROVEN:
+        expert = int(np.argmax(np.where(lone, instance.loads[layer], -1.0)))
+        part = instance.loads[layer, expert] / (instance.even[layer] * instance.speeds[worker])
+        notes.append(f"expert {expert}, which has no other replica, is {part:.3f} of that worker's even load")
+    free = instance.slots - dense.held.sum(axis=(0, 1))
+    if (free <= 0).all():
+        notes.append("all memory is used: more would allow more replicas")
+    moves = (dense.held & ~instance.current).sum(axis=(0, 1))
+    if instance.current.any() and moves.any():
+        size = instance.problem.expert_bytes
+        busiest = int(np.argmax(moves))
+        notes.append(
+            f"{int(moves.sum())} replicas are copied; {ids[busiest]} gets most, {int(moves[busiest]) * size} bytes"
+        )
+    budget = instance.problem.budget
+    if instance.current.any() and budget.moves is not None and int(moves.sum()) >= budget.moves:
+        notes.append(f"the budget of {budget.moves} moves is used up")
+    return tuple(notes)
 
 
 def _hottest(instance: Instance) -> tuple[ExpertId, ...]:

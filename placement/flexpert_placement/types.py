@@ -202,6 +202,7 @@ class PlacementResult:
         hottest: The experts that limit most, hottest first.
         limiting: The workers that are busiest in most layers, most often first.
         notes: Why the answer is as it is, one sentence each.
+        arrivals: Worker → replicas that are copied to it.
     """
 
     status: SolveStatus
@@ -216,6 +217,7 @@ class PlacementResult:
     hottest: tuple[ExpertId, ...] = ()
     limiting: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    arrivals: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def gap(self) -> float:

@@ -28,7 +28,7 @@ def layer_with(loads: Floats, num_workers: int, slots: int, speeds: Floats | Non
         current=np.zeros(shape, dtype=bool),
         domains=np.arange(num_workers),
         min_domains=1,
-        price=0.0,
+        prices=np.zeros(num_workers),
     )
 
 

@@ -1,0 +1,102 @@
+"""Integer programs over parts of a placement: a whole small problem, a layer, or the busiest and idlest workers.
+
+`solver` calls `improve_by_programs` where a gap is left, and stops as soon as it is closed or programs no longer help.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from flexpert_placement import bounds
+from flexpert_placement.evaluate import move_prices
+from flexpert_placement.instance import Bools, Floats, Instance
+from flexpert_placement.models.program import Neighbourhood, is_proof, solve_exactly
+from flexpert_placement.shares import share_out
+
+MOST_FREE = 1024
+"""Replicas that may be free in one program; larger ones do not beat the search in any time one would wait."""
+
+MOST_IN_VAIN = 3
+"""Programs without a gain after which improvement has stalled."""
+
+PROGRAM_S = 1.5
+"""Wall time of one program."""
+
+WORTH = 5e-3
+"""Gap of a layer, as a fraction, that a program is tried for."""
+
+GAP = 1e-4
+
+
+def improve_by_programs(
+    instance: Instance, layers: list[Bools], seconds_left: Callable[[], float], stop: Callable[[], bool]
+) -> tuple[list[Bools], Floats]:
+    """Solve programs around a placement while they help.
+
+    Args:
+        instance: The problem.
+        layers: For each layer the replicas [experts, workers]; they keep all rules.
+        seconds_left: Wall time that may still be used.
+        stop: Whether all is to end.
+
+    Returns:
+        A placement that is at least as good, and [layers] proven lower bounds of what each adds to the objective.
+    """
+    held = np.stack(layers)
+    proven = bounds.objective_bounds(instance)
+    least = np.array([bounds.layer_bounds(instance, m, instance.current[0].size)[-1] for m in range(len(layers))])
+    values = np.array([_value(instance, m, held[m]) for m in range(len(layers))])
+    in_vain = 0
+    for around in _neighbourhoods(instance, held, values, proven):
+        limit = min(PROGRAM_S, seconds_left())
+        if in_vain >= MOST_IN_VAIN or limit < 0.05 or stop():
+            break
+        touched = around.layers
+        around = Neighbourhood(held, around.free)
+        found, outcome = solve_exactly(instance, around, least, limit, GAP, stop)
+        after = values if found is None else np.array([_value(instance, m, found[m]) for m in range(len(layers))])
+        gained = found is not None and after.sum() < values.sum() * (1 - 1e-9)
+        if found is not None and gained:
+            held, values = found, after
+        if is_proof(outcome) and outcome.bound is not None and _is_alone(instance, held, around):
+            proven[touched] = np.maximum(proven[touched], values[touched] * (1 - GAP))
+        in_vain = 0 if gained or (values[touched] <= proven[touched] * (1 + 2 * GAP)).all() else in_vain + 1
+    return list(held), proven
+
+
+def _value(instance: Instance, layer: int, held: Bools) -> float:
+    makespan = share_out(held, instance.loads[layer], instance.speeds).makespan
+    moved = ((held & ~instance.current[layer]) * move_prices(instance)[layer]).sum()
+    return float(instance.problem.weights.makespan * makespan + moved)
+
+
+def _neighbourhoods(instance: Instance, held: Bools, values: Floats, proven: Floats) -> Iterator[Neighbourhood]:
+    """What to free, the layers with the largest gaps first."""
+    _, num_experts, num_workers = instance.shape
+    for layer in np.argsort(proven - values, kind="stable"):
+        if values[layer] <= proven[layer] * (1 + WORTH):
+            continue
+        if num_experts * num_workers <= MOST_FREE:
+            yield _free(held, int(layer), np.arange(num_workers))
+        else:
+            shared = share_out(held[layer], instance.loads[layer], instance.speeds)
+            order = np.argsort(shared.loads / instance.speeds, kind="stable")
+            for idle in order[: max(1, min(3, num_workers - 1))]:
+                yield _free(held, int(layer), np.array([int(order[-1]), int(idle)]))
+
+
+def _free(held: Bools, layer: int, workers: np.typing.NDArray[np.int64]) -> Neighbourhood:
+    free = np.zeros_like(held)
+    free[layer][:, workers] = True
+    return Neighbourhood(held, free)
+
+
+def _is_alone(instance: Instance, held: Bools, around: Neighbourhood) -> bool:
+    """Whether a layer was free as a whole, and neither memory nor budgets tie it to the others."""
+    budget = instance.problem.budget
+    if len(around.layers) != 1 or (budget.moves, budget.bytes) != (None, None):
+        return instance.shape[0] == 1 and bool(around.free.all())
+    layer = around.layers[0]
+    others = held.sum(axis=(0, 1)) - held[layer].sum(axis=0)
+    roomy = (instance.slots - others >= instance.shape[1]).all() or instance.shape[0] == 1
+    return bool(around.free[layer].all() and roomy)
