@@ -3,6 +3,7 @@
 `solver` calls `improve_by_programs` where a gap is left, and stops as soon as it is closed or programs no longer help.
 """
 
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -16,11 +17,14 @@ from flexpert_placement.shares import share_out
 MOST_FREE = 1024
 """Replicas that may be free in one program; larger ones do not beat the search in any time one would wait."""
 
-MOST_IN_VAIN = 3
+MOST_IN_VAIN = 2
 """Programs without a gain after which improvement has stalled."""
 
-PROGRAM_S = 1.5
+PROGRAM_S = 0.7
 """Wall time of one program."""
+
+PART_OF_TIME = 0.25
+"""Part of the time left that programs may take together: a pool that is to grow waits for them."""
 
 WORTH = 5e-3
 """Gap of a layer, as a fraction, that a program is tried for."""
@@ -47,8 +51,9 @@ def improve_by_programs(
     least = np.array([bounds.layer_bounds(instance, m, instance.current[0].size)[-1] for m in range(len(layers))])
     values = np.array([_value(instance, m, held[m]) for m in range(len(layers))])
     in_vain = 0
+    deadline = time.monotonic() + PART_OF_TIME * seconds_left()
     for around in _neighbourhoods(instance, held, values, proven):
-        limit = min(PROGRAM_S, seconds_left())
+        limit = min(PROGRAM_S, deadline - time.monotonic(), seconds_left())
         if in_vain >= MOST_IN_VAIN or limit < 0.05 or stop():
             break
         touched = around.layers
