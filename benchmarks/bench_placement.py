@@ -93,7 +93,7 @@ def change_rows(traces: Sequence[cases.Trace]) -> list[Row]:
         sixth = int(0.16 * rows[-3]["moves"])
         for moves in (4 * layers, 8 * layers, sixth, 12 * layers, 24 * layers):
             try:
-                found = _timed(partial(methods.within, time_limit_s=4.0, moves=moves), problem)
+                found = _timed(partial(methods.within, time_limit_s=8.0, moves=moves), problem)
             except InfeasiblePlacement as error:
                 print(f"{case['trace']}, {moves} moves: {error}")
                 continue

@@ -13,7 +13,7 @@ from flexpert_placement.affinity import improve_affinity
 from flexpert_placement.evaluate import makespans
 from flexpert_placement.instance import Dense, Instance, dense_of, instance_of
 from flexpert_placement.transitions import improve_transitions
-from flexpert_placement.types import Budget
+from flexpert_placement.types import Budget, Weights
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -106,8 +106,8 @@ def affine(problem: PlacementProblem, time_limit_s: float, slack: float) -> Dens
 
 
 def within(problem: PlacementProblem, time_limit_s: float, moves: int) -> Dense:
-    """No more moves than so many, all layers together."""
-    return ours(problem, time_limit_s, budget=Budget(moves=moves))[1]
+    """No more moves than so many, all layers together, each for next to nothing."""
+    return ours(problem, time_limit_s, budget=Budget(moves=moves), weights=Weights(move=1e-3))[1]
 
 
 def followed(problem: PlacementProblem, time_limit_s: float, slack: float) -> Dense:
