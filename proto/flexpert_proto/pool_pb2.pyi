@@ -1051,6 +1051,83 @@ class CancelRequest(_message.Message):
 Global___CancelRequest: _TypeAlias = CancelRequest  # noqa: Y015
 
 @_typing.final
+class RecordTraceRequest(_message.Message):
+    """Asks every engine which experts its router chooses, for so many tokens of all engines, or so long.
+    FAILED_PRECONDITION when a recording goes on already, INVALID_ARGUMENT for sizes that cannot be.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordTraceRequest: _TypeAlias = RecordTraceRequest  # noqa: Y015
+
+@_typing.final
+class TraceChunk(_message.Message):
+    """Tokens of passes that were computed and kept, each token once. The first chunk of an engine has none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDING_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    LENGTHS_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    recording: _builtins.str
+    engine: _builtins.str
+    layers: _builtins.int
+    """MoE layers"""
+    top_k: _builtins.int
+    experts: _builtins.bytes
+    """[tokens, layers, top_k] uint16, little-endian, highest weight first"""
+    left_out: _builtins.int
+    """tokens before these that the engine had no room for"""
+    @_builtins.property
+    def sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of each stretch of tokens: the sequence that it continues, numbered by its engine"""
+
+    @_builtins.property
+    def lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """tokens of each stretch"""
+
+    def __init__(
+        self,
+        *,
+        recording: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        layers: _builtins.int = ...,
+        top_k: _builtins.int = ...,
+        sequences: _abc.Iterable[_builtins.int] | None = ...,
+        lengths: _abc.Iterable[_builtins.int] | None = ...,
+        experts: _builtins.bytes = ...,
+        left_out: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "experts", b"experts", "layers", b"layers", "left_out", b"left_out", "lengths", b"lengths", "recording", b"recording", "sequences", b"sequences", "top_k", b"top_k"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TraceChunk: _TypeAlias = TraceChunk  # noqa: Y015
+
+@_typing.final
 class EngineReport(_message.Message):
     """An engine's report: the first on a stream registers it, each further one renews its lease."""
 
@@ -1079,6 +1156,33 @@ class EngineReport(_message.Message):
 Global___EngineReport: _TypeAlias = EngineReport  # noqa: Y015
 
 @_typing.final
+class RecordOrder(_message.Message):
+    """Has an engine record; 0 tokens end whatever it records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    tokens: _builtins.int
+    seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        tokens: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "seconds", b"seconds", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordOrder: _TypeAlias = RecordOrder  # noqa: Y015
+
+@_typing.final
 class EngineDirective(_message.Message):
     """What an engine is told. A table is sent once per epoch, encoded as flexpert_workers.routing encodes it."""
 
@@ -1087,23 +1191,42 @@ class EngineDirective(_message.Message):
     ROUTING_TABLE_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
     routing_table: _builtins.bytes
     drain: _builtins.bool
     lease_seconds: _builtins.float
+    @_builtins.property
+    def record(self) -> Global___RecordOrder: ...
     def __init__(
         self,
         *,
         routing_table: _builtins.bytes = ...,
         drain: _builtins.bool = ...,
         lease_seconds: _builtins.float = ...,
+        record: Global___RecordOrder | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "lease_seconds", b"lease_seconds", "routing_table", b"routing_table"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "lease_seconds", b"lease_seconds", "record", b"record", "routing_table", b"routing_table"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EngineDirective: _TypeAlias = EngineDirective  # noqa: Y015
+
+@_typing.final
+class SendTraceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendTraceResponse: _TypeAlias = SendTraceResponse  # noqa: Y015
 
 @_typing.final
 class WatchEnginesRequest(_message.Message):

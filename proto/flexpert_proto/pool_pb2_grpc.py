@@ -80,6 +80,11 @@ class PoolControlStub:
                 request_serializer=flexpert__proto_dot_pool__pb2.CancelRequest.SerializeToString,
                 response_deserializer=flexpert__proto_dot_pool__pb2.Operation.FromString,
                 _registered_method=True)
+        self.RecordTrace = channel.unary_stream(
+                '/flexpert.v1.PoolControl/RecordTrace',
+                request_serializer=flexpert__proto_dot_pool__pb2.RecordTraceRequest.SerializeToString,
+                response_deserializer=flexpert__proto_dot_pool__pb2.TraceChunk.FromString,
+                _registered_method=True)
 
 
 class PoolControlServicer:
@@ -140,6 +145,12 @@ class PoolControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordTrace(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -187,6 +198,11 @@ def add_PoolControlServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=flexpert__proto_dot_pool__pb2.CancelRequest.FromString,
                     response_serializer=flexpert__proto_dot_pool__pb2.Operation.SerializeToString,
+            ),
+            'RecordTrace': grpc.unary_stream_rpc_method_handler(
+                    servicer.RecordTrace,
+                    request_deserializer=flexpert__proto_dot_pool__pb2.RecordTraceRequest.FromString,
+                    response_serializer=flexpert__proto_dot_pool__pb2.TraceChunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -443,6 +459,33 @@ class PoolControl:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def RecordTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/flexpert.v1.PoolControl/RecordTrace',
+            flexpert__proto_dot_pool__pb2.RecordTraceRequest.SerializeToString,
+            flexpert__proto_dot_pool__pb2.TraceChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class PoolMembershipStub:
     """Engines and ingresses -> pool controller. The Attach stream is the engine's lease.
@@ -464,6 +507,11 @@ class PoolMembershipStub:
                 request_serializer=flexpert__proto_dot_pool__pb2.WatchEnginesRequest.SerializeToString,
                 response_deserializer=flexpert__proto_dot_pool__pb2.EngineList.FromString,
                 _registered_method=True)
+        self.SendTrace = channel.stream_unary(
+                '/flexpert.v1.PoolMembership/SendTrace',
+                request_serializer=flexpert__proto_dot_pool__pb2.TraceChunk.SerializeToString,
+                response_deserializer=flexpert__proto_dot_pool__pb2.SendTraceResponse.FromString,
+                _registered_method=True)
 
 
 class PoolMembershipServicer:
@@ -482,6 +530,13 @@ class PoolMembershipServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SendTrace(self, request_iterator, context):
+        """NOT_FOUND once the recording has ended
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolMembershipServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -494,6 +549,11 @@ def add_PoolMembershipServicer_to_server(servicer, server):
                     servicer.WatchEngines,
                     request_deserializer=flexpert__proto_dot_pool__pb2.WatchEnginesRequest.FromString,
                     response_serializer=flexpert__proto_dot_pool__pb2.EngineList.SerializeToString,
+            ),
+            'SendTrace': grpc.stream_unary_rpc_method_handler(
+                    servicer.SendTrace,
+                    request_deserializer=flexpert__proto_dot_pool__pb2.TraceChunk.FromString,
+                    response_serializer=flexpert__proto_dot_pool__pb2.SendTraceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -551,6 +611,33 @@ class PoolMembership:
             '/flexpert.v1.PoolMembership/WatchEngines',
             flexpert__proto_dot_pool__pb2.WatchEnginesRequest.SerializeToString,
             flexpert__proto_dot_pool__pb2.EngineList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendTrace(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/flexpert.v1.PoolMembership/SendTrace',
+            flexpert__proto_dot_pool__pb2.TraceChunk.SerializeToString,
+            flexpert__proto_dot_pool__pb2.SendTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

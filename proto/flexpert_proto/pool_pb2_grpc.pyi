@@ -42,6 +42,7 @@ class PoolControlStub:
     Reconfigure: _grpc.UnaryUnaryMultiCallable[_pool_pb2.ReconfigureRequest, _pool_pb2.Operation]
     WatchOperation: _grpc.UnaryStreamMultiCallable[_pool_pb2.WatchOperationRequest, _pool_pb2.Operation]
     Cancel: _grpc.UnaryUnaryMultiCallable[_pool_pb2.CancelRequest, _pool_pb2.Operation]
+    RecordTrace: _grpc.UnaryStreamMultiCallable[_pool_pb2.RecordTraceRequest, _pool_pb2.TraceChunk]
 
 @_typing.type_check_only
 class PoolControlAsyncStub(PoolControlStub):
@@ -57,6 +58,7 @@ class PoolControlAsyncStub(PoolControlStub):
     Reconfigure: _aio.UnaryUnaryMultiCallable[_pool_pb2.ReconfigureRequest, _pool_pb2.Operation]  # type: ignore[assignment]
     WatchOperation: _aio.UnaryStreamMultiCallable[_pool_pb2.WatchOperationRequest, _pool_pb2.Operation]  # type: ignore[assignment]
     Cancel: _aio.UnaryUnaryMultiCallable[_pool_pb2.CancelRequest, _pool_pb2.Operation]  # type: ignore[assignment]
+    RecordTrace: _aio.UnaryStreamMultiCallable[_pool_pb2.RecordTraceRequest, _pool_pb2.TraceChunk]  # type: ignore[assignment]
 
 class PoolControlServicer(metaclass=_abc_1.ABCMeta):
     """Operator -> pool controller."""
@@ -124,6 +126,13 @@ class PoolControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.Operation, _abc.Awaitable[_pool_pb2.Operation]]: ...
 
+    @_abc_1.abstractmethod
+    def RecordTrace(
+        self,
+        request: _pool_pb2.RecordTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_pool_pb2.TraceChunk], _abc.AsyncIterator[_pool_pb2.TraceChunk]]: ...
+
 def add_PoolControlServicer_to_server(servicer: PoolControlServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class PoolMembershipStub:
@@ -135,6 +144,8 @@ class PoolMembershipStub:
     def __new__(cls, channel: _aio.Channel) -> PoolMembershipAsyncStub: ...
     Attach: _grpc.StreamStreamMultiCallable[_pool_pb2.EngineReport, _pool_pb2.EngineDirective]
     WatchEngines: _grpc.UnaryStreamMultiCallable[_pool_pb2.WatchEnginesRequest, _pool_pb2.EngineList]
+    SendTrace: _grpc.StreamUnaryMultiCallable[_pool_pb2.TraceChunk, _pool_pb2.SendTraceResponse]
+    """NOT_FOUND once the recording has ended"""
 
 @_typing.type_check_only
 class PoolMembershipAsyncStub(PoolMembershipStub):
@@ -143,6 +154,8 @@ class PoolMembershipAsyncStub(PoolMembershipStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Attach: _aio.StreamStreamMultiCallable[_pool_pb2.EngineReport, _pool_pb2.EngineDirective]  # type: ignore[assignment]
     WatchEngines: _aio.UnaryStreamMultiCallable[_pool_pb2.WatchEnginesRequest, _pool_pb2.EngineList]  # type: ignore[assignment]
+    SendTrace: _aio.StreamUnaryMultiCallable[_pool_pb2.TraceChunk, _pool_pb2.SendTraceResponse]  # type: ignore[assignment]
+    """NOT_FOUND once the recording has ended"""
 
 class PoolMembershipServicer(metaclass=_abc_1.ABCMeta):
     """Engines and ingresses -> pool controller. The Attach stream is the engine's lease."""
@@ -160,5 +173,13 @@ class PoolMembershipServicer(metaclass=_abc_1.ABCMeta):
         request: _pool_pb2.WatchEnginesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_pool_pb2.EngineList], _abc.AsyncIterator[_pool_pb2.EngineList]]: ...
+
+    @_abc_1.abstractmethod
+    def SendTrace(
+        self,
+        request_iterator: _MaybeAsyncIterator[_pool_pb2.TraceChunk],
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.SendTraceResponse, _abc.Awaitable[_pool_pb2.SendTraceResponse]]:
+        """NOT_FOUND once the recording has ended"""
 
 def add_PoolMembershipServicer_to_server(servicer: PoolMembershipServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -81,6 +81,7 @@ class Controller(pool_pb2_grpc.PoolMembershipServicer):
     def __init__(self, port=0):
         self.reports = queue.Queue()
         self.directives = queue.Queue()
+        self.chunks = queue.Queue()
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         pool_pb2_grpc.add_PoolMembershipServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
@@ -94,6 +95,11 @@ class Controller(pool_pb2_grpc.PoolMembershipServicer):
                 yield self.directives.get(timeout=0.1)
             except queue.Empty:
                 continue
+
+    def SendTrace(self, request_iterator, context):  # noqa: N802
+        for chunk in request_iterator:
+            self.chunks.put(chunk)
+        return pool_pb2.SendTraceResponse()
 
     def _read(self, reports):
         try:
@@ -277,6 +283,26 @@ def test_lease_reports_and_takes_tables_and_survives_the_controller(serve, conne
     assert ingress.receive() == Rejected(2, "draining", "this engine lets no further request in")
     assert service.drained
     successor.stop()
+
+
+def test_what_the_router_chooses_is_sent_when_it_is_ordered(serve, connect, pool, mixtral, make_prompt):
+    controller = Controller()
+    service = serve(pool_control=f"127.0.0.1:{controller.port}")
+    order = pool_pb2.RecordOrder(id="r", tokens=23, seconds=WAIT_S)
+    controller.directives.put(pool_pb2.EngineDirective(routing_table=pool.encode(), record=order))
+    first = controller.chunks.get(timeout=WAIT_S)
+    assert (first.recording, first.engine, list(first.lengths)) == ("r", "engine-0", [])
+    eventually(lambda: service._engine.recorder is not None)
+    ingress = connect(service)
+    ingress.send(greedy(1, make_prompt(20), 12))
+    answered = ingress.answer(1)
+    assert answered == (mixtral.greedy(make_prompt(20), 12), Finish.LENGTH)
+    chunks = [controller.chunks.get(timeout=WAIT_S) for _ in range(4)]
+    assert [list(chunk.lengths) for chunk in chunks] == [[20], [1], [1], [1]]
+    assert {(chunk.layers, chunk.top_k, *chunk.sequences) for chunk in chunks} == {(3, 2, 0)}
+    assert all(len(chunk.experts) == sum(chunk.lengths) * 3 * 2 * 2 for chunk in chunks)
+    assert service._engine.recorder is None
+    controller.stop()
 
 
 def test_process_serves_and_drains_on_sigterm(config, connect, mixtral):

@@ -1,5 +1,6 @@
 """The main path on this machine: up, apply, Ready, text, growing and shrinking under load, threads, down."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -151,6 +152,12 @@ def test_from_up_to_down(cluster: Cluster) -> None:
         cluster.wait(lambda: cluster.has_settled_at(3))
         cluster.scale(2)
         cluster.wait(lambda: cluster.has_settled_at(2))
+        trace = str(cluster.layout.root.parent / "trace.npz")
+        said = cluster.flexpert("trace", "record", NAME, "--tokens", "100", "--seconds", "240", "-o", trace)
+        assert f"{trace}: 100 tokens" in said
+        plan = json.loads(cluster.flexpert("plan", "--live", NAME, "--trace", trace, "--format", "json"))
+        assert plan["predicted"]["refusal"] == ""
+        assert plan["after"]["imbalance"] <= plan["before"]["imbalance"] + 1e-6
     assert load.failures == []
     assert load.num_texts > 0
     assert [engine.expert_bytes for engine in cluster.pool().engines] == [0]

@@ -168,8 +168,8 @@ class AttachedEngine:
     async def run(self) -> None:
         registry = self.rig.controller.engines
         lease = registry.register(self.engine)
-        while (encoded := await registry.next_table(lease)) is not None:
-            table = RoutingTable.decode(encoded)
+        while (news := await registry.next_news(lease)) is not None:
+            table = RoutingTable.decode(news.table)
             self.tables.append(table)
             if self.listens:
                 self.engine = replace(self.engine, epoch=table.epoch)

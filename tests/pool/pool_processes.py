@@ -149,8 +149,8 @@ def engine_of(rig: Any, dispatching: Dispatching) -> "asyncio.Task[None]":
         registry = rig.controller.engines
         engine = Engine("e-1", Condition.READY)
         lease = registry.register(engine)
-        while (encoded := await registry.next_table(lease)) is not None:
-            table = RoutingTable.decode(encoded)
+        while (news := await registry.next_news(lease)) is not None:
+            table = RoutingTable.decode(news.table)
             dispatching.tables.publish(table)
             registry.renew(lease, replace(engine, epoch=table.epoch))
 

@@ -117,11 +117,11 @@ class EngineOfTheTest:
 
     async def _run(self, controller: PoolController, lease: Lease) -> None:
         while True:
-            encoded = await controller.engines.next_table(lease)
-            if encoded is None:  # expelled: an engine attaches again
+            news = await controller.engines.next_news(lease)
+            if news is None:  # expelled: an engine attaches again
                 lease = controller.engines.register(self._engine)
                 continue
-            table = RoutingTable.decode(encoded)
+            table = RoutingTable.decode(news.table)
             if not self.tables or table.epoch > self.tables[-1].epoch:
                 self.tables.append(table)
             if self.listens:

@@ -15,6 +15,7 @@ import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from flexpert_workers.engine.recorder import RoutingRecorder
 from flexpert_workers.messages.generation import Cancel, GenerationReply, GenerationRequest, Ping, Pong, Submit
 from flexpert_workers.transport import bind
 
@@ -31,6 +32,13 @@ class Gone(NamedTuple):
     source: bytes
 
 
+class Record(NamedTuple):
+    """The pool controller wants passes recorded from now on, or (`on` is False) no longer by this recorder."""
+
+    recorder: RoutingRecorder
+    on: bool
+
+
 class Received(NamedTuple):
     """What a source sent."""
 
@@ -38,7 +46,7 @@ class Received(NamedTuple):
     message: Submit | Cancel
 
 
-Event = Gone | Received | None
+Event = Gone | Record | Received | None
 """What the loop takes from the queue; None only wakes it up."""
 
 

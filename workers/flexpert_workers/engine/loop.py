@@ -18,6 +18,7 @@ from flexpert_workers.engine.dense import DenseModel, load_dense
 from flexpert_workers.engine.linear import quicken
 from flexpert_workers.engine.memory import cgroup_memory_limit, derive_kv_bytes
 from flexpert_workers.engine.paged import paged_attentions
+from flexpert_workers.engine.recorder import RoutingRecorder
 from flexpert_workers.engine.request import Limits, Request, RequestKey, check
 from flexpert_workers.engine.runner import Runner
 from flexpert_workers.engine.sampler import Draw, sample
@@ -120,6 +121,16 @@ class Engine:
         for key in [key for key in self._requests if key.source == source]:
             self.cancel(key.number, source)
 
+    def record(self, recorder: RoutingRecorder | None) -> None:
+        """Note which experts the router chooses from the next pass on; None ends that."""
+        if recorder is not self._runner.recorder:
+            self._runner.record(recorder)
+
+    @property
+    def recorder(self) -> RoutingRecorder | None:
+        """What notes them now."""
+        return self._runner.recorder
+
     @property
     def has_work(self) -> bool:
         """Whether a step would compute something."""
@@ -166,6 +177,7 @@ class Engine:
 
     def _postprocess(self, scheduled: list[Scheduled], requests: list[Request], draws: list[Draw | None]) -> Outbox:
         self._passes += 1
+        self._note_routing()
         self._scheduler.commit(scheduled)
         outbox: defaultdict[bytes, list[GenerationReply]] = defaultdict(list)
         for request, draw in zip(requests, draws, strict=True):
@@ -178,6 +190,13 @@ class Engine:
             if output.finish is not None:
                 self._forget(request)
         return dict(outbox)
+
+    def _note_routing(self) -> None:
+        recorder = self._runner.recorder
+        if recorder is not None:
+            recorder.commit()
+            if recorder.remaining == 0:
+                self._runner.record(None)
 
     def _isolate(self, scheduled: list[Scheduled], error: Exception) -> Outbox:
         """Try the requests of a broken pass one by one; end the one that was alone."""

@@ -13,7 +13,7 @@ import msgspec
 
 from flexpert_proto import names
 from flexpert_proto.pool_pb2 import Engine as EngineMessage
-from flexpert_proto.pool_pb2 import EngineDirective, EngineReport
+from flexpert_proto.pool_pb2 import EngineDirective, EngineReport, RecordOrder
 from flexpert_proto.pool_pb2_grpc import PoolMembershipStub
 from flexpert_workers.dispatch import TableHolder
 from flexpert_workers.routing import RoutingTable
@@ -41,6 +41,7 @@ class Membership:
         tables: Where routing tables go.
         describe: The engine as it is now; called from this thread.
         on_drain: Called when the controller says to drain.
+        on_record: Called with an order to record, or to record no more.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Membership:
         tables: TableHolder,
         describe: Callable[[], EngineMessage],
         on_drain: Callable[[], None],
+        on_record: Callable[[RecordOrder], None],
     ) -> None:
         self._address = address
         self._pool = pool
@@ -58,6 +60,7 @@ class Membership:
         self._tables = tables
         self._describe = describe
         self._on_drain = on_drain
+        self._on_record = on_record
         self._news = threading.Event()
         self._stopped = threading.Event()
         self._call: grpc.Call | None = None
@@ -118,6 +121,8 @@ class Membership:
             self.report()
         if directive.drain:
             self._on_drain()
+        if directive.HasField("record"):
+            self._on_record(directive.record)
 
 
 def _reason(error: grpc.RpcError) -> str:

@@ -12,12 +12,17 @@ from flexpert_workers.engine.attention import attend
 from flexpert_workers.engine.batch import Batch, build
 from flexpert_workers.engine.cache import CachePlan, LayerShape, PagedCache
 from flexpert_workers.engine.paged import PagedAttention
+from flexpert_workers.engine.recorder import RoutingRecorder
 from flexpert_workers.engine.scheduler import Scheduled
 from flexpert_workers.engine.seams import ExpertDispatcher, PassHooks, bind, expander_of, variant_of
 
 
 class Runner:
-    """A model, its cache and its dispatcher."""
+    """A model, its cache and its dispatcher.
+
+    Attributes:
+        recorder: Notes what the router chooses, while somebody records.
+    """
 
     def __init__(
         self,
@@ -34,7 +39,16 @@ class Runner:
         self._model = model
         self._plan = plan
         self._batch: Batch | None = None
-        bind(model, PassHooks(self._attend, dispatcher.dispatch), moe_layer_modules)
+        self._dispatcher = dispatcher
+        self._moe_layer_modules = tuple(moe_layer_modules)
+        self.recorder: RoutingRecorder | None = None
+        self.record(None)
+
+    def record(self, recorder: RoutingRecorder | None) -> None:
+        """Have all passes from now on noted, or none."""
+        self.recorder = recorder
+        dispatch = self._dispatcher.dispatch if recorder is None else recorder.around(self._dispatcher)
+        bind(self._model, PassHooks(self._attend, dispatch), self._moe_layer_modules)
 
     @torch.inference_mode()
     def run(self, scheduled: Sequence[Scheduled]) -> tuple[Batch, torch.Tensor]:
@@ -48,6 +62,8 @@ class Runner:
         """
         self._batch = batch = build(scheduled, self.cache.block_tokens, self._plan.gather_tokens)
         self.cache.slots = batch.slots
+        if self.recorder is not None:
+            self.recorder.begin(batch.scheduled)
         logits = self._model(
             input_ids=batch.input_ids,
             position_ids=batch.positions,

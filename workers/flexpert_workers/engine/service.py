@@ -15,9 +15,11 @@ from flexpert_workers import allocator, threads
 from flexpert_workers.checkpoint import open_checkpoint
 from flexpert_workers.dispatch import DispatchClient, LayerStatistics, TableHolder
 from flexpert_workers.engine.config import EngineConfig
-from flexpert_workers.engine.frontend import Frontend, Gone, Received, Sender
+from flexpert_workers.engine.frontend import Frontend, Gone, Received, Record, Sender
 from flexpert_workers.engine.loop import Engine, EngineStatistics
 from flexpert_workers.engine.membership import Membership
+from flexpert_workers.engine.recorder import RoutingRecorder
+from flexpert_workers.engine.recording import Recordings
 from flexpert_workers.errors import InvalidRequest, Overloaded, PassAbandoned
 from flexpert_workers.messages.generation import Cancel, Pong, Rejected, Submit
 from flexpert_workers.routing import NO_EPOCH
@@ -71,8 +73,17 @@ class EngineService:
         self._statistics = self._engine.statistics()
         allocator.freeze_heap()
         self._frontend = Frontend(config.bind_host, config.socket_dir, self._pong)
+        self._recordings = Recordings(
+            config.pool_control, config.engine, checkpoint.num_layers, self._record, self._record_no_more
+        )
         self._membership = Membership(
-            config.pool_control, config.pool, checkpoint.digest, self.tables, self._describe, self.drain
+            config.pool_control,
+            config.pool,
+            checkpoint.digest,
+            self.tables,
+            self._describe,
+            self.drain,
+            self._recordings.obey,
         )
         self._thread.start()
         self._frontend.start()
@@ -116,6 +127,7 @@ class EngineService:
         self._stopped.set()
         self._frontend.events.put(None)
         self._membership.stop()
+        self._recordings.stop()
         self._thread.join(timeout=10)
         self._frontend.stop()
 
@@ -148,10 +160,23 @@ class EngineService:
             match event:
                 case Gone(source):
                     self._engine.cancel_source(source)
+                case Record(recorder, on):
+                    self._switch(recorder, on)
                 case Received(source, Cancel(request=number)):
                     self._engine.cancel(number, source)
                 case Received(source, Submit() as submit):
                     self._submit(source, submit, sender)
+
+    def _record(self, recorder: RoutingRecorder) -> None:
+        self._frontend.events.put(Record(recorder, on=True))
+
+    def _record_no_more(self, recorder: RoutingRecorder) -> None:
+        self._frontend.events.put(Record(recorder, on=False))
+
+    def _switch(self, recorder: RoutingRecorder, on: bool) -> None:
+        """Begin to record, or end it if it is still this recorder's turn."""
+        if on or self._engine.recorder is recorder:
+            self._engine.record(recorder if on else None)
 
     def _submit(self, source: bytes, submit: Submit, sender: Sender) -> None:
         rejected = None

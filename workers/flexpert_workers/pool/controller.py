@@ -31,6 +31,7 @@ from flexpert_workers.pool.operations import Ground, Operations, check_base
 from flexpert_workers.pool.predict import Planned
 from flexpert_workers.pool.reconcile import decide_roles
 from flexpert_workers.pool.reconfigure import Deadlines
+from flexpert_workers.pool.recording import Recordings
 from flexpert_workers.pool.state import (
     Condition,
     Expert,
@@ -96,6 +97,7 @@ class PoolController:
         self.settings = settings
         self.keeper = TableKeeper()
         self.engines = EngineRegistry(settings.leases, self.changes.bump, clock)
+        self.recordings = Recordings(self.engines, clock)
         self.fleet = WorkerFleet(settings.pool, links, settings.patience, self._workers_changed, clock)
         ground = Ground(settings.pool, self.fleet, self.engines, self.keeper, lambda: self.model)
         self.operations = Operations(ground, settings.deadlines, self.changes.bump, clock)

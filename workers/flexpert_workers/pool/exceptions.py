@@ -6,7 +6,9 @@ FlexpertError
     ├── NotConfigured       no model is known yet, or the pool cannot serve it
     ├── OperationRunning    one reconfiguration at a time
     ├── Committed           too late to cancel
-    ├── UnknownName         no such worker or operation
+    ├── UnknownName         no such worker, operation or recording
+    ├── RecordingRunning    one recording at a time
+    ├── InvalidRecording    so many tokens or seconds cannot be recorded
     └── InvalidPlan         a plan that contradicts itself or the pool
 WorkerUnreachable           a worker did not answer in time (not the user's doing)
 """
@@ -35,7 +37,15 @@ class Committed(PoolRefusal):
 
 
 class UnknownName(PoolRefusal):
-    """No such worker or operation."""
+    """No such worker, operation or recording."""
+
+
+class RecordingRunning(PoolRefusal):
+    """Somebody records already."""
+
+
+class InvalidRecording(PoolRefusal):
+    """Sizes of a recording that cannot be."""
 
 
 class InvalidPlan(PoolRefusal):

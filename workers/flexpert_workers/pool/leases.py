@@ -1,4 +1,4 @@
-"""Engines and their leases. An engine's Attach stream is its lease; tables and acknowledgements travel on it.
+"""Engines and their leases. An engine's Attach stream is its lease; tables, orders and acknowledgements travel on it.
 
 `service` opens a `Lease` per stream; `controller` publishes tables here and awaits acknowledgements, a bounded time.
 """
@@ -22,6 +22,31 @@ class LeaseTerms:
     lost_kept_s: float = 30.0
 
 
+@dataclass(frozen=True)
+class RecordingOrder:
+    """What engines are to record: up to `tokens` each, for no longer than `seconds`."""
+
+    id: str
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class News:
+    """What an engine has not been told yet.
+
+    Attributes:
+        table: The encoded table; empty when it has the newest.
+        recording: An order to record; one of no tokens ends what it records. None when nothing changed.
+    """
+
+    table: bytes = b""
+    recording: RecordingOrder | None = None
+
+
+NO_RECORDING = RecordingOrder("", 0, 0.0)
+
+
 class Lease:
     """One engine's stream."""
 
@@ -29,6 +54,7 @@ class Lease:
         self.engine = engine
         self.renewed_at = now
         self.sent = NO_EPOCH
+        self.told = NO_RECORDING
         self.ended = asyncio.Event()
         self._news = asyncio.Event()
 
@@ -60,6 +86,7 @@ class EngineRegistry:
         self._lost: dict[str, tuple[Engine, float]] = {}
         self._table: RoutingTable | None = None
         self._encoded = b""
+        self._recording = NO_RECORDING
         self._acknowledged = asyncio.Event()
 
     # ---- streams
@@ -93,14 +120,21 @@ class EngineRegistry:
             self._acknowledged.set()
             self._on_change()
 
-    async def next_table(self, lease: Lease) -> bytes | None:
-        """The encoded table that the engine lacks, as soon as there is one; None when its lease has ended."""
+    async def next_news(self, lease: Lease) -> News | None:
+        """What the engine has to be told, as soon as there is something; None when its lease has ended."""
         while not lease.ended.is_set():
             await lease.news()
-            if self._table is not None and lease.sent < self._table.epoch and not lease.ended.is_set():
-                lease.sent = self._table.epoch
-                return self._encoded
+            if (news := self._news(lease)) is not None and not lease.ended.is_set():
+                return news
         return None
+
+    def _news(self, lease: Lease) -> News | None:
+        """What has changed since the lease was told; it counts as told."""
+        table = b""
+        if self._table is not None and lease.sent < self._table.epoch:
+            lease.sent, table = self._table.epoch, self._encoded
+        changed, lease.told = lease.told != self._recording, self._recording
+        return News(table, self._recording if changed else None) if table or changed else None
 
     # ---- the controller's side
 
@@ -118,6 +152,12 @@ class EngineRegistry:
         if self._table is not None and table.epoch <= self._table.epoch:
             return
         self._table, self._encoded = table, table.encode()
+        for lease in self._leases.values():
+            lease.wake()
+
+    def record(self, order: RecordingOrder | None) -> None:
+        """Have every engine record, also those that attach later; None has none record."""
+        self._recording = order or NO_RECORDING
         for lease in self._leases.values():
             lease.wake()
 

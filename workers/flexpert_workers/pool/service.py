@@ -19,6 +19,7 @@ _STATUSES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (errors.CheckpointNotFound, grpc.StatusCode.NOT_FOUND),
     (errors.CheckpointError, grpc.StatusCode.FAILED_PRECONDITION),
     (exceptions.InvalidPlan, grpc.StatusCode.INVALID_ARGUMENT),
+    (exceptions.InvalidRecording, grpc.StatusCode.INVALID_ARGUMENT),
     (exceptions.UnknownName, grpc.StatusCode.NOT_FOUND),
     (exceptions.PoolRefusal, grpc.StatusCode.FAILED_PRECONDITION),
 )
@@ -109,6 +110,18 @@ class PoolControlService(pool_pb2_grpc.PoolControlServicer):
         operation = await _answered(context, lambda: self._controller.operations.cancel(request.operation_id))
         return view.operation_message(operation)
 
+    async def RecordTrace(  # noqa: N802
+        self, request: pool_pb2.RecordTraceRequest, context: Context
+    ) -> AsyncIterator[pool_pb2.TraceChunk]:
+        """What the routers of all engines choose, until there are enough tokens or the time is up."""
+        recordings = self._controller.recordings
+        recording = await _answered(context, lambda: recordings.begin(request.tokens, request.seconds))
+        try:
+            async for chunk in recording.chunks():
+                yield chunk
+        finally:
+            recordings.end(recording)
+
     async def _predict(self, request: pool_pb2.ReconfigureRequest) -> Prediction:
         return await self._controller.predict_aside(await _request_of(request))
 
@@ -133,8 +146,8 @@ class PoolMembershipService(pool_pb2_grpc.PoolMembershipServicer):
         reader = asyncio.create_task(self._read(request_iterator, lease))
         try:
             yield pool_pb2.EngineDirective(lease_seconds=registry.terms.lease_s)
-            while (table := await registry.next_table(lease)) is not None:
-                yield pool_pb2.EngineDirective(routing_table=table, lease_seconds=registry.terms.lease_s)
+            while (news := await registry.next_news(lease)) is not None:
+                yield view.directive_message(news, registry.terms.lease_s)
         finally:
             reader.cancel()
             registry.release(lease)
@@ -149,6 +162,14 @@ class PoolMembershipService(pool_pb2_grpc.PoolMembershipServicer):
             if engines != told:
                 told = engines
                 yield engines
+
+    async def SendTrace(  # noqa: N802
+        self, request_iterator: AsyncIterator[pool_pb2.TraceChunk], context: Context
+    ) -> pool_pb2.SendTraceResponse:
+        """An engine's part of a recording."""
+        async for chunk in request_iterator:
+            await _awaited(context, self._controller.recordings.take(chunk))
+        return pool_pb2.SendTraceResponse()
 
     async def _read(self, reports: AsyncIterator[pool_pb2.EngineReport], lease: Lease) -> None:
         try:

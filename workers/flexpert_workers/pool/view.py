@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from flexpert_proto import pool_pb2
 from flexpert_workers.pool.controller import PoolController
 from flexpert_workers.pool.exceptions import InvalidPlan
+from flexpert_workers.pool.leases import News
 from flexpert_workers.pool.state import (
     Cause,
     Condition,
@@ -127,6 +128,15 @@ def engine_message(engine: Engine) -> pool_pb2.Engine:
         pod=engine.pod,
         threads=engine.threads,
     )
+
+
+def directive_message(news: News, lease_s: float) -> pool_pb2.EngineDirective:
+    """What an engine is told."""
+    message = pool_pb2.EngineDirective(routing_table=news.table, lease_seconds=lease_s)
+    if news.recording is not None:
+        order = news.recording
+        message.record.CopyFrom(pool_pb2.RecordOrder(id=order.id, tokens=order.tokens, seconds=order.seconds))
+    return message
 
 
 def model_message(model: ModelFacts) -> pool_pb2.ModelInfo:
