@@ -53,6 +53,7 @@ class ThreadWorkers:
     def __init__(self, folder: str) -> None:
         self.running: dict[str, tuple[Slot, ExpertWorker]] = {}
         self._folder = folder
+        self._made: list[ExpertWorker] = []
         self._owners: dict[str, tuple[Slot, OwnerProcess]] = {}
 
     async def slots(self) -> tuple[Slot, ...]:
@@ -79,6 +80,7 @@ class ThreadWorkers:
             owner_socket=socket,
         )
         started = ExpertWorker(config)
+        self._made.append(started)
         await asyncio.to_thread(started.start)
         self.running[worker] = slot, started
 
@@ -102,7 +104,8 @@ class ThreadWorkers:
         return {pod: lender.owner_state().used_bytes for pod, lender in lenders.items()}  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        for _, worker in self.running.values():
+        """End everything, also what was being started when the controller ended."""
+        for worker in self._made:
             worker.stop()
         for _, owner in self._owners.values():
             owner.stop()
