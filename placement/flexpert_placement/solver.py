@@ -73,7 +73,7 @@ def solve(
     if layers is None:
         raise InfeasiblePlacement("no placement was found that keeps all rules: give workers more memory or drop pins")
     bound = bounds.objective_bound(instance)
-    if _objective(instance, layers) > bound * (1 + WORTH_A_PROGRAM) and not stop():
+    if _objective(instance, layers) > bound * (1 + WORTH_A_PROGRAM) and not stop() and not _is_urgent(instance):
         from flexpert_placement.models import improve_by_programs
 
         layers, proven = improve_by_programs(instance, layers, seconds_left, stop)
@@ -82,6 +82,12 @@ def solve(
         instance, dense_shares(instance, layers), seconds_left, lambda found: keeps_rules(instance, list(found.held))
     )
     return _result(instance, dense, bound, clock() - started)
+
+
+def _is_urgent(instance: Instance) -> bool:
+    """Whether workers came or replicas were lost, so that a pool waits for the answer: no time for programs."""
+    there = instance.current.any(axis=(0, 1))
+    return bool(there.any() and (not there.all() or feasibility.forced_moves(instance).any()))
 
 
 def _objective(instance: Instance, layers: list[Bools]) -> float:

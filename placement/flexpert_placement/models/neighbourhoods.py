@@ -20,7 +20,7 @@ MOST_FREE = 1024
 MOST_IN_VAIN = 2
 """Programs without a gain after which improvement has stalled."""
 
-PROGRAM_S = 0.7
+PROGRAM_S = 1.5
 """Wall time of one program."""
 
 PART_OF_TIME = 0.25
