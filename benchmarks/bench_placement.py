@@ -58,7 +58,7 @@ def trace_rows(traces: Sequence[cases.Trace]) -> list[Row]:
                 rows.append(judge.run("ours", lambda problem: methods.balanced(problem, 2.0)[1]))
                 slacks = (0.0, 0.01, 0.02, SLACK, 0.05, 0.1) if (workers, spare) == (8, 0) else ()
                 for slack in slacks or ((SLACK,) if workers == 8 or spare == 0 else ()):
-                    found = _timed(partial(methods.affine, time_limit_s=12.0, slack=slack), problem)
+                    found = _timed(partial(methods.affine, time_limit_s=20.0, slack=slack), problem)
                     rows.append(judge.row("ours_affine", *found, slack=slack))
     return rows
 
