@@ -27,4 +27,4 @@ def world() -> Iterator[World]:
 
 @pytest.fixture(scope="session")
 def report() -> Report:
-    return Report()
+    return Report.begin()

@@ -52,7 +52,8 @@ class Clients:
         """Let the streams under way come to their end."""
         self._ending.set()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # it was started
+                thread.join()
 
     def take_wrong(self) -> list[str]:
         """What was not so, since it was last asked for."""

@@ -160,7 +160,7 @@ class WatchedPool:
         phase = self._ended.get(operation)
         if phase == pool_pb2.SUCCEEDED:
             return "carried through"
-        return "rolled back, then done" if phase == pool_pb2.ROLLED_BACK else "taken up by the next controller"
+        return "rolled back, then done" if phase == pool_pb2.ROLLED_BACK else "taken over"
 
     def _note_end(self, pool: pool_pb2.Pool | None) -> None:
         if pool is not None and not is_running(pool):

@@ -4,9 +4,11 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Self
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "reliability.md"
+FIGURES = ROOT / "build" / "reliability.json"
 BEGIN, END = "<!-- cells: begin -->", "<!-- cells: end -->"
 PHASES = ("provision", "prepare", "commit", "retire", "deprovision")
 RAY_HEAD = "Ray head"
@@ -49,17 +51,31 @@ class Found:
 
 @dataclass
 class Report:
-    """All cells that were run; the requests that were completed meanwhile, by kind of pool."""
+    """All cells that were run; the requests that were completed meanwhile, by kind of pool.
+
+    Where all are run, those of an earlier run stand until they are run again: the folder may be run file by file.
+    """
 
     cells: dict[Cell, Found] = field(default_factory=dict)
     completed: dict[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def begin(cls) -> Self:
+        """What is known before anything is run."""
+        if not (runs_all() and FIGURES.exists()):
+            return cls()
+        earlier = json.loads(FIGURES.read_text())
+        found = {
+            (row["phase"], row["victim"]): Found(row["change"], row["ended"], row["healed_s"])
+            for row in earlier["cells"]
+        }
+        return cls(found, earlier["requests"])
+
     def write(self) -> None:
-        """Write the figures, and renew the document where all cells were asked for and run."""
-        folder = ROOT / "build"
-        folder.mkdir(exist_ok=True)
+        """Write the figures, and renew the document where all cells are asked for and known."""
+        FIGURES.parent.mkdir(exist_ok=True)
         rows = [{"phase": phase, "victim": victim} | asdict(found) for (phase, victim), found in self.cells.items()]
-        (folder / "reliability.json").write_text(json.dumps({"requests": self.completed, "cells": rows}, indent=1))
+        FIGURES.write_text(json.dumps({"requests": self.completed, "cells": rows}, indent=1))
         if runs_all() and len(self.cells) + len(IMPOSSIBLE) == len(PHASES) * len(VICTIMS):
             before, _, behind = DOCUMENT.read_text().partition(BEGIN)
             behind = behind.partition(END)[2]
