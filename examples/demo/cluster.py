@@ -94,16 +94,20 @@ class Laptop:
         conditions: list[dict[str, Any]] = []
         while time.monotonic() < end:
             conditions = (await self.status()).get("conditions") or []
-            if any(c["type"] == "Ready" and c["status"] == "True" for c in conditions):
+            if is_true(conditions, "Ready"):
                 return
             await asyncio.sleep(POLL_S)
         raise DemoError(f"not Ready within {timeout_s:.0f} s: {conditions}; logs are in {self.state / 'logs'}")
+
+    async def holds(self, condition: str) -> bool:
+        """Whether a condition of the MoEDeployment is True."""
+        return is_true((await self.status()).get("conditions") or [], condition)
 
     async def pool(self) -> pb.Pool:
         """The pool as its controller sees it."""
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(self._service("pool-control", 7000))
-        request = pb.GetPoolRequest(with_placement=True)
+        request = pb.GetPoolRequest(with_placement=True, with_loads=True)
         pool: pb.Pool = await pool_pb2_grpc.PoolControlStub(self._channel).GetPool(request, timeout=CALL_TIMEOUT_S)
         return pool
 
@@ -138,3 +142,8 @@ class Laptop:
         if process.returncode:
             raise DemoError(f"{' '.join(command)} failed:\n{output.decode()}")
         return output.decode()
+
+
+def is_true(conditions: list[dict[str, Any]], kind: str) -> bool:
+    """Whether the condition of this type is True."""
+    return any(condition["type"] == kind and condition["status"] == "True" for condition in conditions)

@@ -30,6 +30,10 @@ class SteadyLoad:
         self._stopping = asyncio.Event()
         self._clients: asyncio.Task[None] | None = None
 
+    def change(self, prompts: Sequence[str]) -> None:
+        """From now on ask for other texts."""
+        self._prompts = itertools.cycle(prompts)
+
     def start(self) -> None:
         """Begin; call it within a running event loop."""
         self._clients = asyncio.create_task(self._run())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import timeline
+from balance import Balance, Look
 from cluster import DemoError, Laptop
 from load import SteadyLoad
 from records import WINDOW_S, Event, report, tokens_per_s, tpot_ms_p99
@@ -28,7 +29,7 @@ OUTPUT = ROOT / "build" / "demo"
 CHECKPOINT = ROOT / "examples" / "models" / "tiny-moe"
 MANIFEST = ROOT / "examples" / "tiny-moe.yaml"
 NAME = "tiny-moe"
-PROMPTS = (
+CODE = (
     "def ",
     "import os\n",
     "class ",
@@ -38,6 +39,18 @@ PROMPTS = (
     "if not isinstance(",
     '"""Return ',
 )
+PROSE = (
+    "The old man walked slowly along the river and said that ",
+    "She opened the window, and the smell of rain ",
+    "It was a cold night; nobody in the village ",
+    "When the train arrived, my brother and I ",
+    "Once upon a time, in a country far away, there lived ",
+    "The captain looked at the sea for a long time, then ",
+    "My grandmother used to tell us that ",
+    "They sat by the fire and spoke of ",
+)
+"""The model has only ever read Python; prose takes other experts, which is what this is about."""
+
 MAX_TOKENS = 48
 STREAMS = 4
 READY_TIMEOUT_S = 400.0
@@ -51,6 +64,7 @@ class Demo:
         self.laptop = Laptop(ROOT, NAME)
         self.events: list[Event] = []
         self.workers: list[tuple[float, int]] = []
+        self.balance = Balance()
         self.phase = "starting"
         self.load: SteadyLoad | None = None
         self.engine_expert_bytes = 0
@@ -63,7 +77,7 @@ class Demo:
             await self.laptop.up()
             say("laptop cluster is up")
             ready_s = await self.apply()
-            await self.stream_one(PROMPTS[0])
+            await self.stream_one(CODE[0])
             await self.under_load()
             references = await computing
             say(f"reference: {len(references)} greedy texts by transformers' generate, in one process")
@@ -94,14 +108,15 @@ class Demo:
         print("\n")
 
     async def under_load(self) -> None:
-        """Steady load, the four events, and the watchers beside them."""
-        self.load = SteadyLoad(self.laptop.ingress, PROMPTS, MAX_TOKENS, STREAMS)
+        """Steady load, the events, and the watchers beside them."""
+        self.load = SteadyLoad(self.laptop.ingress, CODE, MAX_TOKENS, STREAMS)
         self.load.start()
         watchers = [asyncio.create_task(self.watch_pool()), asyncio.create_task(self.show_progress())]
         try:
             self.phase = "steady"
             await asyncio.sleep(WINDOW_S + 1)
             await self.event("scale-up", 2, 4, lambda: self.laptop.scale(4), scaled_to(4))
+            await self.text_change()
             await self.event("scale-down", 4, 2, lambda: self.laptop.scale(2), scaled_to(2))
             await self.event("worker-kill", 2, 2, self.kill_worker, scaled_to(2))
             await self.event("engine-kill", 1, 1, self.kill_engine, engines_ready(1))
@@ -131,9 +146,51 @@ class Demo:
             if time.monotonic() - start > CHANGE_TIMEOUT_S:
                 raise DemoError(f"{name} took more than {CHANGE_TIMEOUT_S:.0f} s; the pool is:\n{new}")
         moved = new.operation.moved_bytes if new.operation.id != old.operation.id else 0
-        self.events.append(Event(name, before, after, start, time.monotonic(), moved))
+        end = time.monotonic()
         self.phase = "steady"
         await asyncio.sleep(WINDOW_S + 1)
+        spread = (self.balance.between(start - WINDOW_S, start), self.balance.between(end, end + WINDOW_S))
+        self.events.append(Event(name, before, after, start, end, moved, spread))
+
+    async def text_change(self) -> None:
+        """Ask for other texts, until the operator has moved experts and the workers are evenly busy again.
+
+        That takes more than one round where the loads that it knew at the first one were half of the old text. The
+        imbalance before is the highest that was measured just before a round, the one after that of the last.
+        """
+        assert self.load is not None
+        self.phase = "text-change"
+        old = await self.laptop.pool()
+        workers, start, moved, before, after = len(old.workers), time.monotonic(), 0, 1.0, None
+        self.load.change(PROSE)
+        while (new := await self.next_rebalance(old, may_end=after is not None)) is not None:
+            end, old = time.monotonic(), new
+            moved += new.operation.moved_bytes
+            before = max(before, self.balance.between(end - WINDOW_S, end) or 1.0)
+            await asyncio.sleep(WINDOW_S + 1)
+            after = self.balance.between(end, end + WINDOW_S)
+            if after is not None and after - 1 <= (before - 1) / 2:
+                break
+        self.events.append(Event("text-change", workers, workers, start, end, moved, (before, after)))
+        self.phase = "steady"
+
+    async def next_rebalance(self, old: pb.Pool, may_end: bool) -> pb.Pool | None:
+        """The pool once a rebalancing has ended that is not in `old`; None when it `may_end` and the operator is done.
+
+        Raises:
+            DemoError: There was none; the message has the operator's reason.
+        """
+        start = time.monotonic()
+        while time.monotonic() - start < CHANGE_TIMEOUT_S:
+            new = await self.laptop.pool()
+            last = new.operation
+            if last.cause == pb.REBALANCE and last.phase == pb.SUCCEEDED and last.id != old.operation.id:
+                return new
+            if may_end and not await self.laptop.holds("Rebalancing"):
+                return None
+            await asyncio.sleep(0.1)
+        decision = (await self.laptop.status()).get("placement", {}).get("lastDecision")
+        raise DemoError(f"no rebalancing within {CHANGE_TIMEOUT_S:.0f} s; the operator's last decision is {decision}")
 
     async def kill_worker(self) -> None:
         """SIGKILL an expert worker."""
@@ -151,6 +208,7 @@ class Demo:
         while True:
             pool = await self.laptop.pool()
             self.workers.append((time.monotonic(), sum(bool(worker.experts) for worker in pool.workers)))
+            self.balance.looks.append(look_at(pool, time.monotonic()))
             await asyncio.sleep(0.25)
 
     async def show_progress(self) -> None:
@@ -173,6 +231,16 @@ class Demo:
             f"p99 {tpot_ms_p99(requests, now - 2, now):6.1f} ms/token  "
             f"requests {len(ended)} ended, {failed} failed"
         )
+
+
+def look_at(pool: pb.Pool, now: float) -> Look:
+    """What a pool says of tokens and placement."""
+    tokens = {divmod(position, pool.model.experts): count for position, count in enumerate(pool.loads)}
+    placement: dict[tuple[int, int], dict[str, float]] = {}
+    for replica in pool.placement:
+        row = placement.setdefault((replica.expert.layer, replica.expert.index), {})
+        row[replica.worker] = replica.share
+    return Look(now, tokens, placement)
 
 
 def pid_of(pids: Iterable[int]) -> int:
@@ -223,7 +291,8 @@ async def reference_texts() -> dict[str, str]:
             str(Path(__file__).with_name("reference.py")),
             str(CHECKPOINT),
             str(MAX_TOKENS),
-            *PROMPTS,
+            *CODE,
+            *PROSE,
         ),
         env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
         stdout=subprocess.PIPE,
@@ -242,14 +311,15 @@ def say(message: str) -> None:
 
 def print_table(result: dict[str, Any]) -> None:
     """The report as a table."""
-    columns = ("event", "workers", "seconds", "moved KiB", "failed", "tokens/s", "time per token p99, ms")
-    print("\n{:12} {:>8} {:>8} {:>10} {:>7} {:>22} {:>26}".format(*columns))
+    columns = ("event", "workers", "seconds", "moved KiB", "failed", "imbalance", "tokens/s", "time per token p99, ms")
+    print("\n{:12} {:>8} {:>8} {:>10} {:>7} {:>13} {:>22} {:>26}".format(*columns))
     for event in result["events"]:
         rates = " / ".join(f"{event['tokens_per_s'][span]:.0f}" for span in ("before", "during", "after"))
+        spread = " / ".join(f"{value:.2f}" if value else "-" for value in event["imbalance"].values())
         latencies = " / ".join(f"{event['tpot_ms_p99'][span]:.0f}" for span in ("before", "during", "after"))
         print(
             f"{event['name']:12} {event['from']:>3} → {event['to']:<2} {event['duration_s']:>8.1f} "
-            f"{event['moved_bytes'] / 1024:>10.0f} {event['failed']:>7} {rates:>22} {latencies:>26}"
+            f"{event['moved_bytes'] / 1024:>10.0f} {event['failed']:>7} {spread:>13} {rates:>22} {latencies:>26}"
         )
     requests = result["requests"]
     print(
@@ -272,7 +342,7 @@ def main() -> int:
     OUTPUT.mkdir(parents=True, exist_ok=True)
     (OUTPUT / "report.json").write_text(json.dumps(result, indent=1) + "\n")
     assert demo.load is not None
-    timeline.draw(OUTPUT / "timeline.png", demo.load.requests, demo.events, demo.workers)
+    timeline.draw(OUTPUT / "timeline.png", demo.load.requests, demo.events, demo.workers, demo.balance)
     print_table(result)
     print(f"written: {OUTPUT.relative_to(ROOT)}/report.json, {OUTPUT.relative_to(ROOT)}/timeline.png")
     good = result["requests"]["failed"] == 0 and result["requests"]["text_identical"]

@@ -41,7 +41,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Event:
-    """A change made to the pool while it served."""
+    """A change made to the pool while it served.
+
+    Attributes:
+        imbalance: Busiest worker's tokens over the average, before and after; None where no token told.
+    """
 
     name: str
     before: int
@@ -49,6 +53,7 @@ class Event:
     start: float
     end: float
     moved_bytes: int
+    imbalance: tuple[float | None, float | None] = (None, None)
 
 
 def tokens_per_s(requests: Sequence[Request], start: float, end: float) -> float:
@@ -89,6 +94,10 @@ def event_report(event: Event, requests: Sequence[Request]) -> dict[str, Any]:
         "to": event.after,
         "duration_s": round(event.end - event.start, 3),
         "moved_bytes": event.moved_bytes,
+        "imbalance": {
+            when: round(value, 3) if value is not None else None
+            for when, value in zip(("before", "after"), event.imbalance, strict=True)
+        },
         "failed": len(failed),
         "tokens_per_s": {name: round(tokens_per_s(requests, *span), 1) for name, span in spans.items()},
         "tpot_ms_p99": {name: round(tpot_ms_p99(requests, *span), 2) for name, span in spans.items()},

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import kopf
 
+from flexpert_operator.decide.leaving import LEAVING_TAINTS
 from flexpert_operator.handlers import operator_registry, reconciler_factory
 from flexpert_operator.kube import Kube, api_client
+from flexpert_operator.metrics import Metrics
+from flexpert_operator.nodes import NodeNotices
 from flexpert_operator.settings import IMAGE, Settings, on_a_laptop
 
 
@@ -25,6 +28,18 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--provision-deadline-seconds", type=float, default=default.provision_deadline_s)
     options.add_argument("--drain-deadline-seconds", type=float, default=default.drain_deadline_s)
     options.add_argument("--liveness", help="address of the liveness probe, e.g. http://0.0.0.0:8080/healthz")
+    options.add_argument(
+        "--metrics", default="" if local else "0.0.0.0:8081", help="HOST:PORT of Prometheus metrics; empty: none"
+    )
+    options.add_argument(
+        "--watch-nodes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="empty workers of nodes that are cordoned or announced to go (needs to list and watch Nodes)",
+    )
+    options.add_argument(
+        "--leaving-taint", action="append", default=[], help="key of a further taint that announces the end of a node"
+    )
     options.add_argument("--verbose", action="store_true", help="log every step")
     return options
 
@@ -48,9 +63,15 @@ def main(arguments: list[str]) -> None:
     kopf.configure(verbose=options.verbose, log_format=kopf.LogFormat.FULL)
     logging.getLogger("kopf.objects").setLevel(logging.INFO if options.verbose else logging.WARNING)
     settings = settings_of(options)
-    kube = Kube(api_client(options.kubeconfig))
+    kube, metrics = Kube(api_client(options.kubeconfig)), Metrics()
+    nodes = NodeNotices(LEAVING_TAINTS.union(options.leaving_taint)) if options.watch_nodes else None
+    if options.metrics:
+        host, _, port = options.metrics.rpartition(":")
+        metrics.serve(host, int(port))
     kopf.run(
-        registry=operator_registry(reconciler_factory(kube, settings), options.kubeconfig, settings),
+        registry=operator_registry(
+            reconciler_factory(kube, settings, nodes, metrics), options.kubeconfig, settings, nodes
+        ),
         standalone=True,
         clusterwide=not options.namespace,
         namespaces=options.namespace,

@@ -6,7 +6,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,9 @@ from flexpert_operator.api.spec import InvalidObject
 from flexpert_operator.decide.observation import Event
 from flexpert_operator.errors import KubeConflict, KubeError
 from flexpert_operator.kube import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Kube, Object, api_client
-from flexpert_operator.reconciler import Reconciler
+from flexpert_operator.metrics import Metrics
+from flexpert_operator.nodes import NodeNotices
+from flexpert_operator.reconciler import Reconciler, Surroundings
 from flexpert_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,9 +50,9 @@ def post_event(body: Object, event: Event) -> None:
 
 
 def operator_registry(
-    make_reconciler: MakeReconciler, kubeconfig: Path | None, settings: Settings
+    make_reconciler: MakeReconciler, kubeconfig: Path | None, settings: Settings, nodes: NodeNotices | None = None
 ) -> kopf.OperatorRegistry:
-    """All handlers of the operator, in a registry of their own."""
+    """All handlers of the operator, in a registry of their own; Nodes are watched where there are `nodes` to fill."""
     registry = kopf.OperatorRegistry()
     resource = (names.GROUP, names.VERSION, names.PLURAL)
     tended: dict[str, Tended] = {}
@@ -76,6 +78,9 @@ def operator_registry(
         if type == "DELETED" and uid in tended:
             tended.pop(uid).reconciler.close()
 
+    if nodes is not None:
+        watch_nodes(registry, nodes, tended)
+
     @kopf.daemon(*resource, registry=registry, cancellation_backoff=STOP_TIMEOUT_S, cancellation_timeout=STOP_TIMEOUT_S)
     async def reconcile_forever(
         stopped: kopf.DaemonStopped, uid: str, namespace: str | None, name: str, **_: Any
@@ -93,6 +98,18 @@ def operator_registry(
             await rest(own.bell, FINALIZE_POLL_S)
 
     return registry
+
+
+def watch_nodes(registry: kopf.OperatorRegistry, nodes: NodeNotices, tended: Mapping[str, Tended]) -> None:
+    """Keep `nodes` up to date, and wake everybody when a node is to be emptied, or no longer."""
+
+    @kopf.on.event("", "v1", "nodes", registry=registry)
+    def note(body: kopf.Body, name: str | None, type: str | None, **_: Any) -> None:
+        if type == "DELETED":
+            nodes.forget(name or "")
+        elif nodes.note(body):
+            for one in tended.values():
+                one.bell.set()
 
 
 async def ring_when_stopped(stopped: kopf.DaemonStopped, bell: asyncio.Event) -> None:
@@ -165,10 +182,13 @@ def connection_info(kubeconfig: Path | None) -> kopf.ConnectionInfo:
     )
 
 
-def reconciler_factory(kube: Kube, settings: Settings) -> MakeReconciler:
-    """Makes reconcilers that post Events through kopf."""
+def reconciler_factory(
+    kube: Kube, settings: Settings, nodes: NodeNotices | None = None, metrics: Metrics | None = None
+) -> MakeReconciler:
+    """Makes reconcilers that post Events through kopf, heed `nodes` and keep `metrics`."""
+    around = Surroundings(nodes or NodeNotices(), metrics or Metrics())
 
     def make(namespace: str, name: str) -> Reconciler:
-        return Reconciler(namespace, name, kube, settings, post_event)
+        return Reconciler(namespace, name, kube, settings, post_event, around)
 
     return make

@@ -1,12 +1,13 @@
 """Reads what a reconciliation decides on: the RayCluster and its pods, in that order, and the pool controller."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flexpert_operator.api import names
 from flexpert_operator.api.spec import Model, MoEDeployment
+from flexpert_operator.decide.leaving import disruption
 from flexpert_operator.decide.observation import Cluster, Group, Pod
 from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_operator.decide.status import from_rfc3339
@@ -28,48 +29,53 @@ class Seen:
     hindrances: tuple[str, ...] = ()
 
 
-def read_cluster(kube: Kube, deployment: MoEDeployment) -> Seen:
-    """The RayCluster, and then the pods, so that the list of pods is never older than the sizes it is checked with."""
+def read_cluster(kube: Kube, deployment: MoEDeployment, why_leaving: Callable[[str], str] = lambda _: "") -> Seen:
+    """The RayCluster, and then the pods, so that the list of pods is never older than the sizes it is checked with.
+
+    `why_leaving`: why a node is to be emptied, by its name; empty where it is not.
+    """
     raw = kube.find(RAY_CLUSTERS, deployment.namespace, names.ray_cluster(deployment.name))
     pods = kube.list(PODS, deployment.namespace, names.selector(deployment.name))
     ingress = [pod for pod in pods if role_of(pod) == names.INGRESS_ROLE]
-    cluster = parse_cluster(raw, pods) if raw is not None else None
+    cluster = parse_cluster(raw, pods, why_leaving) if raw is not None else None
     hindrances = {hindrance(pod.get("status") or {}) for pod in pods} - {""}
     return Seen(raw, cluster, sum(is_ready(pod) for pod in ingress), tuple(sorted(hindrances)))
 
 
-def parse_cluster(raw: Mapping[str, Any], pods: list[Object]) -> Cluster:
+def parse_cluster(raw: Mapping[str, Any], pods: list[Object], why_leaving: Callable[[str], str]) -> Cluster:
     """The RayCluster with the pods of its groups."""
     annotations = raw["metadata"].get("annotations") or {}
     served = annotations.get(names.MODEL_ANNOTATION)
     return Cluster(
         resource_version=raw["metadata"]["resourceVersion"],
-        engines=parse_group(raw, names.ENGINES_ROLE, pods),
-        experts=parse_group(raw, names.EXPERTS_ROLE, pods),
+        engines=parse_group(raw, names.ENGINES_ROLE, pods, why_leaving),
+        experts=parse_group(raw, names.EXPERTS_ROLE, pods, why_leaving),
         sizing=Sizing.decode(annotations.get(names.SIZING_ANNOTATION)),
         served_model=Model(**json.loads(served)) if served else None,
     )
 
 
-def parse_group(raw: Mapping[str, Any], role: str, pods: list[Object]) -> Group:
+def parse_group(raw: Mapping[str, Any], role: str, pods: list[Object], why_leaving: Callable[[str], str]) -> Group:
     """A worker group; one that somebody removed has no pods asked for."""
     specs = {group["groupName"]: group for group in raw["spec"].get("workerGroupSpecs", ())}
     spec = specs.get(role, {})
     return Group(
         replicas=spec.get("replicas", 0),
         workers_to_delete=tuple((spec.get("scaleStrategy") or {}).get("workersToDelete") or ()),
-        pods=tuple(parse_pod(pod) for pod in pods if role_of(pod) == role and not is_over(pod)),
+        pods=tuple(parse_pod(pod, why_leaving) for pod in pods if role_of(pod) == role and not is_over(pod)),
     )
 
 
-def parse_pod(pod: Mapping[str, Any]) -> Pod:
-    """A pod, with what keeps it from running."""
-    metadata = pod["metadata"]
+def parse_pod(pod: Mapping[str, Any], why_leaving: Callable[[str], str]) -> Pod:
+    """A pod, with what keeps it from running and what makes it go."""
+    metadata, node = pod["metadata"], str((pod.get("spec") or {}).get("nodeName") or "")
     return Pod(
         metadata["name"],
         terminating=metadata.get("deletionTimestamp") is not None,
         message=hindrance(pod.get("status") or {}),
         created_at=from_rfc3339(metadata.get("creationTimestamp")),
+        node=node,
+        leaving=disruption(pod.get("status") or {}) or (why_leaving(node) if node else ""),
     )
 
 

@@ -37,6 +37,7 @@ CAUSES = {
     pb.FAILURE: Cause.FAILURE,
     pb.UPGRADE: Cause.UPGRADE,
     pb.INITIAL: Cause.INITIAL,
+    pb.DRAIN: Cause.DRAIN,
 }
 PHASES = {
     pb.PENDING: Phase.PENDING,
@@ -121,17 +122,18 @@ class PoolClient:
             PlanRefused: It cannot be carried out.
             PoolRefused: Its base is not the newest table, or another operation runs: observe again.
         """
-        request = pb.ReconfigureRequest(
-            operation_id=wanted.operation_id,
-            base_epoch=pb.Epoch(term=wanted.base_epoch.term, sequence=wanted.base_epoch.sequence),
-            cause=next(number for number, cause in CAUSES.items() if cause is wanted.cause),
-            plan=plan_message(wanted.plan),
-        )
         try:
-            return operation_of(self._stub().Reconfigure(request, timeout=CALL_TIMEOUT_S))
+            return operation_of(self._stub().Reconfigure(request_message(wanted), timeout=CALL_TIMEOUT_S))
         except grpc.RpcError as failure:
             if failure.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise PlanRefused(failure.details()) from failure
+            raise self._translate(failure) from failure
+
+    def predict(self, wanted: Reconfiguration) -> Prediction:
+        """What a reconfiguration would cost: a dry run; raises `PoolError`."""
+        try:
+            return prediction_of(self._stub().Plan(request_message(wanted), timeout=CALL_TIMEOUT_S))
+        except grpc.RpcError as failure:
             raise self._translate(failure) from failure
 
     def _stub(self) -> PoolControlStub:
@@ -174,6 +176,16 @@ def spec_message(deployment: MoEDeployment, model: Model, engines: int, workers:
     )
 
 
+def request_message(wanted: Reconfiguration) -> pb.ReconfigureRequest:
+    """A reconfiguration as the pool controller takes it."""
+    return pb.ReconfigureRequest(
+        operation_id=wanted.operation_id,
+        base_epoch=pb.Epoch(term=wanted.base_epoch.term, sequence=wanted.base_epoch.sequence),
+        cause=next(number for number, cause in CAUSES.items() if cause is wanted.cause),
+        plan=plan_message(wanted.plan),
+    )
+
+
 def plan_message(plan: Plan) -> pb.Plan:
     """A plan as the pool controller takes it; every move ends with the checkpoint's file as a source."""
     return pb.Plan(
@@ -205,6 +217,7 @@ def pool_of(message: pb.Pool) -> Pool:
         placement=placement_of(message),
         model=facts_of(message.model) if message.HasField("model") else None,
         loads=tuple(message.loads),
+        loads_since=message.loads_since,
         operation=operation_of(message.operation) if message.HasField("operation") else None,
         generation=message.generation,
         message=message.message,
@@ -277,4 +290,4 @@ def operation_of(message: pb.Operation) -> Operation:
 def prediction_of(message: pb.PlanPrediction) -> Prediction:
     """A prediction as decisions see it."""
     peak = max(message.peak_bytes.values(), default=0)
-    return Prediction(message.moved_bytes, message.seconds, peak, message.waves or 1)
+    return Prediction(message.moved_bytes, message.seconds, peak, message.waves or 1, message.refusal)

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flexpert_operator.api import names
@@ -15,16 +15,19 @@ from flexpert_operator.api.conditions import PROGRESSING
 from flexpert_operator.api.spec import Model, MoEDeployment, parse_deployment
 from flexpert_operator.children import delete_children, ensure_children
 from flexpert_operator.decide import difference, drains, model, placing, progress, status, terms
-from flexpert_operator.decide.observation import Cause, Event, Observation, Pool, Problem
+from flexpert_operator.decide.loads import SmoothedLoads, counter_of, observe_loads
+from flexpert_operator.decide.observation import Event, Observation, Pool
 from flexpert_operator.decide.sizing import Size, decide_size
-from flexpert_operator.errors import KubeNotFound, PlanRefused, PoolError, PoolUnavailable
+from flexpert_operator.errors import KubeNotFound, PoolError, PoolUnavailable
 from flexpert_operator.inspector import ModelInspector
 from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, Kube, Object
+from flexpert_operator.metrics import Metrics
+from flexpert_operator.nodes import NodeNotices
 from flexpert_operator.observe import Seen, read_cluster
+from flexpert_operator.placer import Placed, Placer, Solve
 from flexpert_operator.pool_client import PoolClient
 from flexpert_operator.settings import Settings
 from flexpert_placement.solver import solve
-from flexpert_placement.types import InfeasiblePlacement, PlacementProblem, PlacementResult
 from flexpert_proto import names as pool_names
 
 log = logging.getLogger(__name__)
@@ -32,16 +35,13 @@ log = logging.getLogger(__name__)
 Tell = Callable[[Object, Event], None]
 """Posts an Event about an object."""
 
-Solve = Callable[[PlacementProblem], PlacementResult]
-
 
 @dataclass(frozen=True)
-class Known:
-    """A question to the solver that need not be asked again yet: the answer was to leave it, or `problem`."""
+class Surroundings:
+    """What the reconcilers of a process share: the notices of nodes that leave, and the metrics."""
 
-    question: tuple[object, ...] | None
-    at: float
-    problem: Problem | None
+    nodes: NodeNotices = field(default_factory=NodeNotices)
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 class Reconciler:
@@ -54,6 +54,7 @@ class Reconciler:
         kube: Kube,
         settings: Settings,
         tell: Tell,
+        around: Surroundings | None = None,
         clock: Callable[[], float] = time.time,
         solver: Solve = solve,
     ) -> None:
@@ -62,17 +63,19 @@ class Reconciler:
         self._kube = kube
         self._settings = settings
         self._tell = tell
+        self._around = around or Surroundings()
         address = names.pool_control_address(name, namespace)
         self._pool = PoolClient(address)
         self._inspector = ModelInspector(lambda: PoolClient(address), settings.inspect_retry_s)
         self._clock = clock
-        self._solve = solver
         self._lock = threading.Lock()
-        self._before: Pool | None = None
-        self._known: Known | None = None
+        self._placer = Placer(self._pool, solver, settings.inspect_retry_s)
+        self._loads: SmoothedLoads | None = None
+        self._before = Observation(0.0)
 
     def close(self) -> None:
-        """Give up the connection to the pool controller."""
+        """Give up the connection to the pool controller; nothing more is told of the object."""
+        self._around.metrics.forget(self._namespace, self._name)
         self._pool.close()
         self._inspector.close()
 
@@ -91,10 +94,13 @@ class Reconciler:
             deployment = parse_deployment(body)
             if deployment.deleted_at is not None:
                 return self._settings.resync_s
-            return self._step(body, deployment)
+            began = self._clock()
+            wait_s = self._step(body, deployment)
+            self._around.metrics.note_reconciled(self._namespace, self._name, self._clock() - began)
+            return wait_s
 
     def _step(self, body: Object, deployment: MoEDeployment) -> float:
-        seen = read_cluster(self._kube, deployment)
+        seen = read_cluster(self._kube, deployment, self._around.nodes.why_leaving)
         observed = self._observe(deployment, seen)
         size = decide_size(deployment, observed, self._settings.provision_deadline_s, self._settings.retry_s)
         problem = model.model_problem(deployment, observed) or size.problem
@@ -102,17 +108,16 @@ class Reconciler:
         changes = ensure_children(self._kube, self._settings, deployment, seen.raw, size, serving)
         for event in size.events + changes:
             self._tell(body, event)
-        solution, due = None, False
+        placed, due = Placed(), False
         if serving is not None and observed.pool is not None:
-            question = self._question(deployment, observed, observed.pool, size)
-            due = question is not None and question.cause is not Cause.REBALANCE
+            due = self._placer.request(deployment, observed, observed.pool, size) is not None
             try:
-                solution, failure = self._steer(deployment, observed, observed.pool, size, serving)
+                placed = self._steer(deployment, observed, observed.pool, size, serving)
             except PoolError as refusal:
                 log.info("%s/%s: %s", self._namespace, self._name, refusal)
-                failure = None
-            problem = problem or failure
-        outcome = status.Outcome(size, problem, solution, local_endpoints(deployment), due and problem is None)
+            problem = problem or placed.problem
+        endpoints, due = local_endpoints(deployment), due and problem is None
+        outcome = status.Outcome(size, problem, placed.solution, endpoints, due, placed.decision)
         return self._report(body, deployment, observed, outcome)
 
     def _observe(self, deployment: MoEDeployment, seen: Seen) -> Observation:
@@ -121,15 +126,16 @@ class Reconciler:
             pool = self._pool.get_pool()
         except PoolError as failure:
             return replace(observed, pool_error="; ".join((str(failure), *seen.hindrances)))
-        observed = replace(observed, pool=pool)
+        self._loads = note_loads(self._loads, pool, observed.now, deployment.placement.rebalance.half_life_s)
+        observed = replace(observed, pool=pool, loads=self._loads)
         if observed.bound_model is not None or model.source_problem(deployment.model) is not None:
             return observed
         return replace(observed, inspection=self._inspector.look(pool.incarnation, deployment.model, observed.now))
 
     def _steer(
         self, deployment: MoEDeployment, observed: Observation, pool: Pool, size: Size, serving: Model
-    ) -> tuple[placing.Solution | None, Problem | None]:
-        """Tell the pool controller what to do next."""
+    ) -> Placed:
+        """Tell the pool controller what to do next; raises `PoolError`."""
         grant = terms.decide_grant(deployment.annotations, pool)
         if not grant.taken:
             self._take_term(deployment, terms.annotations_of(grant, pool.incarnation))
@@ -138,11 +144,10 @@ class Reconciler:
         if not grant.taken or pool.term == 0 or not told:
             engines = deployment.engines.replicas
             self._pool.configure(deployment, serving, pool.incarnation, grant.term, engines, workers)
-            return None, None
         present = observed.cluster.experts.present if observed.cluster is not None else ()
-        victims = size.sizing.victims + size.experts.workers_to_delete
-        self._drain(drains.decide_drains(pool, victims, present))
-        return self._place(deployment, observed, pool, size)
+        going = (*size.sizing.victims, *size.experts.workers_to_delete, *observed.leaving_pods)
+        self._drain(drains.decide_drains(pool, going, present))
+        return self._placer.place(deployment, observed, pool, size)
 
     def _take_term(self, deployment: MoEDeployment, annotations: dict[str, str]) -> None:
         metadata = {"resourceVersion": deployment.resource_version, "annotations": annotations}
@@ -154,52 +159,6 @@ class Reconciler:
         if wanted.undo:
             self._pool.drain(wanted.undo, undo=True)
 
-    def _place(
-        self, deployment: MoEDeployment, observed: Observation, pool: Pool, size: Size
-    ) -> tuple[placing.Solution | None, Problem | None]:
-        """Ask the solver where that is called for, and have its answer carried out."""
-        request = self._question(deployment, observed, pool, size)
-        question = placing.question_of(request)
-        known = self._known
-        if request is None or not placing.may_start(pool, observed.now):
-            return None, None
-        if (
-            known is not None
-            and question == known.question
-            and observed.now - known.at < self._settings.inspect_retry_s
-        ):
-            return None, known.problem
-        try:
-            result = self._solve(request.problem)
-            wanted = placing.reconfiguration(deployment, pool, request, result)
-            if wanted is not None:
-                self._pool.reconfigure(wanted)
-        except InfeasiblePlacement as infeasible:
-            self._known = Known(question, observed.now, Problem("ExpertsDoNotFit", str(infeasible)))
-            return None, self._known.problem
-        except PlanRefused as refusal:
-            self._known = Known(question, observed.now, Problem("PlanRefused", str(refusal)))
-            return None, self._known.problem
-        self._known = Known(question, observed.now, None) if wanted is None else None
-        return placing.solution_of(request, result), None
-
-    def _question(
-        self, deployment: MoEDeployment, observed: Observation, pool: Pool, size: Size
-    ) -> placing.PlacementRequest | None:
-        """What to ask the solver; what it answered with "leave it" is not asked again."""
-        settled = observed.cluster.sizing.settled if observed.cluster else 0
-        cause = placing.placement_cause(deployment, observed, size.pods, settled, size.sizing.victims)
-        if cause is not None:
-            request = placing.placement_request(deployment, pool, cause, size.sizing.victims)
-            known = self._known
-            left = known is not None and known.problem is None and known.question == placing.question_of(request)
-            return None if left else request
-        solved_at = status.from_rfc3339(deployment.status.get("placement", {}).get("solvedAt"))
-        settled_now = size.sizing.settled == size.pods and not size.sizing.victims
-        if settled_now and placing.is_rebalance_due(deployment.placement, pool, observed.now, solved_at):
-            return placing.placement_request(deployment, pool, Cause.REBALANCE, ())
-        return None
-
     def _report(self, body: Object, deployment: MoEDeployment, observed: Observation, outcome: status.Outcome) -> float:
         new = status.build_status(deployment, observed, outcome)
         patch = difference.merge_patch(deployment.status, new)
@@ -208,14 +167,29 @@ class Reconciler:
         told = deployment.status.get("lastReconfiguration", {})
         operation = observed.pool.operation if observed.pool else None
         conditions = status.decide_conditions(deployment, observed, outcome)
-        events = progress.worker_events(self._before, observed.pool)
+        events = progress.worker_events(self._before.pool, observed.pool)
+        events += progress.leaving_events(self._before.cluster, observed.cluster)
         events += progress.operation_events(told.get("id"), told.get("phase"), operation)
         events += progress.condition_events(deployment.status.get("conditions", ()), conditions)
         for event in events:
             self._tell(body, event)
-        self._before = observed.pool or self._before
+        self._before = replace(self._before, pool=observed.pool or self._before.pool, cluster=observed.cluster)
+        self._measure(observed, outcome, (told.get("id"), told.get("phase")))
         busy = any(condition.type == PROGRESSING and condition.status == "True" for condition in conditions)
         return self._settings.busy_s if busy else self._settings.resync_s
+
+    def _measure(self, observed: Observation, outcome: status.Outcome, told: tuple[str | None, str | None]) -> None:
+        """Put into metrics what was seen and decided; `told`: id and phase of the operation in the status before."""
+        metrics, key = self._around.metrics, (self._namespace, self._name)
+        pool, loads = observed.pool, observed.loads
+        if pool is not None and loads is not None:
+            imbalance = placing.imbalance_now(pool, loads) or 1.0
+            metrics.note_loads(*key, imbalance, loads.moved, len(observed.leaving_pods))
+        if outcome.decision is not None:
+            metrics.note_decision(*key, outcome.decision)
+        operation = pool.operation if pool is not None else None
+        if operation is not None and not operation.running and told != (operation.id, operation.phase):
+            metrics.note_operation(*key, operation)
 
     def finalize(self) -> bool:
         """Let running requests end, then take everything away; returns whether that is done. Call it until it is.
@@ -250,6 +224,15 @@ class Reconciler:
             log.info("%s/%s: %s", self._namespace, self._name, refusal)
             return True
         return pool.requests_in_flight > 0
+
+
+def note_loads(known: SmoothedLoads | None, pool: Pool, now: float, half_life_s: float) -> SmoothedLoads | None:
+    """What is known of the loads after one more look at the pool."""
+    if pool.model is None:
+        return known
+    shape = (pool.model.layers, pool.model.experts)
+    counter = counter_of(pool.incarnation, pool.loads_since, pool.loads, shape, now)
+    return observe_loads(known, pool.model.digest, counter, half_life_s)
 
 
 def local_endpoints(deployment: MoEDeployment) -> dict[str, str]:

@@ -31,6 +31,7 @@ class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Cause.ValueType
     FAILURE: _Cause.ValueType  # 3
     UPGRADE: _Cause.ValueType  # 4
     INITIAL: _Cause.ValueType  # 5
+    DRAIN: _Cause.ValueType  # 6
 
 class Cause(_Cause, metaclass=_CauseEnumTypeWrapper): ...
 
@@ -40,6 +41,7 @@ REBALANCE: Cause.ValueType  # 2
 FAILURE: Cause.ValueType  # 3
 UPGRADE: Cause.ValueType  # 4
 INITIAL: Cause.ValueType  # 5
+DRAIN: Cause.ValueType  # 6
 Global___Cause: _TypeAlias = Cause  # noqa: Y015
 
 class _Phase:

@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "demo"))
 
+from balance import Balance, Look
 from records import Event, Request, percentile, report, tokens_per_s, tpot_ms_p99
 
 TEXT = "return None"
@@ -54,3 +55,30 @@ def test_percentile_of_few_values() -> None:
     assert percentile([], 99) == 0
     assert percentile([3.0], 99) == 3
     assert percentile([float(v) for v in range(1, 101)], 99) == pytest.approx(99.01)
+
+
+def look(time: float, tokens: dict[tuple[int, int], int], **placement: float) -> Look:
+    """Two experts of one layer; `placement`: share of expert 0 that worker a serves; b has the rest and expert 1."""
+    share = placement.get("a", 1.0)
+    return Look(time, tokens, {(0, 0): {"a": share, "b": 1 - share}, (0, 1): {"b": 1.0}})
+
+
+def test_imbalance_is_of_the_tokens_that_came_in_between() -> None:
+    balance = Balance()
+    assert balance.between(0.0, 10.0) is None
+    balance.looks = [
+        look(0.0, {(0, 0): 1000, (0, 1): 0}),
+        look(1.0, {(0, 0): 1030, (0, 1): 10}, a=0.5),
+        look(2.0, {(0, 0): 1030, (0, 1): 10}, a=2 / 3),
+        look(3.0, {(0, 0): 1060, (0, 1): 20}, a=2 / 3),
+    ]
+    assert balance.between(0.0, 1.0) == pytest.approx(30 / 20)
+    assert balance.between(2.0, 3.0) == pytest.approx(1.0)
+    assert balance.between(1.0, 2.0) is None, "no token came"
+    assert balance.between(0.5, 1.5) is None, "one look is none"
+
+
+def test_the_report_shows_the_imbalance_before_and_after() -> None:
+    events = [Event("text-change", 4, 4, 1.0, 2.0, 100, (1.61849, 1.0421)), Event("scale-up", 2, 4, 3.0, 4.0, 0)]
+    shown = [event["imbalance"] for event in report([stream(0.0, 0.1, 3)], REFERENCES, events, 0, 1.0)["events"]]
+    assert shown == [{"before": 1.618, "after": 1.042}, {"before": None, "after": None}]

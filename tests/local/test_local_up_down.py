@@ -5,6 +5,7 @@ import shutil
 import signal
 import stat
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,9 @@ def test_up_twice_then_half_dead_then_up_then_down(layout: Layout, capsys: pytes
     first = state.read_parts(layout)
     for secret in (layout.kubeconfig, layout.token, layout.ray_token):
         assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+    with urllib.request.urlopen(layout.metrics.read_text().strip(), timeout=10) as answer:
+        assert "flexpert_reconcile_seconds" in answer.read().decode()
 
     assert up() == 0
     assert "already up" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from flexpert_operator.api import Engines, Experts, Model, MoEDeployment, PlacementSpec, Serving
+from flexpert_operator.decide.loads import SmoothedLoads
 from flexpert_operator.decide.observation import (
     Cluster,
     Epoch,
@@ -52,6 +53,14 @@ def deployment() -> MoEDeployment:
         placement=PlacementSpec(),
         serving=Serving(),
     )
+
+
+@pytest.fixture
+def known() -> Callable[..., SmoothedLoads]:
+    """Loads after steady traffic; see `steady_loads`."""
+    from load_samples import steady_loads
+
+    return steady_loads
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 It deletes a random pod where KubeRay would, and counts that: the operator must never let it come to this.
 """
 
+import contextlib
 import json
 import threading
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 from simulated_pool import SimulatedPool
 
 from flexpert_operator.api import names
-from flexpert_operator.errors import KubeError
+from flexpert_operator.decide.leaving import why_node_leaves
+from flexpert_operator.errors import KubeError, KubeNotFound
 from flexpert_operator.kube import DEPLOYMENTS, PODS, RAY_CLUSTERS, Kube
 
 NAMESPACE = "default"
@@ -59,7 +61,7 @@ class SimulatedCluster:
     def _tick(self) -> None:
         clusters = self._kube.list(RAY_CLUSTERS, NAMESPACE, "")
         deployments = self._kube.list(DEPLOYMENTS, NAMESPACE, "")
-        pods = self._kube.list(PODS, NAMESPACE, "")
+        pods = [pod for pod in self._kube.list(PODS, NAMESPACE, "") if not self._ended(pod)]
         for cluster in clusters:
             self._play_kuberay(cluster, [pod for pod in pods if owned(pod, cluster)])
         for deployment in deployments:
@@ -69,6 +71,15 @@ class SimulatedCluster:
         whole = self._services.with_suffix(".new")
         whole.write_text(json.dumps(self._table(clusters)))
         whole.replace(self._services)
+
+    def _ended(self, pod: Object) -> bool:
+        """Whether a pod is on its way out; as a kubelet would, the processes that it does not have are seen to end."""
+        if "deletionTimestamp" not in pod["metadata"]:
+            return False
+        path = PODS.path(NAMESPACE, pod["metadata"]["name"])
+        with contextlib.suppress(KubeNotFound):
+            self._kube.request("DELETE", path, query={"gracePeriodSeconds": "0"})
+        return True
 
     def _play_kuberay(self, cluster: Object, pods: list[Object]) -> None:
         name = cluster["metadata"]["name"]
@@ -106,13 +117,19 @@ class SimulatedCluster:
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": name, "labels": labels, "ownerReferences": [reference]},
-            "spec": template["spec"],
+            "spec": template["spec"] | {"nodeName": self._place()},
         }
         self._kube.create(PODS, NAMESPACE, pod)
         stuck = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available: 3 Insufficient cpu"}
         up = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
         status = up if ready else {"phase": "Pending", "conditions": [stuck]}
         self._kube.patch(PODS, NAMESPACE, name, {"status": status}, subresource="status")
+
+    def _place(self) -> str:
+        """A node that takes pods, in turn; where there are no Nodes, there is one without an object."""
+        nodes = self._kube.request("GET", "/api/v1/nodes")["items"]
+        open_ones = [node["metadata"]["name"] for node in nodes if not why_node_leaves(node)]
+        return open_ones[self._count % len(open_ones)] if open_ones else "node"
 
     def _table(self, clusters: list[Object]) -> dict[str, str]:
         table = {}

@@ -5,6 +5,7 @@ A test changes its attributes to script it; everything is guarded by one lock.
 
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,6 +31,7 @@ class SimulatedPool(PoolControlServicer):
         fail_next: Reconfigurations to roll back.
         requests: Every Reconfigure that was accepted, in order.
         seen_terms: Every term that was granted, by incarnation.
+        seconds_per_move: What the dry run says that each copy takes.
     """
 
     def __init__(self) -> None:
@@ -42,7 +44,10 @@ class SimulatedPool(PoolControlServicer):
         self.seen_terms: list[tuple[str, int]] = []
         self.specs: list[pb.PoolSpec] = []
         self.engine_requests = 0
-        self.loads: list[int] = []
+        self.seconds_per_move = 0.01
+        self._rates = [0.0] * (LAYERS * EXPERTS)
+        self._counted = [0.0] * (LAYERS * EXPERTS)
+        self._counted_at = self._started_at = time.time()
         self._incarnation = secrets.token_hex(4)
         self._term = 0
         self._generation = 0
@@ -69,6 +74,20 @@ class SimulatedPool(PoolControlServicer):
         """A new incarnation, which finds workers and table and has no term."""
         with self.lock:
             self._incarnation, self._term, self._generation = secrets.token_hex(4), 0, 0
+
+    def compute(self, rates: list[float]) -> None:
+        """From now on so many tokens a second come to each expert."""
+        with self.lock:
+            self._counted = [float(tokens) for tokens in self._loads()]
+            self._counted_at, self._rates = time.time(), rates
+
+    def compute_skewed(self, hot: float = 1000.0, cold: float = 10.0) -> None:
+        """From now on the experts of one worker get most of the tokens."""
+        with self.lock:
+            first = min(self.holders())
+            replicas = list(self._replicas())
+            mine = {one.expert.layer * EXPERTS + one.expert.index for one in replicas if one.worker == first}
+            self.compute([hot if position in mine else cold for position in range(LAYERS * EXPERTS)])
 
     def lose(self, worker: str) -> None:
         """Kill a worker: its experts go to the others at once, and its pod gets a new one."""
@@ -148,7 +167,8 @@ class SimulatedPool(PoolControlServicer):
                 ],
                 placement=list(self._replicas()),
                 model=self._info() if self.specs else None,
-                loads=self.loads,
+                loads=self._loads(),
+                loads_since=self._started_at,
                 operation=self._operations[self._last] if self._last else None,
                 generation=self._generation,
                 wanted_workers=self.specs[-1].experts.workers if self.specs else None,
@@ -191,7 +211,16 @@ class SimulatedPool(PoolControlServicer):
                 self._finish(request)
             return self._operations[request.operation_id]
 
+    def Plan(self, request: pb.ReconfigureRequest, context: Any) -> pb.PlanPrediction:  # noqa: N802
+        moves = len(request.plan.moves)
+        seconds = 0.05 + self.seconds_per_move * moves
+        return pb.PlanPrediction(moved_bytes=moves * EXPERT_BYTES, moved_experts=moves, seconds=seconds, waves=1)
+
     # ---- inside
+
+    def _loads(self) -> list[int]:
+        seconds = time.time() - self._counted_at
+        return [int(count + rate * seconds) for count, rate in zip(self._counted, self._rates, strict=True)]
 
     def _finish(self, request: pb.ReconfigureRequest) -> None:
         operation = self._operations[request.operation_id]

@@ -1,186 +1,30 @@
 """The operator for real (kopf, Kubernetes client, gRPC) against the embedded API, a simulated KubeRay and pool."""
 
-import asyncio
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import grpc
-import kopf
 import pytest
-import yaml
-from simulated_cluster import NAMESPACE, SimulatedCluster
-from simulated_pool import SimulatedPool
+from simulated_cluster import NAMESPACE
+from simulated_world import ROOT, SETTINGS, Object, Operator, World, pool_pods, run_world
 
-from flexpert_operator import crds
 from flexpert_operator.errors import KubeRefused
-from flexpert_operator.handlers import operator_registry, reconciler_factory
-from flexpert_operator.kube import (
-    DEPLOYMENTS,
-    MOE_DEPLOYMENTS,
-    PODS,
-    RAY_CLUSTERS,
-    SERVICES,
-    Kube,
-    Resource,
-    api_client,
-)
-from flexpert_operator.local.kubeapi import KubeApiServer
-from flexpert_operator.settings import Settings
-from flexpert_proto import names as pool_names
+from flexpert_operator.kube import DEPLOYMENTS, MOE_DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES
 from flexpert_proto import pool_pb2 as pb
-
-ROOT = Path(__file__).parents[2]
-EVENTS = Resource("", "v1", "events")
-SETTINGS = Settings(resync_s=0.5, busy_s=0.05, provision_deadline_s=1.5, inspect_retry_s=0.2, drain_deadline_s=20)
-
-Object = dict[str, Any]
-
-
-class Operator:
-    """The operator in a thread of its own."""
-
-    def __init__(self, kubeconfig: Path) -> None:
-        self._kubeconfig = kubeconfig
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="operator", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop it and wait until it has ended."""
-        self._stop.set()
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-
-    def _run(self) -> None:
-        kube = Kube(api_client(self._kubeconfig))
-        registry = operator_registry(reconciler_factory(kube, SETTINGS), self._kubeconfig, SETTINGS)
-        asyncio.run(kopf.operator(registry=registry, standalone=True, namespaces=[NAMESPACE], stop_flag=self._stop))
-
-
-class World:
-    """The API, the simulated cluster, the operator, and what tests do with them."""
-
-    def __init__(self, kubeconfig: Path, cluster: SimulatedCluster) -> None:
-        self.kubeconfig = kubeconfig
-        self.kube = Kube(api_client(kubeconfig))
-        self.cluster = cluster
-        self.operator = Operator(kubeconfig)
-        self._pause = threading.Event()
-
-    def until(self, what: str, holds: Callable[[], Any], seconds: float = 90.0) -> None:
-        """Wait until something holds."""
-        for _ in range(int(seconds / 0.02)):
-            if holds():
-                return
-            self._pause.wait(0.02)
-        pytest.fail(f"never came: {what}\n{yaml.safe_dump(self.kube.list(MOE_DEPLOYMENTS, NAMESPACE, ''))}")
-
-    def apply(self, name: str, **experts: Any) -> SimulatedPool | None:
-        """Create a MoEDeployment with two workers."""
-        spec = {
-            "model": {"source": "file:///models/tiny"},
-            "experts": {"workers": 2, "memoryPerWorker": "16Mi"} | experts,
-            "placement": {"rebalance": {"enabled": False}},
-        }
-        body = {"apiVersion": "flexpert.io/v1alpha1", "kind": "MoEDeployment", "metadata": {"name": name}, "spec": spec}
-        self.kube.create(MOE_DEPLOYMENTS, NAMESPACE, body)
-        return None
-
-    def serve(self, name: str, **experts: Any) -> SimulatedPool:
-        """Create a MoEDeployment and wait until it is served."""
-        self.apply(name, **experts)
-        self.until(f"{name} is ready", lambda: self.is_settled(name))
-        return self.cluster.pools[name]
-
-    def get(self, name: str) -> Object:
-        """The MoEDeployment."""
-        return self.kube.get(MOE_DEPLOYMENTS, NAMESPACE, name)
-
-    def patch(self, name: str, spec: Object) -> None:
-        """Change the spec."""
-        self.kube.patch(MOE_DEPLOYMENTS, NAMESPACE, name, {"spec": spec})
-
-    def scale(self, name: str, workers: int) -> None:
-        """What `kubectl scale` does."""
-        self.kube.patch(MOE_DEPLOYMENTS, NAMESPACE, name, {"spec": {"replicas": workers}}, subresource="scale")
-
-    def condition(self, name: str, kind: str) -> tuple[str, str]:
-        """Status and reason of a condition, of the newest spec."""
-        body = self.get(name)
-        for one in body.get("status", {}).get("conditions", ()):
-            if one["type"] == kind and one["observedGeneration"] == body["metadata"]["generation"]:
-                return one["status"], one["reason"]
-        return "", ""
-
-    def is_settled(self, name: str) -> bool:
-        """Whether it serves and nothing is under way."""
-        return self.condition(name, "Ready")[0] == "True" and self.condition(name, "Progressing")[0] == "False"
-
-    def group(self, name: str, role: str = "experts") -> Object:
-        """A worker group of its RayCluster."""
-        groups = self.kube.get(RAY_CLUSTERS, NAMESPACE, name)["spec"]["workerGroupSpecs"]
-        return next(group for group in groups if group["groupName"] == role)
-
-    def reasons(self, name: str) -> list[str]:
-        """Reasons of its Events."""
-        events = self.kube.list(EVENTS, NAMESPACE, "")
-        return [event["reason"] for event in events if event["involvedObject"]["name"] == name]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("world")
-    services = folder / "services.json"
-    services.write_text("{}")
-    patch = pytest.MonkeyPatch()
-    patch.setenv(pool_names.ENV_SERVICES, str(services))
-    with KubeApiServer() as api:
-        kubeconfig = api.write_kubeconfig(folder / "kubeconfig")
-        kube = Kube(api_client(kubeconfig))
-        for crd in (*crds.load_crds(), RAY_CLUSTER_CRD):
-            kube.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
-        with SimulatedCluster(kube, services) as cluster:
-            world = World(kubeconfig, cluster)
-            yield world
-            world.operator.stop()
-    patch.undo()
+    with run_world(tmp_path_factory.mktemp("world")) as world:
+        yield world
 
 
 @pytest.fixture(autouse=True)
 def clean(world: World) -> Iterator[None]:
-    """Delete what a test leaves: an operator that looks after twenty objects at once is slower at each."""
     yield
-    for body in world.kube.list(MOE_DEPLOYMENTS, NAMESPACE, ""):
-        world.kube.delete(MOE_DEPLOYMENTS, NAMESPACE, body["metadata"]["name"])
-
-
-RAY_CLUSTER_CRD: Object = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "rayclusters.ray.io"},
-    "spec": {
-        "group": "ray.io",
-        "scope": "Namespaced",
-        "names": {
-            "kind": "RayCluster",
-            "listKind": "RayClusterList",
-            "plural": "rayclusters",
-            "singular": "raycluster",
-        },
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
-            }
-        ],
-    },
-}
+    world.clean()
 
 
 def test_a_deployment_becomes_ready(world: World) -> None:
@@ -345,11 +189,6 @@ def test_pods_that_do_not_come_are_given_up(world: World) -> None:
     assert world.cluster.random_deletions == []
 
 
-def pool_pods(world: World, name: str) -> list[Object]:
-    selector = f"flexpert.io/moedeployment={name},flexpert.io/role=experts"
-    return world.kube.list(PODS, NAMESPACE, selector)
-
-
 def test_idle_and_back(world: World) -> None:
     pool = world.serve("sleepy")
     world.scale("sleepy", 0)
@@ -379,21 +218,6 @@ def test_a_new_controller_gets_a_new_term(world: World) -> None:
     world.scale("reborn", 3)
     world.until("it works", lambda: world.is_settled("reborn") and len(pool.holders()) == 3)
     assert world.get("reborn")["status"]["experts"]["epoch"].startswith("2.")
-
-
-def test_load_is_balanced_when_it_pays(world: World) -> None:
-    pool = world.serve("busy")
-    before = pool.holders()
-    with pool.lock:
-        first = sorted(before)[0]
-        mine = {
-            replica.expert.layer * 4 + replica.expert.index for replica in pool._replicas() if replica.worker == first
-        }
-        pool.loads = [100 if position in mine else 1 for position in range(8)]
-    world.patch("busy", {"placement": {"rebalance": {"enabled": True, "intervalSeconds": 5}}})
-    world.until("rebalanced", lambda: len(pool.requests) == 2)
-    assert pool.requests[1].cause == pb.REBALANCE
-    world.until("less skewed", lambda: world.get("busy")["status"]["experts"]["imbalancePercent"] < 50)
 
 
 def test_the_operator_may_die_in_mid_operation(world: World) -> None:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import yaml
 from flexpert_operator import crds
 from flexpert_operator.__main__ import parser, settings_of
 from flexpert_operator.handlers import connection_info
+from flexpert_operator.kube import DEPLOYMENTS, MOE_DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES
 from flexpert_operator.settings import Settings
 from flexpert_proto import names
 
@@ -69,3 +71,30 @@ def test_every_field_is_described() -> None:
 
     (crd,) = [one for one in crds.load_crds() if one["spec"]["names"]["kind"] == "MoEDeployment"]
     assert check(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"], "") == []
+
+
+def test_where_metrics_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(names.ENV_SERVICES, raising=False)
+    options = parser().parse_args([])
+    assert (options.metrics, options.watch_nodes) == ("0.0.0.0:8081", True)
+    assert not parser().parse_args(["--no-watch-nodes"]).watch_nodes
+    monkeypatch.setenv(names.ENV_SERVICES, "/somewhere/services.json")
+    assert parser().parse_args([]).metrics == "", "fixed ports are for clusters"
+
+
+def test_the_operator_may_do_what_it_calls_and_no_more() -> None:
+    text = (Path(crds.__file__).parents[2] / "charts/flexpert/templates/rbac.yaml").read_text()
+    objects = list(yaml.safe_load_all(re.sub(r"\{\{[^}]*\}\}", "flexpert", text)))
+    (role,) = [one for one in objects if one["kind"] == "ClusterRole"]
+    granted = {
+        (group, resource): set(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    for resource in (MOE_DEPLOYMENTS, RAY_CLUSTERS, DEPLOYMENTS, SERVICES, PODS):
+        assert (resource.group, resource.plural) in granted
+    assert granted["", "nodes"] == {"list", "watch"}
+    assert granted["", "pods"] == {"list"}
+    assert ("", "secrets") not in granted
+    assert not any("*" in verbs for verbs in granted.values())

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from flexpert_operator.api import MoEDeployment
+from flexpert_operator.decide.loads import SmoothedLoads
 from flexpert_operator.decide.observation import (
     NO_EPOCH,
     Cause,
@@ -14,12 +15,14 @@ from flexpert_operator.decide.observation import (
     Observation,
     Operation,
     Phase,
+    Pod,
     Pool,
     Prediction,
     Problem,
     Worker,
 )
 from flexpert_operator.decide.placing import Solution
+from flexpert_operator.decide.rebalancing import Action, Decision, Reason
 from flexpert_operator.decide.sizing import GroupSize, Size
 from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_operator.decide.status import Outcome, build_status, decide_conditions, from_rfc3339, rfc3339
@@ -27,6 +30,7 @@ from flexpert_placement.types import ExpertId
 
 MakePool = Callable[..., Pool]
 Observe = Callable[..., Observation]
+Known = Callable[..., SmoothedLoads]
 
 ENGINE = Engine("engine-1", "engine", MemberState.READY)
 SETTLED = Outcome(Size(GroupSize(1), GroupSize(2), 2, Sizing(settled=2)), problem=None)
@@ -38,13 +42,14 @@ def conditions(deployment: MoEDeployment, observed: Observation, outcome: Outcom
     return {one.type: (str(one.status), one.reason) for one in decide_conditions(deployment, observed, outcome)}
 
 
-def test_all_is_well(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
-    seen = observed(pool(engines=(ENGINE,), operation=OPERATION, loads=(1,) * 8))
+def test_all_is_well(deployment: MoEDeployment, pool: MakePool, observed: Observe, known: Known) -> None:
+    seen = observed(pool(engines=(ENGINE,), operation=OPERATION), loads=known((1,) * 8))
     status = build_status(deployment, seen, SETTLED)
     assert {one["type"]: one["status"] for one in status["conditions"]} == {
         "Ready": "True",
         "Progressing": "False",
         "Degraded": "False",
+        "Rebalancing": "False",
     }
     assert status["experts"] == {
         "desired": 2,
@@ -55,6 +60,7 @@ def test_all_is_well(deployment: MoEDeployment, pool: MakePool, observed: Observ
         "replicas": 8,
         "residentBytes": 8000,
         "imbalancePercent": 0,
+        "loadDriftPercent": 0,
     }
     assert status["engines"] == {"desired": 1, "ready": 1}
     assert status["selector"] == "flexpert.io/moedeployment=tiny,flexpert.io/role=experts"
@@ -108,12 +114,13 @@ def test_a_condition_keeps_its_time_while_its_status_stays(
 
 
 def test_small_changes_of_the_imbalance_are_not_written(
-    deployment: MoEDeployment, pool: MakePool, observed: Observe
+    deployment: MoEDeployment, pool: MakePool, observed: Observe, known: Known
 ) -> None:
+    loads = known((101, 100, 101, 100, 100, 101, 100, 101))
+
     def imbalance(old: int) -> int:
         told = replace(deployment, status={"experts": {"imbalancePercent": old}})
-        loads = (101, 100, 101, 100, 100, 101, 100, 101)
-        found: int = build_status(told, observed(pool(loads=loads)), SETTLED)["experts"]["imbalancePercent"]
+        found: int = build_status(told, observed(pool(), loads=loads), SETTLED)["experts"]["imbalancePercent"]
         return found
 
     assert imbalance(1) == 1
@@ -153,6 +160,7 @@ def test_idle(with_workers: Callable[..., MoEDeployment], pool: MakePool, observ
         "Ready": ("False", "Idle"),
         "Progressing": ("False", "Settled"),
         "Degraded": ("False", "AsExpected"),
+        "Rebalancing": ("False", "NotLookedYet"),
     }
 
 
@@ -213,6 +221,71 @@ def test_standbys_are_not_counted_as_workers(
     settled = replace(waiting, workers=(*waiting.workers[:2], worker("c", MemberState.STANDBY, experts=0)))
     assert conditions(asked, observed(settled))["Progressing"] == ("False", "Settled")
     assert build_status(asked, observed(settled), SETTLED)["experts"]["standby"] == 1
+
+
+MOVE = Decision(
+    Action.REBALANCE,
+    Reason.GAIN_EXCEEDS_COST,
+    "it pays",
+    active=True,
+    imbalance_percent=60,
+    gain_percent=37,
+    hold_s=120.0,
+    benefit_s=44.4,
+    cost_s=0.05,
+    cost_bytes=4000,
+    moves=4,
+)
+
+
+def test_a_look_at_the_balance_is_told_whatever_came_of_it(
+    deployment: MoEDeployment, pool: MakePool, observed: Observe
+) -> None:
+    acted = build_status(deployment, observed(pool(engines=(ENGINE,))), replace(SETTLED, decision=MOVE))
+    assert acted["placement"] == {
+        "rebalancedAt": "1970-01-01T00:16:40Z",
+        "lastDecision": {
+            "time": "1970-01-01T00:16:40Z",
+            "action": "Rebalance",
+            "reason": "GainExceedsCost",
+            "message": "it pays",
+            "imbalancePercent": 60,
+            "gainPercent": 37,
+            "holdSeconds": 120,
+            "benefitMilliseconds": 44400,
+            "costMilliseconds": 50,
+            "costBytes": 4000,
+            "moves": 4,
+        },
+    }
+    assert acted["conditions"][-1]["type"] == "Rebalancing"
+    assert (acted["conditions"][-1]["status"], acted["conditions"][-1]["reason"]) == ("True", "GainExceedsCost")
+    told = replace(deployment, status=acted)
+    later = observed(pool(engines=(ENGINE,)), now=1060.0)
+    between = build_status(told, later, SETTLED)
+    assert (between["placement"], between["conditions"][-1]) == (acted["placement"], acted["conditions"][-1])
+    rest = Decision(Action.STAY, Reason.BALANCED, "nothing to gain", imbalance_percent=1)
+    stayed = build_status(told, later, replace(SETTLED, decision=rest))
+    assert stayed["placement"]["rebalancedAt"] == acted["placement"]["rebalancedAt"]
+    assert stayed["placement"]["lastDecision"] == {
+        "time": "1970-01-01T00:17:40Z",
+        "action": "Stay",
+        "reason": "Balanced",
+        "message": "nothing to gain",
+        "imbalancePercent": 1,
+    }
+    assert (stayed["conditions"][-1]["status"], stayed["conditions"][-1]["reason"]) == ("False", "Balanced")
+
+
+def test_why_pods_lose_their_experts(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
+    seen = observed(pool())
+    assert seen.cluster is not None
+    pods = (Pod("a"), Pod("b", node="n", leaving="the node is cordoned"))
+    cluster = replace(seen.cluster, experts=replace(seen.cluster.experts, pods=pods))
+    draining = replace(SETTLED, size=replace(SETTLED.size, sizing=Sizing(2, victims=("b",))))
+    told = decide_conditions(deployment, replace(seen, cluster=cluster), draining)
+    (found,) = [one for one in told if one.type == "Progressing"]
+    assert (found.reason, found.message) == ("Draining", "pods b are losing their experts: the node is cordoned")
 
 
 def test_times() -> None:

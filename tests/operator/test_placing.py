@@ -5,6 +5,7 @@ import pytest
 
 from flexpert_operator.api import MoEDeployment, PlacementSpec, Rebalance
 from flexpert_operator.decide import placing
+from flexpert_operator.decide.loads import SmoothedLoads
 from flexpert_operator.decide.observation import (
     NO_EPOCH,
     Cause,
@@ -18,13 +19,12 @@ from flexpert_operator.decide.observation import (
 )
 from flexpert_operator.decide.sizing import count_ready
 from flexpert_placement.solver import solve
-from flexpert_placement.types import ExpertId
+from flexpert_placement.types import Budget, ExpertId, SolverName
 
 MakePool = Callable[..., Pool]
 Observe = Callable[..., Observation]
 MakeWorker = Callable[..., Worker]
-
-NO_REBALANCE = PlacementSpec(rebalance=Rebalance(enabled=False))
+Known = Callable[..., SmoothedLoads]
 
 
 def ask(
@@ -167,26 +167,39 @@ SKEWED = (90, 0, 0, 30, 0, 90, 30, 0)
 """Under the fixture's placement everything is on worker a (layer 0: index 0) and b (layer 0: 3), and so on."""
 
 
-def test_rebalancing_is_due_after_its_interval(deployment: MoEDeployment, pool: MakePool) -> None:
-    def due(solved_at: float, placement: PlacementSpec = deployment.placement, loads: tuple[int, ...] = SKEWED) -> bool:
-        return placing.is_rebalance_due(placement, pool(loads=loads), 1000.0, solved_at)
-
-    assert not due(970.0)
-    assert due(930.0)
-    assert not due(930.0, placement=NO_REBALANCE)
-    assert not due(930.0, loads=(0,) * 8), "nothing is known without traffic"
-
-
-@pytest.mark.parametrize(("min_gain", "moves"), [(5, True), (90, False)])
-def test_experts_move_only_for_a_gain(deployment: MoEDeployment, pool: MakePool, min_gain: int, moves: bool) -> None:
-    asked = replace(deployment, placement=PlacementSpec(rebalance=Rebalance(min_gain_percent=min_gain)))
-    skewed = pool(loads=SKEWED)
-    request = placing.placement_request(asked, skewed, Cause.REBALANCE, ())
+def test_the_solver_is_told_of_the_loads_of_now_and_of_the_budget(
+    deployment: MoEDeployment, pool: MakePool, known: Known
+) -> None:
+    spec = PlacementSpec(rebalance=Rebalance(max_moves=3, max_bytes=5000), solver=SolverName.HIGHS)
+    asked = replace(deployment, placement=spec)
+    request = placing.placement_request(asked, pool(loads=(1,) * 8), Cause.REBALANCE, (), known(SKEWED))
     assert request is not None
-    assert request.problem.loads == ((90.0, 0.0, 0.0, 30.0), (0.0, 90.0, 30.0, 0.0))
-    result = solve(request.problem)
-    assert placing.gain_percent(skewed, request, result) > 5
-    assert (placing.reconfiguration(asked, skewed, request, result) is not None) == moves
+    first, second = request.problem.loads
+    assert (first, second) == (pytest.approx((9.0, 0.0, 0.0, 3.0)), pytest.approx((0.0, 9.0, 3.0, 0.0)))
+    assert request.problem.traffic.deviation is not None
+    assert request.problem.budget == Budget(moves=3, bytes=5000)
+    assert request.problem.solver is SolverName.HIGHS
+    grown = placing.placement_request(asked, pool(loads=(1,) * 8), Cause.SCALE, (), known(SKEWED))
+    assert grown is not None
+    assert grown.problem.budget == Budget(), "what has to be is not limited"
+    unknown = placing.placement_request(asked, pool(loads=SKEWED), Cause.SCALE, (), known((0,) * 8))
+    assert unknown is not None
+    assert unknown.problem.loads == ((90.0, 0.0, 0.0, 30.0), (0.0, 90.0, 30.0, 0.0)), "what was counted since ever"
+
+
+def test_shares_alone_are_a_rebalancing(deployment: MoEDeployment, pool: MakePool, known: Known) -> None:
+    """Replicas stay where they are; who serves how much changes. For any other cause that is nothing to do."""
+    both = {expert: {"w-a": 0.9, "w-b": 0.1} for expert in pool().placement}
+    placed = pool(placement=both)
+    for cause, changes in ((Cause.REBALANCE, True), (Cause.SCALE, False)):
+        request = placing.placement_request(deployment, placed, cause, (), known(SKEWED))
+        assert request is not None
+        target = {expert: {"w-a": 0.5, "w-b": 0.5} for expert in both}
+        result = replace(solve(request.problem), placement=target)
+        wanted = placing.reconfiguration(deployment, placed, request, result)
+        assert (wanted is not None) == changes
+        assert wanted is None or wanted.plan.moves == ()
+        assert placing.reconfiguration(deployment, placed, request, replace(result, placement=both)) is None
 
 
 def test_a_question_whose_answer_was_to_stay_is_known_again(
@@ -208,10 +221,54 @@ def test_the_solution_in_whole_numbers(deployment: MoEDeployment, pool: MakePool
     assert solution.gap_percent >= 0
 
 
-def test_imbalance_in_percent(pool: MakePool) -> None:
-    assert placing.imbalance_percent(pool()) is None
-    assert placing.imbalance_percent(pool(loads=(1,) * 8)) == 0
-    assert placing.imbalance_percent(pool(loads=(3, 1, 3, 1, 1, 3, 1, 3))) == 50
+def test_imbalance_now(pool: MakePool, known: Known) -> None:
+    assert placing.imbalance_now(pool(), None) is None
+    assert placing.imbalance_now(pool(), known((0,) * 8)) is None
+    assert placing.imbalance_now(pool(), known((1,) * 8)) == pytest.approx(1.0)
+    assert placing.imbalance_now(pool(), known((3, 1, 3, 1, 1, 3, 1, 3))) == pytest.approx(1.5)
+
+
+def leaving(observed: Observe, pool: Pool, *names: str) -> Observation:
+    """The observation in which these pods are about to go."""
+    seen = observed(pool, sorted({worker.pod for worker in pool.workers}))
+    assert seen.cluster is not None
+    pods = tuple(replace(pod, leaving="cordoned" if pod.name in names else "") for pod in seen.cluster.experts.pods)
+    return replace(seen, cluster=replace(seen.cluster, experts=replace(seen.cluster.experts, pods=pods)))
+
+
+def test_who_leaves_is_emptied_at_once_where_the_others_have_room(
+    deployment: MoEDeployment, pool: MakePool, observed: Observe
+) -> None:
+    seen = leaving(observed, pool(), "b")
+    assert seen.leaving_pods == ("b",)
+    assert placing.placement_cause(deployment, seen, 2, 2, ("b",)) is Cause.DRAIN
+    request = placing.placement_request(deployment, pool(), Cause.DRAIN, ("b", *seen.leaving_pods))
+    assert request is not None
+    assert [worker.id for worker in request.problem.workers] == ["w-a"]
+    wanted = placing.reconfiguration(deployment, pool(), request, solve(request.problem))
+    assert wanted is not None
+    assert wanted.operation_id.startswith("drain-")
+    assert {worker for row in wanted.plan.target.values() for worker in row} == {"w-a"}
+
+
+def test_who_leaves_waits_for_others_where_there_is_no_room(
+    deployment: MoEDeployment, pool: MakePool, observed: Observe, worker: MakeWorker
+) -> None:
+    tight = tuple(replace(one, memory_bytes=6000) for one in pool().workers)
+    full = pool(workers=tight)
+    assert placing.placement_cause(deployment, leaving(observed, full, "b"), 2, 2, ("b",)) is None
+    more = pool(workers=(*tight, replace(worker("c", experts=0), memory_bytes=6000)))
+    assert placing.placement_cause(deployment, leaving(observed, more, "b"), 2, 2, ("b",)) is Cause.DRAIN
+    twice = replace(deployment, placement=PlacementSpec(min_replicas=2))
+    assert placing.placement_cause(twice, leaving(observed, pool(), "b"), 2, 2, ("b",)) is None
+
+
+def test_who_leaves_and_holds_nothing_is_no_reason(
+    deployment: MoEDeployment, pool: MakePool, observed: Observe
+) -> None:
+    moved = pool(placement={expert: {"w-a": 1.0} for expert in pool().placement})
+    assert placing.placement_cause(deployment, leaving(observed, moved, "b"), 2, 2, ("b",)) is None
+    assert placing.placement_cause(deployment, leaving(observed, pool(), "a", "b"), 2, 2, ("a", "b")) is None
 
 
 def test_ready_workers(pool: MakePool, worker: MakeWorker) -> None:

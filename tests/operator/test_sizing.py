@@ -332,3 +332,52 @@ def test_exactly_the_new_pods_are_given_back(
     assert decided.pods == 2
     assert decided.problem is not None
     assert decided.problem.reason == "ProvisionFailed"
+
+
+def leaving(seen: Observation, *names: str) -> Observation:
+    """The same, with these pods about to go."""
+    assert seen.cluster is not None
+    pods = tuple(replace(pod, leaving="cordoned" if pod.name in names else "") for pod in seen.cluster.experts.pods)
+    return replace(seen, cluster=replace(seen.cluster, experts=replace(seen.cluster.experts, pods=pods)))
+
+
+def test_who_leaves_is_replaced_before_it_goes(with_workers: Make, pool: MakePool, observed: Observe) -> None:
+    first = size(with_workers(2), leaving(observed(pool()), "b"))
+    assert first.sizing.victims == ("b",)
+    assert first.experts == GroupSize(3), "another pod is asked for, and none is taken away"
+    assert first.pods == 2
+    waiting = observed(pool("ab"), "ab", replicas=3, sizing=Sizing(settled=2, aim=2, victims=("b",)))
+    still = size(with_workers(2), leaving(waiting, "b"))
+    assert (still.experts, still.sizing.victims) == (GroupSize(3), ("b",)), "it still holds experts"
+
+
+def test_who_leaves_goes_once_it_is_empty(
+    with_workers: Make, pool: MakePool, observed: Observe, worker: MakeWorker
+) -> None:
+    empty = replace(worker("b", MemberState.DRAINING, experts=0))
+    emptied = pool("a", workers=(worker("a", experts=8), empty))
+    sizing = Sizing(settled=2, aim=2, victims=("b",))
+    gone = size(with_workers(2), leaving(observed(emptied, "ab", replicas=3, sizing=sizing), "b"))
+    assert gone.experts == GroupSize(2, ("b",)), "whether or not the other pod has come"
+    assert gone.sizing.victims == ()
+
+
+def test_who_is_named_for_deletion_already_is_not_replaced_twice(
+    with_workers: Make, pool: MakePool, observed: Observe
+) -> None:
+    going = observed(pool("a"), "ab", replicas=2, to_delete=("b",), sizing=Sizing(settled=2, aim=2))
+    decided = size(with_workers(2), leaving(going, "b"))
+    assert (decided.experts, decided.sizing.victims) == (GroupSize(2, ("b",)), ())
+
+
+def test_a_shrink_takes_those_that_leave(with_workers: Make, pool: MakePool, observed: Observe) -> None:
+    decided = size(with_workers(2), leaving(observed(pool("abcd"), "abcd"), "a", "b"))
+    assert decided.sizing.victims == ("a", "b")
+    assert decided.experts == GroupSize(4)
+
+
+def test_a_node_that_stays_after_all_costs_no_size(with_workers: Make, pool: MakePool, observed: Observe) -> None:
+    """Uncordoned before the other pod came: what was asked for comes, and the one that was to go is taken away."""
+    sizing = Sizing(settled=2, aim=2, victims=("b",))
+    decided = size(with_workers(2), observed(pool(), replicas=3, sizing=sizing))
+    assert (decided.experts, decided.sizing.victims) == (GroupSize(3), ("b",))

@@ -8,6 +8,7 @@ from typing import Any
 READY = "Ready"
 PROGRESSING = "Progressing"
 DEGRADED = "Degraded"
+REBALANCING = "Rebalancing"
 
 
 class ConditionStatus(StrEnum):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flexpert_operator.api.quantities import to_bytes
+from flexpert_placement.types import SolverName
 
 Json = Mapping[str, Any]
 
@@ -64,11 +65,30 @@ class Experts:
 
 @dataclass(frozen=True)
 class Rebalance:
-    """When experts are moved because their loads have changed."""
+    """When experts are moved because their loads have changed.
+
+    Attributes:
+        interval_s: Between two looks.
+        min_gain_percent: Of the makespan; what it takes to begin.
+        stop_gain_percent: What it takes to go on.
+        cooldown_s: After experts were moved.
+        half_life_s: In which the weight of the loads that were seen halves.
+        max_hold_s: Longest time that a gain is expected to last.
+        move_cost_percent: Of the throughput, which serving is taken to lose while experts move.
+        max_moves: Replicas copied by one rebalancing; None is no limit.
+        max_bytes: Bytes copied by one rebalancing; None is no limit.
+    """
 
     enabled: bool = True
     interval_s: float = 60
-    min_gain_percent: int = 5
+    min_gain_percent: float = 5
+    stop_gain_percent: float = 2.5
+    cooldown_s: float = 60
+    half_life_s: float = 60
+    max_hold_s: float = 3600
+    move_cost_percent: float = 10
+    max_moves: int | None = None
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,7 @@ class PlacementSpec:
     """How experts are laid out."""
 
     min_replicas: int = 1
+    solver: SolverName = SolverName.CBC
     time_limit_s: float = 10
     rebalance: Rebalance = field(default_factory=Rebalance)
 
@@ -165,15 +186,30 @@ def parse_experts(spec: Json) -> Experts:
 
 def parse_placement(spec: Json) -> PlacementSpec:
     """`spec.placement`."""
-    rebalance = spec.get("rebalance", {})
+    solver = spec.get("solver", {})
     return PlacementSpec(
         min_replicas=spec.get("minReplicasPerExpert", 1),
-        time_limit_s=spec.get("solver", {}).get("timeLimitSeconds", 10),
-        rebalance=Rebalance(
-            enabled=rebalance.get("enabled", True),
-            interval_s=rebalance.get("intervalSeconds", 60),
-            min_gain_percent=rebalance.get("minGainPercent", 5),
-        ),
+        solver=SolverName(solver.get("name", SolverName.CBC)),
+        time_limit_s=solver.get("timeLimitSeconds", 10),
+        rebalance=parse_rebalance(spec.get("rebalance", {})),
+    )
+
+
+def parse_rebalance(spec: Json) -> Rebalance:
+    """`spec.placement.rebalance`; what it takes to go on is half of what it takes to begin, unless it is said."""
+    start = spec.get("minGainPercent", 5)
+    max_bytes = spec.get("maxBytes")
+    return Rebalance(
+        enabled=spec.get("enabled", True),
+        interval_s=spec.get("intervalSeconds", 60),
+        min_gain_percent=start,
+        stop_gain_percent=spec.get("stopGainPercent", start / 2),
+        cooldown_s=spec.get("cooldownSeconds", 60),
+        half_life_s=spec.get("halfLifeSeconds", 60),
+        max_hold_s=spec.get("maxHoldSeconds", 3600),
+        move_cost_percent=spec.get("moveCostPercent", 10),
+        max_moves=spec.get("maxMoves"),
+        max_bytes=to_bytes(max_bytes) if max_bytes is not None else None,
     )
 
 

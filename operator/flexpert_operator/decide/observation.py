@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from flexpert_operator.api.spec import Model
+from flexpert_operator.decide.loads import SmoothedLoads
 from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_placement.types import ExpertId, Placement
 
@@ -42,6 +43,7 @@ class Cause(StrEnum):
     FAILURE = "Failure"
     UPGRADE = "Upgrade"
     INITIAL = "Initial"
+    DRAIN = "Drain"
 
 
 class Phase(StrEnum):
@@ -88,12 +90,18 @@ class Engine:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the pool controller expected of a reconfiguration; `peak_bytes` are those of the fullest worker."""
+    """What the pool controller expects of a reconfiguration.
+
+    Attributes:
+        peak_bytes: Those of the fullest worker.
+        refusal: Why it could not be carried out, or empty.
+    """
 
     moved_bytes: int
     seconds: float
     peak_bytes: int
     waves: int = 1
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,8 @@ class Pool:
 
     Attributes:
         term: Granted to this incarnation of the controller; 0 is none yet.
-        loads: Tokens per expert, packed layer * experts + index; empty when nothing is known.
+        loads: Tokens per expert since `loads_since`, packed layer * experts + index; empty when nothing is known.
+        loads_since: Seconds since the Unix epoch.
         generation: Of the MoEDeployment that it was configured with last; 0 is never.
         message: Why it cannot serve, or empty.
         lost: Experts without a live replica.
@@ -168,6 +177,7 @@ class Pool:
     placement: Placement = field(default_factory=dict)
     model: ModelFacts | None = None
     loads: tuple[int, ...] = ()
+    loads_since: float = 0.0
     operation: Operation | None = None
     generation: int = 0
     message: str = ""
@@ -195,12 +205,22 @@ class Pool:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod of the expert or engine group; `created_at` is in seconds since the Unix epoch."""
+    """A pod of the expert or engine group.
+
+    Attributes:
+        terminating: Its deletion has been asked for.
+        message: What keeps it from running.
+        created_at: Seconds since the Unix epoch.
+        node: Where it runs; empty while it is not scheduled.
+        leaving: Why it is about to go (its node is being drained, or taken away), or empty.
+    """
 
     name: str
     terminating: bool = False
     message: str = ""
     created_at: float = 0.0
+    node: str = ""
+    leaving: str = ""
 
 
 @dataclass(frozen=True)
@@ -248,6 +268,7 @@ class Observation:
         pool: None when the pool controller does not answer; `pool_error` says why.
         inspection: Of `spec.model`, None when it was not looked at yet.
         ingress_ready: Ingress pods that are ready.
+        loads: What is known of the experts' loads.
     """
 
     now: float
@@ -256,6 +277,13 @@ class Observation:
     pool_error: str = ""
     inspection: Inspection | None = None
     ingress_ready: int = 0
+    loads: SmoothedLoads | None = None
+
+    @property
+    def leaving_pods(self) -> tuple[str, ...]:
+        """Expert pods that are going whatever we do; their workers get no experts and lose those that they have."""
+        pods = self.cluster.experts.pods if self.cluster is not None else ()
+        return tuple(pod.name for pod in pods if pod.terminating or pod.leaving)
 
     @property
     def bound_model(self) -> Model | None:

@@ -6,9 +6,14 @@ time, and hands the result to `reconfiguration`.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flexpert_operator.api.spec import MoEDeployment, PlacementSpec
+from flexpert_operator.decide.balance import imbalance_of
+from flexpert_operator.decide.loads import SmoothedLoads
 from flexpert_operator.decide.observation import (
     UNDONE_PHASES,
     Cause,
@@ -21,12 +26,13 @@ from flexpert_operator.decide.observation import (
     Worker,
 )
 from flexpert_placement.plan import make_plan
-from flexpert_placement.solver import imbalance
 from flexpert_placement.types import (
+    Budget,
     Placement,
     PlacementProblem,
     PlacementResult,
     Plan,
+    Traffic,
     WorkerCapacity,
 )
 
@@ -78,25 +84,46 @@ def placement_cause(
         observed: What is there.
         pods: Expert pods to aim for.
         settled: Expert pods that the pool last ran with.
-        victims: Pods that are to lose their experts.
+        victims: Pods that are to lose their experts because fewer are wanted. Those of `observed` that leave lose
+            theirs too, and do not wait for what comes in their place where the others have room.
     """
     pool = observed.pool
     if pool is None or pool.model is None or pool.term == 0:
         return None
-    targets = target_workers(pool, victims)
-    if not targets or len(targets) != pods * deployment.experts.workers_per_pod:
+    leaving = observed.leaving_pods
+    targets, wanted = target_workers(pool, victims + leaving), pods * deployment.experts.workers_per_pod
+    if not targets or len(targets) > wanted:
+        return None
+    evacuating = any(worker.pod in leaving and worker.id in pool.holders for worker in pool.workers)
+    if evacuating:
+        enough = len(targets) == wanted or has_room(pool.model, targets, deployment.placement.min_replicas)
+        return Cause.DRAIN if enough else None
+    if len(targets) < wanted:
         return None
     same_size = not victims and len(targets) == settled * deployment.experts.workers_per_pod
     return why(pool, targets, deployment.placement, same_size)
 
 
+def has_room(model: ModelFacts, workers: tuple[Worker, ...], min_replicas: int) -> bool:
+    """Whether all experts fit into fewer workers than are wanted, so that those that leave can be emptied at once."""
+    slots = (min(worker.memory_bytes // model.expert_bytes - 1, model.num_experts) for worker in workers)
+    return len(workers) >= min_replicas and sum(slots) >= model.num_experts * min_replicas
+
+
 def placement_request(
-    deployment: MoEDeployment, pool: Pool, cause: Cause, victims: tuple[str, ...]
+    deployment: MoEDeployment,
+    pool: Pool,
+    cause: Cause,
+    victims: tuple[str, ...],
+    known: SmoothedLoads | None = None,
 ) -> PlacementRequest | None:
-    """The question for the solver, or None when the model is not known yet."""
+    """The question for the solver, or None when the model is not known yet; `known`: of the loads."""
     if pool.model is None:
         return None
-    problem = problem_of(deployment, pool, pool.model, target_workers(pool, victims))
+    problem = problem_of(deployment, pool, pool.model, target_workers(pool, victims), known)
+    if cause is Cause.REBALANCE:
+        spec = deployment.placement.rebalance
+        problem = replace(problem, budget=Budget(moves=spec.max_moves, bytes=spec.max_bytes))
     return PlacementRequest(cause, problem, pool.epoch)
 
 
@@ -133,11 +160,6 @@ def is_halfway(table_operation: str) -> bool:
     return "#" in table_operation
 
 
-def is_rebalance_due(spec: PlacementSpec, pool: Pool, now: float, solved_at: float) -> bool:
-    """Whether it is time to see if moving experts pays; `solved_at`: when the solver last answered (Unix epoch)."""
-    return spec.rebalance.enabled and any(pool.loads) and now - solved_at >= spec.rebalance.interval_s
-
-
 def must_wait(pool: Pool, now: float) -> bool:
     """Whether the last reconfiguration came to nothing a short time ago; the wait doubles with every attempt."""
     last = pool.operation
@@ -148,26 +170,41 @@ def must_wait(pool: Pool, now: float) -> bool:
 
 
 def problem_of(
-    deployment: MoEDeployment, pool: Pool, model: ModelFacts, targets: tuple[Worker, ...]
+    deployment: MoEDeployment,
+    pool: Pool,
+    model: ModelFacts,
+    targets: tuple[Worker, ...],
+    known: SmoothedLoads | None = None,
 ) -> PlacementProblem:
     """The solver's question; every worker keeps one expert's bytes free, so that copies can come before others go."""
+    smoothed = known if known is not None and known.flowing else None
     return PlacementProblem(
-        loads=loads_by_layer(pool, model),
+        loads=tuples_of(smoothed.loads) if smoothed is not None else loads_by_layer(pool, model),
+        traffic=Traffic(deviation=smoothed.deviation) if smoothed is not None else Traffic(),
         expert_bytes=model.expert_bytes,
         workers=tuple(
             WorkerCapacity(
-                worker.id, max(worker.memory_bytes - model.expert_bytes, 0), failure_domain=worker.failure_domain
+                worker.id,
+                max(worker.memory_bytes - model.expert_bytes, 0),
+                failure_domain=worker.failure_domain,
+                node=worker.node,
             )
             for worker in sorted(targets, key=lambda worker: worker.id)
         ),
         current=pool.placement,
         min_replicas=deployment.placement.min_replicas,
+        solver=deployment.placement.solver,
         time_limit_s=deployment.placement.time_limit_s,
     )
 
 
+def tuples_of(loads: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    """[layers, experts] loads as the solver takes them."""
+    return tuple(tuple(row) for row in loads.tolist())
+
+
 def loads_by_layer(pool: Pool, model: ModelFacts) -> tuple[tuple[float, ...], ...]:
-    """[layers, experts] loads, all zero when nothing is known."""
+    """[layers, experts] all tokens that were ever counted, all zero when nothing is known."""
     packed = pool.loads if len(pool.loads) == model.num_experts else (0,) * model.num_experts
     return tuple(
         tuple(float(load) for load in packed[layer * model.experts : (layer + 1) * model.experts])
@@ -179,30 +216,21 @@ def reconfiguration(
     deployment: MoEDeployment, pool: Pool, request: PlacementRequest, result: PlacementResult
 ) -> Reconfiguration | None:
     """What to send to the pool controller, or None when the placement can stay as it is."""
-    if request.cause is Cause.REBALANCE and gain_percent(pool, request, result) < rebalance_threshold(deployment):
-        return None
     alive = frozenset(worker.id for worker in pool.alive)
     current = {
         expert: {worker: share for worker, share in row.items() if worker in alive}
         for expert, row in pool.placement.items()
     }
     plan = make_plan(current, result.placement, alive)
-    if not plan.moves and not plan.drops and not pool.lost and request.cause is not Cause.REBALANCE:
+    if not plan.moves and not plan.drops and not pool.lost and not shares_change(request, current, plan.target):
         return None
     identity = operation_id(deployment.uid, deployment.generation, request, result.placement, pool.operation)
     return Reconfiguration(identity, request.base_epoch, request.cause, plan)
 
 
-def rebalance_threshold(deployment: MoEDeployment) -> float:
-    """Percent of gain below which nothing is moved; a gain of nothing never counts."""
-    return max(float(deployment.placement.rebalance.min_gain_percent), 1e-6)
-
-
-def gain_percent(pool: Pool, request: PlacementRequest, result: PlacementResult) -> float:
-    """How much better the answer's makespans are than the present placement's, in percent of the latter."""
-    now = imbalance(request.problem.loads, pool.placement, request.problem.workers)
-    then = imbalance(request.problem.loads, result.placement, request.problem.workers)
-    return 100.0 * (now - then) / now
+def shares_change(request: PlacementRequest, current: Placement, target: Placement) -> bool:
+    """Whether a rebalancing shares traffic anew between replicas that are where they are to be."""
+    return request.cause is Cause.REBALANCE and any(current.get(expert) != row for expert, row in target.items())
 
 
 def operation_id(
@@ -236,13 +264,11 @@ def solution_of(request: PlacementRequest, result: PlacementResult) -> Solution:
     )
 
 
-def imbalance_percent(pool: Pool) -> int | None:
-    """Load of the busiest worker above the average, in percent; None when nothing is placed or loaded."""
-    if pool.model is None or not pool.placement or not any(pool.loads):
+def imbalance_now(pool: Pool, known: SmoothedLoads | None) -> float | None:
+    """Load of the busiest worker over the average under the loads of now; None when nothing is placed or loaded."""
+    if not pool.placement or known is None or not known.flowing:
         return None
-    holders = sorted(pool.holders)
-    workers = tuple(WorkerCapacity(worker, 0) for worker in holders)
-    return round(100 * (imbalance(loads_by_layer(pool, pool.model), pool.placement, workers) - 1))
+    return imbalance_of(known.loads, pool.placement, [WorkerCapacity(worker, 0) for worker in sorted(pool.holders)])
 
 
 def question_of(request: PlacementRequest | None) -> tuple[object, ...] | None:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flexpert_operator.api.conditions import DEGRADED, PROGRESSING, READY, Condition
-from flexpert_operator.decide.observation import Event, MemberState, Operation, Phase, Pool
+from flexpert_operator.api.conditions import DEGRADED, PROGRESSING, READY, REBALANCING, Condition
+from flexpert_operator.decide.observation import Cluster, Event, MemberState, Operation, Phase, Pool
 
 STEPS = (Phase.PREPARE, Phase.COMMIT, Phase.RETIRE, Phase.SUCCEEDED)
 """The phases that a reconfiguration goes through when all is well; a later one implies the earlier ones."""
@@ -67,6 +67,17 @@ def worker_events(before: Pool | None, after: Pool | None) -> tuple[Event, ...]:
     )
 
 
+def leaving_events(before: Cluster | None, after: Cluster | None) -> tuple[Event, ...]:
+    """Expert pods that are about to go and were not when they were last seen."""
+    known = {pod.name for pod in before.experts.pods if pod.leaving} if before is not None else set()
+    pods = after.experts.pods if after is not None else ()
+    return tuple(
+        Event("WorkerLeaving", f"pod {pod.name} loses its experts before it goes: {pod.leaving}", warning=True)
+        for pod in pods
+        if pod.leaving and pod.name not in known
+    )
+
+
 def condition_events(old: Iterable[Mapping[str, Any]], new: Iterable[Condition]) -> tuple[Event, ...]:
     """Changes of Ready, Progressing and Degraded that a user wants to be told."""
     before = {condition["type"]: (condition["status"], condition["reason"]) for condition in old}
@@ -78,6 +89,9 @@ def condition_events(old: Iterable[Mapping[str, Any]], new: Iterable[Condition])
             events.append(Event("Ready", condition.message))
         if changed and condition.type == DEGRADED and condition.status == "True":
             events.append(Event(condition.reason, condition.message, warning=True))
+        begins = condition.status == "True" and before.get(REBALANCING, ("", ""))[0] != "True"
+        if condition.type == REBALANCING and begins:
+            events.append(Event("Rebalancing", condition.message))
         if changed and condition.type == PROGRESSING:
             events += own_step_events(before.get(PROGRESSING, ("", ""))[1], condition, degraded)
     return tuple(events)

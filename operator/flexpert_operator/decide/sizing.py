@@ -128,12 +128,17 @@ def withdraw(cluster: Cluster, pool: Pool | None, sizing: Sizing, standby: int) 
 
 
 def step(group: Group, sizing: Sizing, pods: int, spec: Experts, observed: Observation) -> tuple[GroupSize, Sizing]:
-    """One step of the expert group towards `pods` and the pods of the standbys."""
+    """One step of the expert group towards `pods` and the pods of the standbys.
+
+    Pods that leave are victims whatever the size is: others are asked for in their place before they are gone.
+    """
     present = {pod.name for pod in group.present}
-    victims = tuple(name for name in sizing.victims if name in present)
+    named = still_there(group)
+    leaving = tuple(pod.name for pod in group.present if pod.leaving and pod.name not in named)
+    victims = leaving + tuple(name for name in sizing.victims if name in present and name not in leaving)
     staying, total = group.replicas - len(victims), pods + spec.standby_pods
     if total > staying:
-        kept = max(len(victims) - (total - staying), 0)
+        kept = max(len(victims) - (total - staying), len(leaving))
         victims = victims[:kept]
         return GroupSize(total + kept, still_there(group)), replace(sizing, victims=victims)
     if total < staying and len(present) >= group.replicas and not still_there(group):

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from flexpert_operator.api import names
-from flexpert_operator.api.conditions import DEGRADED, PROGRESSING, READY, Condition, ConditionStatus, merge_conditions
+from flexpert_operator.api.conditions import (
+    DEGRADED,
+    PROGRESSING,
+    READY,
+    REBALANCING,
+    Condition,
+    ConditionStatus,
+    merge_conditions,
+)
 from flexpert_operator.api.spec import Json, MoEDeployment
 from flexpert_operator.decide.observation import (
     UNDONE_PHASES,
@@ -17,7 +25,8 @@ from flexpert_operator.decide.observation import (
     Pool,
     Problem,
 )
-from flexpert_operator.decide.placing import Solution, imbalance_percent
+from flexpert_operator.decide.placing import Solution, imbalance_now
+from flexpert_operator.decide.rebalancing import Action, Decision, percent_above
 from flexpert_operator.decide.sizing import Size, count_ready, count_standby
 
 STEP_NAMES = {
@@ -42,6 +51,9 @@ STEP_FIELDS = {
 IMBALANCE_STEP = 2
 """Percent by which the imbalance has to change before the status is written for it."""
 
+DRIFT_STEP = 5
+"""The same of the drift of the loads."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -51,6 +63,7 @@ class Outcome:
         solution: The solver's answer, None when it was not asked.
         local_endpoints: What the ingress's addresses resolve to on this host, where that differs.
         due: Whether experts have to be placed anew.
+        decision: The look at whether moving experts for balance pays, None when it was not time for one.
     """
 
     size: Size
@@ -58,6 +71,7 @@ class Outcome:
     solution: Solution | None = None
     local_endpoints: Mapping[str, str] | None = None
     due: bool = False
+    decision: Decision | None = None
 
 
 def rfc3339(seconds: float) -> str:
@@ -82,17 +96,43 @@ def build_status(deployment: MoEDeployment, observed: Observation, outcome: Outc
         old.get("conditions", ()), conditions, deployment.generation, rfc3339(observed.now)
     )
     status["engines"] = engines_status(deployment, pool, old.get("engines", {}))
-    status["experts"] = experts_status(deployment, pool, old.get("experts", {}))
-    if outcome.solution is not None:
-        status["placement"] = {
-            "objective": outcome.solution.objective,
-            "bound": outcome.solution.bound,
-            "gapPercent": outcome.solution.gap_percent,
-            "solvedAt": rfc3339(observed.now),
-        }
+    status["experts"] = experts_status(deployment, observed, old.get("experts", {}))
+    placement = placement_status(outcome, old.get("placement", {}), rfc3339(observed.now))
+    if placement:
+        status["placement"] = placement
     if pool is not None and pool.operation is not None:
         status["lastReconfiguration"] = operation_status(pool.operation, observed.now)
     return status
+
+
+def placement_status(outcome: Outcome, old: Json, now: str) -> dict[str, Any]:
+    """`status.placement`: the solver's last answer, and the last look at whether moving experts pays."""
+    found = dict(old)
+    if outcome.solution is not None:
+        found["objective"] = outcome.solution.objective
+        found["bound"] = outcome.solution.bound
+        found["gapPercent"] = outcome.solution.gap_percent
+        found["solvedAt"] = now
+    if outcome.decision is not None:
+        found["lastDecision"] = decision_status(outcome.decision, now)
+        if outcome.decision.action is Action.REBALANCE:
+            found["rebalancedAt"] = now
+    return found
+
+
+def decision_status(decision: Decision, now: str) -> dict[str, Any]:
+    """`status.placement.lastDecision`; what was not found out is left out."""
+    numbers = {
+        "imbalancePercent": decision.imbalance_percent,
+        "gainPercent": decision.gain_percent,
+        "holdSeconds": round(decision.hold_s) if decision.hold_s is not None else None,
+        "benefitMilliseconds": milliseconds(decision.benefit_s) if decision.benefit_s is not None else None,
+        "costMilliseconds": milliseconds(decision.cost_s) if decision.cost_s is not None else None,
+        "costBytes": decision.cost_bytes,
+        "moves": decision.moves,
+    }
+    words = {"action": str(decision.action), "reason": str(decision.reason), "message": decision.message}
+    return {"time": now} | words | {key: value for key, value in numbers.items() if value is not None}
 
 
 def endpoints(deployment: MoEDeployment, local: Mapping[str, str]) -> dict[str, str]:
@@ -111,8 +151,9 @@ def engines_status(deployment: MoEDeployment, pool: Pool | None, old: Json) -> d
     return {"desired": deployment.engines.replicas, "ready": ready}
 
 
-def experts_status(deployment: MoEDeployment, pool: Pool | None, old: Json) -> dict[str, Any]:
+def experts_status(deployment: MoEDeployment, observed: Observation, old: Json) -> dict[str, Any]:
     """`status.experts`."""
+    pool, loads = observed.pool, observed.loads
     if pool is None:
         return (
             {"workers": 0, "ready": 0, "standby": 0, "replicas": 0, "residentBytes": 0}
@@ -129,13 +170,16 @@ def experts_status(deployment: MoEDeployment, pool: Pool | None, old: Json) -> d
     }
     if pool.epoch.term > 0:
         found["epoch"] = str(pool.epoch)
-    imbalance = imbalance_percent(pool)
-    before = old.get("imbalancePercent")
-    if imbalance is not None and before is not None and abs(imbalance - before) < IMBALANCE_STEP:
-        imbalance = before
-    if imbalance is not None:
-        found["imbalancePercent"] = imbalance
+    imbalance = imbalance_now(pool, loads)
+    if imbalance is not None and loads is not None:
+        found["imbalancePercent"] = steady(percent_above(imbalance), old.get("imbalancePercent"), IMBALANCE_STEP)
+        found["loadDriftPercent"] = steady(round(100 * loads.moved), old.get("loadDriftPercent"), DRIFT_STEP)
     return found
+
+
+def steady(value: int, before: int | None, step: int) -> int:
+    """`value`, or what was written before where it differs by less than `step`."""
+    return before if before is not None and abs(value - before) < step else value
 
 
 def count_workers(deployment: MoEDeployment, pool: Pool) -> int:
@@ -188,12 +232,25 @@ def ready_engines(pool: Pool) -> int:
 
 
 def decide_conditions(deployment: MoEDeployment, observed: Observation, outcome: Outcome) -> tuple[Condition, ...]:
-    """Ready, Progressing and Degraded."""
+    """Ready, Progressing, Degraded and Rebalancing."""
     return (
         ready_condition(deployment, observed),
         progressing_condition(deployment, observed, outcome),
         degraded_condition(deployment, observed, outcome.problem),
+        rebalancing_condition(deployment, outcome.decision),
     )
+
+
+def rebalancing_condition(deployment: MoEDeployment, decision: Decision | None) -> Condition:
+    """Whether experts are moved for balance, round by round; between two looks it stays as it was."""
+    if decision is not None:
+        status = ConditionStatus.TRUE if decision.active else ConditionStatus.FALSE
+        return Condition(REBALANCING, status, decision.reason, decision.message)
+    for condition in deployment.status.get("conditions", ()):
+        if condition["type"] == REBALANCING:
+            status = ConditionStatus(condition["status"])
+            return Condition(REBALANCING, status, condition["reason"], condition["message"])
+    return Condition(REBALANCING, ConditionStatus.FALSE, "NotLookedYet", "no look was taken at the loads yet")
 
 
 def ready_condition(deployment: MoEDeployment, observed: Observation) -> Condition:
@@ -239,7 +296,7 @@ def step_under_way(deployment: MoEDeployment, observed: Observation, outcome: Ou
     if pool.operation is not None and pool.operation.running:
         return STEP_NAMES[pool.operation.phase], f"{pool.operation.cause} {pool.operation.id}"
     if size.sizing.victims:
-        return "Draining", f"pods {', '.join(size.sizing.victims)} are losing their experts"
+        return "Draining", draining_message(observed, size.sizing.victims)
     wanted = size.pods * deployment.experts.workers_per_pod
     if count_ready(pool) < wanted:
         return "Provisioning", f"{count_ready(pool)} of {wanted} workers are ready"
@@ -254,6 +311,13 @@ def step_under_way(deployment: MoEDeployment, observed: Observation, outcome: Ou
         return "WaitingForIngress", "no ingress is ready"
     standby, found = total - wanted, count_standby(pool)
     return ("Replenishing", f"{found} of {standby} workers stand by") if found < standby else None
+
+
+def draining_message(observed: Observation, victims: tuple[str, ...]) -> str:
+    """Which pods lose their experts, and why where it is not because fewer are wanted."""
+    pods = observed.cluster.experts.pods if observed.cluster is not None else ()
+    reasons = sorted({pod.leaving for pod in pods if pod.name in victims and pod.leaving})
+    return f"pods {', '.join(victims)} are losing their experts" + (f": {'; '.join(reasons)}" if reasons else "")
 
 
 def degraded_condition(deployment: MoEDeployment, observed: Observation, problem: Problem | None) -> Condition:

@@ -78,7 +78,15 @@ def _end(process: ProcessId | None) -> None:
 
 def _clean(layout: Layout) -> None:
     shutil.rmtree(layout.scratch, ignore_errors=True)
-    for file in (layout.parts, layout.pods, layout.services, layout.api_ready, layout.api_state, layout.kubeconfig):
+    for file in (
+        layout.parts,
+        layout.pods,
+        layout.services,
+        layout.metrics,
+        layout.api_ready,
+        layout.api_state,
+        layout.kubeconfig,
+    ):
         file.unlink(missing_ok=True)
     for secret in (layout.token, layout.ray_token):
         secret.unlink(missing_ok=True)

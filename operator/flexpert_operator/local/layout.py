@@ -67,6 +67,11 @@ class Layout:
         return self.root / "services.json"
 
     @property
+    def metrics(self) -> Path:
+        """Where the operator's Prometheus metrics are: a URL."""
+        return self.root / "metrics-url"
+
+    @property
     def volumes(self) -> Path:
         """`pvc://claim/folder` is `volumes/claim/folder` here."""
         return self.root / "volumes"

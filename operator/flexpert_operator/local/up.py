@@ -132,9 +132,16 @@ def _start_runtime(layout: Layout, parts: dict[str, ProcessId]) -> None:
 
 def _start_operator(layout: Layout, parts: dict[str, ProcessId]) -> None:
     liveness = f"http://127.0.0.1:{_free_port()}/healthz"
-    options = {"--kubeconfig": str(layout.kubeconfig), "--resync-seconds": "1", "--liveness": liveness}
+    metrics = f"127.0.0.1:{_free_port()}"
+    options = {
+        "--kubeconfig": str(layout.kubeconfig),
+        "--resync-seconds": "1",
+        "--liveness": liveness,
+        "--metrics": metrics,
+    }
     _start(layout, parts, OPERATOR, "flexpert_operator", options)
     _wait(layout, parts, OPERATOR, lambda: _answers(liveness))
+    layout.metrics.write_text(f"http://{metrics}/metrics\n")
 
 
 def _start(layout: Layout, parts: dict[str, ProcessId], part: str, module: str, options: Mapping[str, str]) -> None:

@@ -34,6 +34,7 @@ class Cause(StrEnum):
     FAILURE = "FAILURE"
     UPGRADE = "UPGRADE"
     INITIAL = "INITIAL"
+    DRAIN = "DRAIN"
 
 
 class Phase(StrEnum):

@@ -3,12 +3,13 @@
 import random
 from collections.abc import Iterator
 
-from flexpert_operator.local.runtime import deployments, kubelet, kuberay
+from flexpert_operator.local.runtime import deployments, kubelet, kuberay, scheduler
 from flexpert_operator.local.runtime.objects import key_of, label_of, uid_of
 from flexpert_operator.local.runtime.values import (
     CLUSTER_LABEL,
     WORKER_CONTAINER,
     Action,
+    CreatePod,
     Observed,
     StartContainer,
 )
@@ -16,7 +17,20 @@ from flexpert_operator.local.runtime.values import (
 
 def decide(observed: Observed, rng: random.Random) -> list[Action]:
     """Every action that is due now; deciding again on what they brought about gives none."""
-    return [*_controllers(observed, rng), *_kubelet(observed)]
+    return [*_scheduled(observed, _controllers(observed, rng)), *_kubelet(observed)]
+
+
+def _scheduled(observed: Observed, actions: Iterator[Action]) -> Iterator[Action]:
+    """The same with new pods on nodes; those that no node takes are not made yet."""
+    pods = list(observed.pods)
+    for action in actions:
+        if not isinstance(action, CreatePod):
+            yield action
+            continue
+        manifest = scheduler.place(action.manifest, observed.nodes, pods)
+        if manifest is not None:
+            pods.append(manifest)
+            yield CreatePod(manifest)
 
 
 def _controllers(observed: Observed, rng: random.Random) -> Iterator[Action]:
@@ -29,11 +43,12 @@ def _controllers(observed: Observed, rng: random.Random) -> Iterator[Action]:
 
 def _kubelet(observed: Observed) -> Iterator[Action]:
     up = kubelet.heads_up(observed.pods, observed.local)
+    here = scheduler.node_names(observed.nodes)
     room = observed.max_starting - kubelet.num_starting(observed.local)
     for pod in observed.pods:
         cluster = label_of(pod, CLUSTER_LABEL)
         may_join = not cluster or (room > 0 and (key_of(pod)[0], cluster) in up)
-        for action in kubelet.decide_pod(pod, observed.local.get(uid_of(pod)), may_join, observed.now):
+        for action in kubelet.decide_pod(pod, observed.local.get(uid_of(pod)), may_join, observed.now, here):
             room -= isinstance(action, StartContainer) and action.container == WORKER_CONTAINER
             yield action
     known = {uid_of(pod) for pod in observed.pods}

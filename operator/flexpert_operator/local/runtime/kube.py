@@ -51,7 +51,8 @@ RAY_CLUSTER = Kind("RayCluster", "/apis/ray.io/v1", "rayclusters", "ray.io/v1")
 DEPLOYMENT = Kind("Deployment", "/apis/apps/v1", "deployments", "apps/v1")
 SERVICE = Kind("Service", "/api/v1", "services", "v1")
 POD = Kind("Pod", "/api/v1", "pods", "v1")
-KINDS = {kind.name: kind for kind in (RAY_CLUSTER, DEPLOYMENT, SERVICE, POD)}
+NODE = Kind("Node", "/api/v1", "nodes", "v1")
+KINDS = {kind.name: kind for kind in (RAY_CLUSTER, DEPLOYMENT, SERVICE, POD, NODE)}
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Kube:
 
     async def create(self, kind: Kind, body: Object) -> Object:
         """Make an object."""
-        return await self._request("POST", kind.path(body["metadata"]["namespace"]), body)
+        return await self._request("POST", kind.path(body["metadata"].get("namespace")), body)
 
     async def patch_status(self, kind: Kind, namespace: str, name: str, status: Object) -> Object:
         """Merge into an object's status."""

@@ -5,7 +5,7 @@ started again, after a pause that doubles, where the pod's restartPolicy says so
 deletion has been asked for, gets SIGTERM, its grace, then SIGKILL.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from flexpert_operator.local.runtime.objects import (
     condition,
@@ -41,7 +41,9 @@ STEADY_S = 60.0
 """A container that ran this long starts again without a pause."""
 
 
-def decide_pod(pod: Object, local: LocalPod | None, may_join: bool, now: float) -> Iterator[Action]:
+def decide_pod(
+    pod: Object, local: LocalPod | None, may_join: bool, now: float, here: Collection[str] = (NODE_NAME,)
+) -> Iterator[Action]:
     """What to do for a Pod object.
 
     Args:
@@ -49,6 +51,7 @@ def decide_pod(pod: Object, local: LocalPod | None, may_join: bool, now: float) 
         local: What runs here for it, None when it is new.
         may_join: Whether a Ray node of it may start now: its head takes nodes, and not too many are starting.
         now: Seconds since the Unix epoch.
+        here: Nodes that this host plays.
     """
     if is_deleted(pod):
         if local is None or not local.is_running:
@@ -56,10 +59,9 @@ def decide_pod(pod: Object, local: LocalPod | None, may_join: bool, now: float) 
         else:
             yield from _stop(local, now)
         return
-    if pod["spec"].get("nodeName") != NODE_NAME:
-        return
     if local is None:
-        yield AdmitPod(pod)
+        if pod["spec"].get("nodeName") in here:
+            yield AdmitPod(pod)
         return
     if local.stopping_at is None:
         for container in local.containers:
@@ -151,11 +153,18 @@ def pod_status(pod: Object, local: LocalPod, now: float) -> Object:
             condition("Initialized", True, "", now, pod),
             condition("ContainersReady", ready, reason, now, pod, message),
             condition("Ready", ready, reason, now, pod, message),
+            *_conditions_of_others(pod),
         ],
         "containerStatuses": [
             _container_status(spec, local.container(spec["name"]), pod) for spec in pod["spec"]["containers"]
         ],
     }
+
+
+def _conditions_of_others(pod: Object) -> list[Object]:
+    """What others say about a pod, such as that it is about to be disrupted."""
+    own = ("PodScheduled", "Initialized", "ContainersReady", "Ready")
+    return [item for item in (pod.get("status") or {}).get("conditions") or [] if item["type"] not in own]
 
 
 def _phase(pod: Object, containers: list[Container]) -> str:

@@ -11,10 +11,10 @@ from flexpert_operator.local.runtime.actuator import Actuator
 from flexpert_operator.local.runtime.books import Books
 from flexpert_operator.local.runtime.containers import Host
 from flexpert_operator.local.runtime.decide import decide
-from flexpert_operator.local.runtime.kube import KINDS, Kube, KubeError
+from flexpert_operator.local.runtime.kube import KINDS, NODE, Kube, KubeError
 from flexpert_operator.local.runtime.objects import uid_of
 from flexpert_operator.local.runtime.service_table import service_table
-from flexpert_operator.local.runtime.values import Object, Observed
+from flexpert_operator.local.runtime.values import NODE_NAME, Object, Observed
 from flexpert_operator.local.runtime.watching import Mirror
 
 TICK_S = 0.25
@@ -34,6 +34,7 @@ class Runtime:
         self._host = host
         self._rng = rng
         self._actuator = Actuator(kube, self._mirrors, books, host)
+        self._registered = False
         self._next_probe: dict[tuple[str, str], float] = {}
 
     async def run(self) -> None:
@@ -59,6 +60,7 @@ class Runtime:
 
     async def _step(self) -> None:
         self._books.look(time.time())
+        await self._register()
         await self._probe()
         for action in decide(self._observe(), self._rng):
             try:
@@ -70,6 +72,20 @@ class Runtime:
         observed = self._observe()
         self._actuator.publish(service_table(observed.services, observed.pods, observed.local))
 
+    async def _register(self) -> None:
+        """Make the Node object of this host, once; one that was made before stays as it is, cordoned or not."""
+        if self._registered:
+            return
+        labels = {"kubernetes.io/hostname": NODE_NAME}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE_NAME, "labels": labels}}
+        try:
+            self._mirrors["Node"].put(await self._kube.create(NODE, node))
+        except KubeError as error:
+            if error.status != 409:
+                _log.warning("cannot register the node: %s", error)
+                return
+        self._registered = True
+
     def _observe(self) -> Observed:
         objects = {name: mirror.objects() for name, mirror in self._mirrors.items()}
         return Observed(
@@ -77,6 +93,7 @@ class Runtime:
             deployments=objects["Deployment"],
             services=objects["Service"],
             pods=objects["Pod"],
+            nodes=objects["Node"],
             local=self._books.pods,
             now=time.time(),
             max_starting=self._host.num_cores + 1,

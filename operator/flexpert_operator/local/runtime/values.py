@@ -83,6 +83,7 @@ class Observed:
     """Everything the decisions depend on.
 
     Attributes:
+        nodes: The Node objects, all of which this host plays.
         local: The pods that run here, by uid.
         now: Seconds since the Unix epoch.
         max_starting: How many Ray nodes may be starting at a time: many more than there are cores only starve each
@@ -93,6 +94,7 @@ class Observed:
     deployments: tuple[Object, ...] = ()
     services: tuple[Object, ...] = ()
     pods: tuple[Object, ...] = ()
+    nodes: tuple[Object, ...] = ()
     local: Mapping[str, LocalPod] = field(default_factory=dict)
     now: float = 0.0
     max_starting: int = 2

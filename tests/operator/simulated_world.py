@@ -1,0 +1,185 @@
+"""The operator for real (kopf, Kubernetes client, gRPC) against the embedded API, a simulated KubeRay and pool.
+
+The tests of `test_operator_*.py` that need all of it share this.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIServer
+
+import kopf
+import pytest
+import yaml
+from simulated_cluster import NAMESPACE, SimulatedCluster
+from simulated_pool import SimulatedPool
+
+from flexpert_operator import crds
+from flexpert_operator.handlers import operator_registry, reconciler_factory
+from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, RAY_CLUSTERS, Kube, Resource, api_client
+from flexpert_operator.local.kubeapi import KubeApiServer
+from flexpert_operator.metrics import Metrics
+from flexpert_operator.nodes import NodeNotices
+from flexpert_operator.settings import Settings
+from flexpert_proto import names as pool_names
+
+ROOT = Path(__file__).parents[2]
+EVENTS = Resource("", "v1", "events")
+SETTINGS = Settings(resync_s=0.5, busy_s=0.05, provision_deadline_s=1.5, inspect_retry_s=0.2, drain_deadline_s=20)
+
+Object = dict[str, Any]
+
+
+class Operator:
+    """The operator in a thread of its own."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self._kubeconfig = kubeconfig
+        self.nodes = NodeNotices()
+        self.metrics = Metrics()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="operator", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop it and wait until it has ended."""
+        self._stop.set()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        kube = Kube(api_client(self._kubeconfig))
+        factory = reconciler_factory(kube, SETTINGS, self.nodes, self.metrics)
+        registry = operator_registry(factory, self._kubeconfig, SETTINGS, self.nodes)
+        asyncio.run(kopf.operator(registry=registry, standalone=True, namespaces=[NAMESPACE], stop_flag=self._stop))
+
+
+class World:
+    """The API, the simulated cluster, the operator, and what tests do with them."""
+
+    def __init__(self, kubeconfig: Path, cluster: SimulatedCluster) -> None:
+        self.kubeconfig = kubeconfig
+        self.kube = Kube(api_client(kubeconfig))
+        self.cluster = cluster
+        self.operator = Operator(kubeconfig)
+        self.servers: list[WSGIServer] = []
+        self._pause = threading.Event()
+
+    def until(self, what: str, holds: Callable[[], Any], seconds: float = 90.0) -> None:
+        """Wait until something holds."""
+        for _ in range(int(seconds / 0.02)):
+            if holds():
+                return
+            self._pause.wait(0.02)
+        pytest.fail(f"never came: {what}\n{yaml.safe_dump(self.kube.list(MOE_DEPLOYMENTS, NAMESPACE, ''))}")
+
+    def clean(self) -> None:
+        """Delete what a test leaves: an operator that looks after twenty objects at once is slower at each."""
+        for body in self.kube.list(MOE_DEPLOYMENTS, NAMESPACE, ""):
+            self.kube.delete(MOE_DEPLOYMENTS, NAMESPACE, body["metadata"]["name"])
+
+    def apply(self, name: str, **experts: Any) -> SimulatedPool | None:
+        """Create a MoEDeployment with two workers."""
+        spec = {
+            "model": {"source": "file:///models/tiny"},
+            "experts": {"workers": 2, "memoryPerWorker": "16Mi"} | experts,
+            "placement": {"rebalance": {"enabled": False}},
+        }
+        body = {"apiVersion": "flexpert.io/v1alpha1", "kind": "MoEDeployment", "metadata": {"name": name}, "spec": spec}
+        self.kube.create(MOE_DEPLOYMENTS, NAMESPACE, body)
+        return None
+
+    def serve(self, name: str, **experts: Any) -> SimulatedPool:
+        """Create a MoEDeployment and wait until it is served."""
+        self.apply(name, **experts)
+        self.until(f"{name} is ready", lambda: self.is_settled(name))
+        return self.cluster.pools[name]
+
+    def get(self, name: str) -> Object:
+        """The MoEDeployment."""
+        return self.kube.get(MOE_DEPLOYMENTS, NAMESPACE, name)
+
+    def patch(self, name: str, spec: Object) -> None:
+        """Change the spec."""
+        self.kube.patch(MOE_DEPLOYMENTS, NAMESPACE, name, {"spec": spec})
+
+    def scale(self, name: str, workers: int) -> None:
+        """What `kubectl scale` does."""
+        self.kube.patch(MOE_DEPLOYMENTS, NAMESPACE, name, {"spec": {"replicas": workers}}, subresource="scale")
+
+    def condition(self, name: str, kind: str) -> tuple[str, str]:
+        """Status and reason of a condition, of the newest spec."""
+        body = self.get(name)
+        for one in body.get("status", {}).get("conditions", ()):
+            if one["type"] == kind and one["observedGeneration"] == body["metadata"]["generation"]:
+                return one["status"], one["reason"]
+        return "", ""
+
+    def is_settled(self, name: str) -> bool:
+        """Whether it serves and nothing is under way."""
+        return self.condition(name, "Ready")[0] == "True" and self.condition(name, "Progressing")[0] == "False"
+
+    def group(self, name: str, role: str = "experts") -> Object:
+        """A worker group of its RayCluster."""
+        groups = self.kube.get(RAY_CLUSTERS, NAMESPACE, name)["spec"]["workerGroupSpecs"]
+        return next(group for group in groups if group["groupName"] == role)
+
+    def reasons(self, name: str) -> list[str]:
+        """Reasons of its Events."""
+        events = self.kube.list(EVENTS, NAMESPACE, "")
+        return [event["reason"] for event in events if event["involvedObject"]["name"] == name]
+
+
+@contextlib.contextmanager
+def run_world(folder: Path) -> Iterator[World]:
+    """All of it, until the end of the context."""
+    services = folder / "services.json"
+    services.write_text("{}")
+    patch = pytest.MonkeyPatch()
+    patch.setenv(pool_names.ENV_SERVICES, str(services))
+    with KubeApiServer() as api:
+        kubeconfig = api.write_kubeconfig(folder / "kubeconfig")
+        kube = Kube(api_client(kubeconfig))
+        for crd in (*crds.load_crds(), RAY_CLUSTER_CRD):
+            kube.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
+        with SimulatedCluster(kube, services) as cluster:
+            world = World(kubeconfig, cluster)
+            yield world
+            world.operator.stop()
+            for server in world.servers:
+                server.shutdown()
+                server.server_close()
+    patch.undo()
+
+
+def pool_pods(world: World, name: str) -> list[Object]:
+    selector = f"flexpert.io/moedeployment={name},flexpert.io/role=experts"
+    return world.kube.list(PODS, NAMESPACE, selector)
+
+
+RAY_CLUSTER_CRD: Object = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "rayclusters.ray.io"},
+    "spec": {
+        "group": "ray.io",
+        "scope": "Namespaced",
+        "names": {
+            "kind": "RayCluster",
+            "listKind": "RayClusterList",
+            "plural": "rayclusters",
+            "singular": "raycluster",
+        },
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
