@@ -13,7 +13,7 @@ import pytest
 from flexpert_operator.cli import heatmap
 from flexpert_operator.cli.errors import CliError
 from flexpert_operator.cli.main import main
-from flexpert_operator.cli.plan_report import fan_out
+from flexpert_operator.cli.plan_report import worth
 from flexpert_placement.formats import sglang, vllm
 from flexpert_placement.trace import RoutingTrace, save_trace, trace_of
 from flexpert_placement.types import ExpertId, PlacementProblem, WorkerCapacity
@@ -77,11 +77,13 @@ def test_the_numbers_agree(plan: Plan, trace: str) -> None:
     assert all(share == pytest.approx(1) for share in shares.values())
 
 
-def test_fan_out_is_what_counting_says() -> None:
+def test_terms_are_what_counting_says() -> None:
     trace = skewed_trace(tokens=50)
     placement = {ExpertId(layer, index): {f"w{index % 3}": 1.0} for layer in range(2) for index in range(8)}
-    counted = np.mean([len(set(row % 3)) for token in trace.experts for row in token])
-    assert fan_out(trace, placement) == pytest.approx(counted)
+    terms = worth(((0.0,) * 8,) * 2, trace, placement, tuple(WorkerCapacity(f"w{number}", 0) for number in range(3)))
+    assert terms.fan_out == pytest.approx(np.mean([len(set(row % 3)) for token in trace.experts for row in token]))
+    steps = [one % 3 != other % 3 for token in trace.experts for one in token[0] for other in token[1]]
+    assert terms.transitions == pytest.approx(np.mean(steps))
 
 
 def test_from_what_is_there_moves_are_counted(plan: Plan, trace: str, tmp_path: Path) -> None:

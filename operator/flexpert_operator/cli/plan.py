@@ -156,7 +156,7 @@ def _write_physical(options: argparse.Namespace, report: Report) -> None:
     even = even_imbalance(np.array(problem.loads), physical)
     said = (
         f"{len(physical.experts)} MoE layers, {physical.num_redundant} redundant experts a layer; "
-        f"replicas share equally: imbalance {even:.4f}, {report.question.before_name} {report.before.imbalance:.4f}"
+        f"replicas share equally: imbalance {even:.4f}, {report.question.before_name} {report.before.makespan:.4f}"
     )
     print(said, file=sys.stderr)
 

@@ -9,10 +9,19 @@ import numpy as np
 from flexpert_operator.cli.planning import Question
 from flexpert_operator.cli.tables import mebibytes, table
 from flexpert_placement.consistency import Consistency, Drift, consistency, drift
+from flexpert_placement.evaluate import terms_of
+from flexpert_placement.instance import dense_of, instance_of
 from flexpert_placement.plan import make_plan
-from flexpert_placement.solver import imbalance
 from flexpert_placement.trace import RoutingTrace, trace_of
-from flexpert_placement.types import Placement, PlacementResult, Plan
+from flexpert_placement.types import (
+    Placement,
+    PlacementProblem,
+    PlacementResult,
+    Plan,
+    Terms,
+    Traffic,
+    WorkerCapacity,
+)
 
 SEGMENT = 16
 """Tokens of a segment, for local routing consistency."""
@@ -20,19 +29,6 @@ MOST_TOKENS = 4096
 """Tokens that consistency and fan-out are measured on."""
 MOST_MOVES = 20
 """Moves that the text lists."""
-
-
-@dataclass(frozen=True)
-class Worth:
-    """What a placement is worth on the loads it is judged by.
-
-    Attributes:
-        imbalance: Mean over layers of the busiest worker's time over the average one.
-        fan_out: Distinct workers per token and layer, where the tokens are known.
-    """
-
-    imbalance: float
-    fan_out: float | None
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,9 @@ class Report:
     question: Question
     result: PlacementResult
     plan: Plan
-    before: Worth
-    after: Worth
-    judged: tuple[Worth, Worth] | None
+    before: Terms
+    after: Terms
+    judged: tuple[Terms, Terms] | None
     makespan: float
     makespan_bound: float
     prediction: Prediction | None
@@ -89,11 +85,14 @@ def report_of(
         question=question,
         result=result,
         plan=plan,
-        before=worth(question, question.before, trace),
-        after=worth(question, result.placement, trace),
+        before=worth(problem.loads, trace, question.before, _holders(question)),
+        after=worth(problem.loads, trace, result.placement, problem.workers),
         judged=None
         if judge is None
-        else (worth(question, question.before, judge), worth(question, result.placement, judge)),
+        else (
+            worth(problem.loads, judge, question.before, _holders(question)),
+            worth(problem.loads, judge, result.placement, problem.workers),
+        ),
         makespan=result.makespan / even,
         makespan_bound=result.makespan_bound / even,
         prediction=prediction,
@@ -102,28 +101,26 @@ def report_of(
     )
 
 
-def worth(question: Question, placement: Placement, trace: RoutingTrace | None) -> Worth:
-    """What a placement is worth on a trace's tokens, or on the loads alone."""
-    loads = question.problem.loads if trace is None else tuple(tuple(row) for row in trace.loads().tolist())
-    known = {worker.id for worker in question.problem.workers} | {name for row in placement.values() for name in row}
-    speeds = {worker.id: worker for worker in question.problem.workers}
-    workers = tuple(speeds[name] for name in sorted(known) if name in speeds)
-    return Worth(imbalance(loads, placement, workers), None if trace is None else fan_out(trace, placement))
+def worth(
+    loads: tuple[tuple[float, ...], ...],
+    trace: RoutingTrace | None,
+    placement: Placement,
+    workers: tuple[WorkerCapacity, ...],
+) -> Terms:
+    """What a placement on these workers is worth for a trace's tokens, or where there are none for `loads` alone."""
+    traffic = Traffic()
+    if trace is not None:
+        loads = tuple(tuple(row) for row in trace.loads().tolist())
+        traffic = Traffic(transitions=trace.transitions(), sample=trace.sample(MOST_TOKENS))
+    judged = PlacementProblem(loads, 1, workers, traffic=traffic)
+    return terms_of(instance_of(judged), dense_of(placement, judged))
 
 
-def fan_out(trace: RoutingTrace, placement: Placement) -> float:
-    """Mean over tokens and layers of the workers that a token's experts are expected on.
-
-    Engines draw a replica of each expert by its share, so worker w is spared with probability Π (1 - share[e, w]).
-    """
-    names = {name: number for number, name in enumerate(sorted({name for row in placement.values() for name in row}))}
-    shares = np.zeros((trace.num_layers, trace.num_experts, len(names)))
-    for (layer, index), row in placement.items():
-        for name, share in row.items():
-            shares[layer, index, names[name]] = min(share, 1.0)
-    sample = trace.sample(MOST_TOKENS)
-    spared = [np.prod(1 - shares[layer][sample[:, layer]], axis=1) for layer in range(trace.num_layers)]
-    return float(np.mean([(1 - rest).sum(axis=1).mean() for rest in spared]))
+def _holders(question: Question) -> tuple[WorkerCapacity, ...]:
+    """The workers of the placement as it is, those too that the question leaves out."""
+    known = {worker.id: worker for worker in question.problem.workers}
+    names = sorted({name for row in question.before.values() for name in row})
+    return tuple(known.get(name, WorkerCapacity(name, 0)) for name in names)
 
 
 def predicted(question: Question, plan: Plan, bytes_per_second: float) -> Prediction | None:
@@ -151,11 +148,11 @@ def json_of(report: Report) -> dict[str, Any]:
     result, prediction = report.result, report.prediction
     return {
         "status": str(result.status),
-        "before": {"name": report.question.before_name, **_worth_json(report.before)},
-        "after": _worth_json(report.after),
+        "before": {"name": report.question.before_name, **_worth_json(report, report.before)},
+        "after": _worth_json(report, report.after),
         "judged": None
         if report.judged is None
-        else dict(zip(("before", "after"), map(_worth_json, report.judged), strict=True)),
+        else {"before": _worth_json(report, report.judged[0]), "after": _worth_json(report, report.judged[1])},
         "makespan": report.makespan,
         "makespanBound": report.makespan_bound,
         "objective": result.objective,
@@ -192,8 +189,28 @@ def json_of(report: Report) -> dict[str, Any]:
     }
 
 
-def _worth_json(one: Worth) -> dict[str, Any]:
-    return {"imbalance": one.imbalance, "fanOut": one.fan_out}
+def _worth_json(report: Report, one: Terms) -> dict[str, Any]:
+    return {"imbalance": one.makespan, **{_camel(name): value for name, _, value in _known_terms(report, one)}}
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return "".join([first, *(word.capitalize() for word in rest)])
+
+
+def _known_terms(report: Report, one: Terms) -> list[tuple[str, str, float]]:
+    """(name, what people read, value) of the terms that the tokens and the workers tell something about."""
+    problem = report.question.problem
+    if report.question.trace is None:
+        return []
+    terms = [("fan_out", "fan-out (workers per token and layer)", one.fan_out)]
+    if len({worker.node for worker in problem.workers}) > 1:
+        terms.append(("cross_node", "nodes per token and layer, beyond the first", one.cross_node))
+    if len({worker.zone for worker in problem.workers}) > 1:
+        terms.append(("cross_zone", "zones per token and layer, beyond the first", one.cross_zone))
+    if len(problem.loads) > 1:
+        terms.append(("transitions", "changes of worker per token and step", one.transitions))
+    return terms
 
 
 def _shape(report: Report) -> str:
@@ -207,19 +224,16 @@ def _shape(report: Report) -> str:
 
 
 def _comparison(report: Report) -> str:
-    name = report.question.before_name
-    rows: list[list[object]] = [
-        ["imbalance (max/mean)", f"{report.before.imbalance:.4f}", f"{report.after.imbalance:.4f}"]
-    ]
-    if report.before.fan_out is not None and report.after.fan_out is not None:
-        rows.append(
-            ["fan-out (workers per token and layer)", f"{report.before.fan_out:.3f}", f"{report.after.fan_out:.3f}"]
-        )
+    rows = _rows(report, report.before, report.after, "")
     if report.judged is not None:
-        before, after = report.judged
-        rows.append(["imbalance on the judging trace", f"{before.imbalance:.4f}", f"{after.imbalance:.4f}"])
-        rows.append(["fan-out on the judging trace", f"{before.fan_out:.3f}", f"{after.fan_out:.3f}"])
-    return table(["", name.upper(), "PLANNED"], rows)
+        rows += _rows(report, *report.judged, ", judging trace")
+    return table(["", report.question.before_name.upper(), "PLANNED"], rows)
+
+
+def _rows(report: Report, before: Terms, after: Terms, where: str) -> list[list[object]]:
+    rows: list[list[object]] = [[f"imbalance (max/mean){where}", f"{before.makespan:.4f}", f"{after.makespan:.4f}"]]
+    pairs = zip(_known_terms(report, before), _known_terms(report, after), strict=True)
+    return rows + [[f"{said}{where}", f"{one:.3f}", f"{other:.3f}"] for (_, said, one), (_, _, other) in pairs]
 
 
 def _proof(report: Report) -> str:
