@@ -33,10 +33,19 @@ def near_current(instance: Instance) -> list[Bools] | None:
     return deal_layers(instance, move_prices(instance))
 
 
+def is_plain(instance: Instance) -> bool:
+    """Whether slots alone decide what is possible, so that groups can be made."""
+    return all(layer.is_plain for layer in _layers(instance))
+
+
+def _layers(instance: Instance) -> list[Layer]:
+    unpriced = np.zeros(instance.shape[2])
+    return [layer_of(instance, number, instance.slots, unpriced) for number in range(instance.shape[0])]
+
+
 def from_nothing(instance: Instance, stop: Stop) -> list[Bools] | None:
     """Balanced by groups; None where more than slots decides (pins, failure domains, several replicas)."""
-    unpriced = np.zeros(instance.shape[2])
-    layers = [layer_of(instance, number, instance.slots, unpriced) for number in range(instance.shape[0])]
+    layers = _layers(instance)
     if not all(layer.is_plain for layer in layers):
         return None
     alike = bool(np.ptp(instance.speeds) == 0 and np.ptp(instance.slots) == 0)

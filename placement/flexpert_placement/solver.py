@@ -25,6 +25,7 @@ from flexpert_placement.types import (
     PlacementResult,
     SolveStatus,
 )
+from flexpert_placement.weighing import MOST_WORKERS
 
 __all__ = ["imbalance", "solve"]
 
@@ -36,6 +37,9 @@ WORTH_A_PROGRAM = 1e-2
 
 HOPELESS = 1.5
 """What is there is not worth improving where something else is better by this factor, as after growth."""
+
+SEARCH_UNTIL = 0.85
+"""Part of the time after which no layer is searched any more."""
 
 NUM_NAMED = 5
 """Hottest experts and limiting workers that an answer names."""
@@ -104,7 +108,9 @@ def _best_layers(instance: Instance, start: Placement | None, stop: construction
     for number, (before, layers) in enumerate(known):
         if before > best * (HOPELESS if number == 0 else 1.0) or best <= bound * (1 + PROVEN) or stop(1.0):
             continue
-        improved = improve_layers(instance, layers, stop, until=(number + 1) / len(known))
+        if number + 1 == len(known) and instance.shape[2] > MOST_WORKERS and construction.is_plain(instance):
+            continue  # it was made by groups; a search among many workers has not been seen to gain anything on it
+        improved = improve_layers(instance, layers, stop, until=SEARCH_UNTIL * (number + 1) / len(known))
         value = _objective(instance, improved)
         if keeps_rules(instance, improved) and value < best:
             best, answer = value, improved
