@@ -104,7 +104,7 @@ def test_memory_that_nobody_sealed_is_refused(cuda, backend):
     with pytest.raises(PageError, match="no trailer"):
         backend.adopt(descriptor, NBYTES)
     unsealed.close()
-    assert memory_pages.num_descriptors() == before
+    assert memory_pages.num_descriptors() <= before
     assert cuda.leaked() == {"handles": 0, "ranges": 0, "mappings": 0}
 
 

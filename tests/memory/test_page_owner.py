@@ -187,7 +187,7 @@ def test_a_page_that_nobody_wants_any_more_is_given_up_at_the_next_chunk(start, 
     owner.end("b")
     owner.drop_idle()
     memory_pages.until(lambda: memory_pages.num_page_mappings() == mappings)
-    memory_pages.until(lambda: memory_pages.num_descriptors() == descriptors)
+    memory_pages.until(lambda: memory_pages.num_descriptors() <= descriptors)
 
 
 def test_a_page_that_another_wants_again_while_it_is_given_up_is_filled_anew(start, files):
@@ -231,7 +231,7 @@ def test_what_cannot_be_filled_is_told_and_forgotten(start, files):
     owner.end("a")
     memory_pages.until(lambda: owner.status().experts == (files.keys[0],))
     owner.close()
-    assert memory_pages.num_descriptors() == before
+    assert memory_pages.num_descriptors() <= before
 
 
 def test_peers_come_before_the_file_and_each_goes_on_where_the_last_one_stopped(start, files):
@@ -295,7 +295,7 @@ def test_what_is_damaged_or_here_already_is_not_adopted(start, files):
     before = memory_pages.num_descriptors()
     with pytest.raises(PageError, match="damaged"):
         successor.adopt("a", second.key, os.dup(second.page.descriptor()), second.checksum + 1)
-    assert memory_pages.num_descriptors() == before
+    assert memory_pages.num_descriptors() <= before
 
 
 def test_a_view_of_a_page_outlives_its_lease(start, files):

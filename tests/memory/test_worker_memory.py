@@ -238,6 +238,6 @@ def test_two_hundred_reconfigurations_leave_nothing_behind(model, folder):
         for number in range(1, 201):
             cycle(number)
         assert left() == before
-        assert memory_pages.num_descriptors() == descriptors
+        assert memory_pages.num_descriptors() <= descriptors
         assert state(client).resident_bytes == 0
         assert len(worker._memory.store._free) == worker._memory.store.capacity + 1

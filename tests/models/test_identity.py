@@ -55,8 +55,8 @@ def test_the_comparison_can_fail(tmp_path, monkeypatch):
     """Workers that hold the wrong experts give another text."""
     fill_page = Checkpoint.fill_page
 
-    def fill_with_neighbour(self, layer, index, page):
-        fill_page(self, layer, (index + 1) % self.num_experts, page)
+    def fill_with_neighbour(self, layer, index, *others):
+        fill_page(self, layer, (index + 1) % self.num_experts, *others)
 
     monkeypatch.setattr(Checkpoint, "fill_page", fill_with_neighbour)
     assert not compare(write("MixtralForCausalLM", tmp_path)).is_identical
