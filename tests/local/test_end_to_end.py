@@ -86,9 +86,7 @@ class Cluster:
     def _holds(what: Callable[[], bool]) -> bool:
         try:
             return what()
-        except grpc.RpcError as away:  # a controller that starts anew is no failure, unless it never comes back
-            assert isinstance(away, grpc.Call)
-            assert away.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        except grpc.RpcError:  # the controller starts anew: no failure, unless it never comes back
             return False
 
     def tails(self) -> str:
