@@ -100,6 +100,8 @@ def test_from_what_is_there_moves_are_counted(plan: Plan, trace: str, tmp_path: 
     text = plan(*changed)[1]
     assert "FIRST.JSON" in text
     assert " moves, " in text
+    few = answer(plan, *changed, "--budget-moves", "3")
+    assert len(few["moves"]) <= 3
 
 
 def test_the_status_of_a_pool_is_a_placement_too(plan: Plan, trace: str, tmp_path: Path) -> None:
