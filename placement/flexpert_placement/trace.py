@@ -120,11 +120,6 @@ class RoutingTrace:
         turn = np.arange(self.num_tokens) // max(block, 1) % 2
         return self._rows(np.flatnonzero(turn == 0)), self._rows(np.flatnonzero(turn == 1))
 
-    def halves_by_sequence(self) -> "tuple[RoutingTrace, RoutingTrace]":
-        """Every other sequence to place with, the others to judge by."""
-        turn = self._sequence_of() % 2
-        return self._rows(np.flatnonzero(turn == 0)), self._rows(np.flatnonzero(turn == 1))
-
     def _rows(self, rows: Ints) -> "RoutingTrace":
         """These tokens only, which still belong to their sequences."""
         lengths = np.bincount(self._sequence_of()[rows], minlength=len(self.sequence_lengths))

@@ -12,45 +12,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from faults_clients import Clients, reference
 from faults_cluster import COPY_BYTES_PER_S, HostCluster, HostPool
 from faults_nodes import NUM_ENGINES, Nodes, Process
 from faults_pool import MODEL, NAME, NAMESPACE, SOURCE, WatchedPool
 
-from flexpert_operator import crds
 from flexpert_operator.kube import MOE_DEPLOYMENTS, Kube, api_client
 from flexpert_operator.local.kubeapi import KubeApiServer
+from flexpert_operator.local.up import install_crds
 from flexpert_proto import names
 from flexpert_workers import threads
 from flexpert_workers.memory.owner.config import OwnerConfig
 
 HEAD_AWAY_S = 5.0
-
-RAY_CLUSTER_CRD: dict[str, Any] = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "rayclusters.ray.io"},
-    "spec": {
-        "group": "ray.io",
-        "scope": "Namespaced",
-        "names": {
-            "kind": "RayCluster",
-            "listKind": "RayClusterList",
-            "plural": "rayclusters",
-            "singular": "raycluster",
-        },
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
-            }
-        ],
-    },
-}
 
 
 class World:
@@ -70,8 +45,7 @@ class World:
         self._api = KubeApiServer().start()
         self._kubeconfig = self._api.write_kubeconfig(folder / "kubeconfig")
         self.kube = Kube(api_client(self._kubeconfig))
-        for crd in (*crds.load_crds(), RAY_CLUSTER_CRD):
-            self.kube.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
+        install_crds(self.kube)
         self.uid = self._create()
         self._port = free_port()
         address = f"127.0.0.1:{self._port}"

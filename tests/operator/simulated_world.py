@@ -17,10 +17,10 @@ import yaml
 from simulated_cluster import NAMESPACE, SimulatedCluster
 from simulated_pool import SimulatedPool
 
-from flexpert_operator import crds
 from flexpert_operator.handlers import operator_registry, reconciler_factory
 from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, RAY_CLUSTERS, Kube, Resource, api_client
 from flexpert_operator.local.kubeapi import KubeApiServer
+from flexpert_operator.local.up import install_crds
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.nodes import NodeNotices
 from flexpert_operator.settings import Settings
@@ -143,8 +143,7 @@ def run_world(folder: Path) -> Iterator[World]:
     with KubeApiServer() as api:
         kubeconfig = api.write_kubeconfig(folder / "kubeconfig")
         kube = Kube(api_client(kubeconfig))
-        for crd in (*crds.load_crds(), RAY_CLUSTER_CRD):
-            kube.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
+        install_crds(kube)
         with SimulatedCluster(kube, services) as cluster:
             world = World(kubeconfig, cluster)
             yield world
@@ -158,28 +157,3 @@ def run_world(folder: Path) -> Iterator[World]:
 def pool_pods(world: World, name: str) -> list[Object]:
     selector = f"flexpert.io/moedeployment={name},flexpert.io/role=experts"
     return world.kube.list(PODS, NAMESPACE, selector)
-
-
-RAY_CLUSTER_CRD: Object = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "rayclusters.ray.io"},
-    "spec": {
-        "group": "ray.io",
-        "scope": "Namespaced",
-        "names": {
-            "kind": "RayCluster",
-            "listKind": "RayClusterList",
-            "plural": "rayclusters",
-            "singular": "raycluster",
-        },
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
-            }
-        ],
-    },
-}

@@ -1,9 +1,14 @@
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # what several tests share lies beside them
+from pool_plans import plan
 
 from flexpert_workers.errors import CheckpointError
 from flexpert_workers.pool.controller import PoolController, Settings
@@ -16,7 +21,6 @@ from flexpert_workers.pool.state import (
     Condition,
     Engine,
     ModelFacts,
-    Move,
     Operation,
     Phase,
     Placement,
@@ -75,14 +79,7 @@ class Rig:
 
     def request(self, name: str, target: Placement, cause: Cause = Cause.SCALE) -> Request:
         """The plan that leads to `target` from what workers hold."""
-        held = self.controller.fleet.held()
-        moves = tuple(
-            Move(expert, worker, (*(one for one in sorted(held) if expert in held[one]), ""))
-            for expert, shares in target.items()
-            for worker in shares
-            if expert not in held.get(worker, frozenset())
-        )
-        return Request(name, cause, self.controller.keeper.epoch, moves, target)
+        return plan(self.controller, name, target, cause)
 
     async def reconfigure(self, name: str, target: Placement, cause: Cause = Cause.SCALE) -> Operation:
         self.controller.reconfigure(self.request(name, target, cause))

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pool_plans import plan
+
 from flexpert_workers.checkpoint import Checkpoint
 from flexpert_workers.expert import ExpertWorker, WorkerConfig
 from flexpert_workers.memory.owner.process import OwnerProcess
@@ -25,7 +27,6 @@ from flexpert_workers.pool.state import (
     Expert,
     LaunchedWorker,
     ModelFacts,
-    Move,
     Operation,
     Placement,
     PoolSpec,
@@ -174,14 +175,7 @@ class RealPool:
 
     def request(self, target: Placement, cause: Cause) -> Request:
         """A plan as the operator makes it: from what the controller tells."""
-        held = self.controller.fleet.held()
-        moves = tuple(
-            Move(expert, worker, (*sorted(one for one in held if expert in held[one]), ""))
-            for expert, shares in target.items()
-            for worker in shares
-            if expert not in held.get(worker, frozenset())
-        )
-        return Request(f"op-{next(self._numbers)}", cause, self.controller.keeper.epoch, moves, target)
+        return plan(self.controller, f"op-{next(self._numbers)}", target, cause)
 
     def begin(self, request: Request) -> Operation:
         return self.run(self.controller.reconfigure_aside(request))

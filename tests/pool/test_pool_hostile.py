@@ -8,7 +8,6 @@ import asyncio
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -19,8 +18,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-
-sys.path.insert(0, str(Path(__file__).parent))
 from pool_cables import READ_BYTES, Cable, State, unharmed
 from pool_processes import (
     EXPERTS,

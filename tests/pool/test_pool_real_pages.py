@@ -6,19 +6,15 @@ tables and epochs do meanwhile is checked by `test_pool_properties`, which has a
 """
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import Phase as HypothesisPhase
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-
-sys.path.insert(0, str(Path(__file__).parent))
 from real_pool import SLOTS, RealPool, footprint
 
 from flexpert_workers.checkpoint import open_checkpoint

@@ -95,7 +95,7 @@ def _start_api(layout: Layout, parts: dict[str, ProcessId]) -> None:
     _start(layout, parts, API, "flexpert_operator.local.kubeapi", options)
     _wait(layout, parts, API, layout.api_ready.exists)
     write_kubeconfig(layout.kubeconfig, layout.api_ready.read_text().strip(), layout.token.read_text().strip())
-    _install_crds(Kube(api_client(layout.kubeconfig)))
+    install_crds(Kube(api_client(layout.kubeconfig)))
 
 
 def _is_free(port: int) -> bool:
@@ -183,7 +183,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _install_crds(kube: Kube) -> None:
+def install_crds(kube: Kube) -> None:
+    """Install our own kinds, and KubeRay's as far as the laptop needs it.
+
+    Raises:
+        LocalError: The API refuses one.
+    """
     own = [yaml.safe_load(file.read_text()) for file in sorted(_OWN_CRDS.glob("*.yaml"))]
     try:
         for crd in (*load_crds(), *own):

@@ -5,13 +5,14 @@ and keeps sums in float32; nothing is gathered, padded or masked. A query row's 
 that share a key are computed together, so that a key is read once for all of them (grouped-query attention).
 """
 
-from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from llvmlite import ir
 
-F32, I32, I64, VOID = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.VoidType()
+from flexpert_workers.engine.ir_blocks import I32, I64, accumulate, as_float32, loop, pick, reduce, totals_of_lanes
+
+F32, VOID = ir.FloatType(), ir.VoidType()
 FLOATS, WORDS = F32.as_pointer(), I64.as_pointer()
 STORED = {"bfloat16": ir.IntType(16), "float16": ir.HalfType(), "float32": F32}
 ENTRY = "paged_attention"
@@ -120,7 +121,7 @@ class _Writer:
                         b.call(self.add_values[count], [weights, room, base, to, skip, some])
                     return b
 
-                b = _loop(b, first_block, end_block, score_block)
+                b = loop(b, first_block, end_block, score_block)
                 sink = b.gep(sinks, [b.mul(h, I64(spec.shared_heads))])
                 has_sinks = b.icmp_unsigned("!=", b.ptrtoint(sinks, I64), I64(0))
                 for row in range(spec.shared_heads):
@@ -128,13 +129,13 @@ class _Writer:
                     b.call(self.softmax, [at, low, high, has_sinks, b.gep(sink, [I64(row)]), b.gep(sums, [I64(row)])])
                 for column in range(0, spec.shared_heads * spec.value_size, spec.lanes):
                     self._store(b, b.gep(output, [I64(column)]), self._constant(0.0))
-                b = _loop(b, first_block, end_block, value_block)
+                b = loop(b, first_block, end_block, value_block)
                 b.call(self.scale, [output, sums])
                 return b
 
-            return _loop(b, I64(0), I64(spec.key_heads), head)
+            return loop(b, I64(0), I64(spec.key_heads), head)
 
-        _loop(b, begin, end, row).ret_void()
+        loop(b, begin, end, row).ret_void()
 
     def _tiles(self) -> list[tuple[int, int]]:
         """(first, count) of the tiles into which the heads that share a key are cut."""
@@ -170,12 +171,12 @@ class _Writer:
                     numbers = self._load(b, b.gep(query, [I64(row * spec.key_size + column)]))
                     sums[row] = [b.call(self.fma, [w, numbers, s]) for w, s in zip(wide, sums[row], strict=True)]
             for row in range(heads):
-                totals = b.fmul(_totals(b, sums[row]), factor)
+                totals = b.fmul(totals_of_lanes(b, sums[row]), factor)
                 self._store(b, b.gep(scores, [b.add(b.mul(room, I64(row)), token)]), totals)
             return b
 
         rounded = b.sdiv(b.add(tokens, I64(TOKENS_PER_TILE - 1)), I64(TOKENS_PER_TILE))
-        _loop(b, I64(0), rounded, tile).ret_void()
+        loop(b, I64(0), rounded, tile).ret_void()
         return function
 
     # ------------------------------------------------------------------ softmax of a row
@@ -193,8 +194,8 @@ class _Writer:
             b.store(F32(HIDDEN), b.gep(scores, [index]))
             return b
 
-        b = _loop(b, I64(0), low, hide)
-        b = _loop(b, high, b.add(high, I64(lanes)), hide)
+        b = loop(b, I64(0), low, hide)
+        b = loop(b, high, b.add(high, I64(lanes)), hide)
         b.store(self._constant(HIDDEN), best)
         vectors = b.sdiv(b.add(high, I64(lanes - 1)), I64(lanes))
 
@@ -203,7 +204,7 @@ class _Writer:
             b.store(b.call(self.largest, [b.load(best), numbers]), best)
             return b
 
-        b = _loop(b, I64(0), vectors, largest)
+        b = loop(b, I64(0), vectors, largest)
         peak = self._largest_lane(b, b.load(best))
         sink_score = b.load(b.select(has_sink, sink, scores))
         peak = b.select(b.and_(has_sink, b.fcmp_ordered(">", sink_score, peak)), sink_score, peak)
@@ -217,7 +218,7 @@ class _Writer:
             b.store(b.fadd(b.load(summed), result), summed)
             return b
 
-        b = _loop(b, I64(0), vectors, exponential)
+        b = loop(b, I64(0), vectors, exponential)
         of_sink = b.extract_element(self._exp(b, self._spread(b, b.fsub(sink_score, peak), lanes)), I32(0))
         of_sink = b.select(has_sink, of_sink, F32(0.0))
         b.store(b.fadd(self._sum_lanes(b, b.load(summed)), of_sink), total)
@@ -269,7 +270,7 @@ class _Writer:
                     added += [b.call(self.fma, [w, factor, s]) for w, s in zip(wide, old, strict=True)]
                 return added
 
-            b, sums = _accumulate(b, begin, end, initial, token)
+            b, sums = accumulate(b, begin, end, initial, token)
             for target, total in zip((target for row in targets for target in row), sums, strict=True):
                 self._store(b, target, total)
         b.ret_void()
@@ -302,7 +303,7 @@ class _Writer:
         return ir.Function(self.module, kind, f"llvm.{name}.v{self.spec.lanes}f32")
 
     def _constant(self, number: float) -> ir.Constant:
-        return ir.Constant(self.vector, [_as_float32(number)] * self.spec.lanes)
+        return ir.Constant(self.vector, [as_float32(number)] * self.spec.lanes)
 
     def _load(self, b: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
         return b.load(b.bitcast(pointer, self.vector.as_pointer()), align=4)
@@ -323,7 +324,7 @@ class _Writer:
 
     def _spread(self, b: ir.IRBuilder, number: ir.Value, lanes: int) -> ir.Value:
         first = b.insert_element(ir.Constant(ir.VectorType(F32, lanes), ir.Undefined), number, I32(0))
-        return _pick(b, first, first, [0] * lanes)
+        return pick(b, first, first, [0] * lanes)
 
     def _least(self, b: ir.IRBuilder, left: ir.Value, right: ir.Value) -> ir.Value:
         return b.select(b.icmp_signed("<", left, right), left, right)
@@ -332,81 +333,7 @@ class _Writer:
         def larger(left: ir.Value, right: ir.Value) -> ir.Value:
             return b.select(b.fcmp_ordered(">", left, right), left, right)
 
-        return _reduce(b, numbers, larger)
+        return reduce(b, numbers, larger)
 
     def _sum_lanes(self, b: ir.IRBuilder, numbers: ir.Value) -> ir.Value:
-        return _reduce(b, numbers, b.fadd)
-
-
-def _as_float32(number: float) -> float:
-    """The nearest float32, which is all that LLVM takes as one."""
-    cell = array("f", [number])
-    return cell[0]
-
-
-def _reduce(b: ir.IRBuilder, numbers: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
-    """Combine the lanes of a vector, half with half."""
-    while numbers.type.count > 1:
-        half = numbers.type.count // 2
-        halves = (_pick(b, numbers, numbers, list(range(start, start + half))) for start in (0, half))
-        numbers = combine(*halves)
-    return b.extract_element(numbers, I32(0))
-
-
-def _totals(b: ir.IRBuilder, sums: Sequence[ir.Value]) -> ir.Value:
-    """The sums over the lanes of four vectors, as a vector of four."""
-    sums = list(sums)
-    while sums[0].type.count > 4:
-        half = sums[0].type.count // 2
-        sums = [b.fadd(_pick(b, s, s, list(range(half))), _pick(b, s, s, list(range(half, 2 * half)))) for s in sums]
-    left, right = (b.fadd(_pick(b, p, q, [0, 1, 4, 5]), _pick(b, p, q, [2, 3, 6, 7])) for p, q in (sums[:2], sums[2:]))
-    return b.fadd(_pick(b, left, right, [0, 2, 4, 6]), _pick(b, left, right, [1, 3, 5, 7]))
-
-
-def _pick(b: ir.IRBuilder, first: ir.Value, second: ir.Value, lanes: list[int]) -> ir.Value:
-    """A vector of the given lanes of two vectors, the second's counted after the first's."""
-    return b.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
-
-
-def _loop(
-    b: ir.IRBuilder, begin: ir.Value, end: ir.Value, body: Callable[[ir.IRBuilder, ir.Value], ir.IRBuilder]
-) -> ir.IRBuilder:
-    """`for i in range(begin, end)`; returns the builder behind the loop."""
-    head, inside, behind = (b.function.append_basic_block() for _ in range(3))
-    before = b.block
-    b.branch(head)
-    b = ir.IRBuilder(head)
-    i = b.phi(I64)
-    i.add_incoming(begin, before)
-    b.cbranch(b.icmp_signed("<", i, end), inside, behind)
-    b = body(ir.IRBuilder(inside), i)
-    i.add_incoming(b.add(i, I64(1)), b.block)
-    b.branch(head)
-    return ir.IRBuilder(behind)
-
-
-def _accumulate(
-    b: ir.IRBuilder,
-    begin: ir.Value,
-    end: ir.Value,
-    start: list[ir.Value],
-    body: Callable[[ir.IRBuilder, ir.Value, list[ir.Value]], list[ir.Value]],
-) -> tuple[ir.IRBuilder, list[ir.Value]]:
-    """`for i in range(begin, end)` on values carried round; returns the builder behind the loop and the values."""
-    head, inside, behind = (b.function.append_basic_block() for _ in range(3))
-    before = b.block
-    b.branch(head)
-    b = ir.IRBuilder(head)
-    i = b.phi(I64)
-    carried = [b.phi(value.type) for value in start]
-    i.add_incoming(begin, before)
-    for phi, value in zip(carried, start, strict=True):
-        phi.add_incoming(value, before)
-    b.cbranch(b.icmp_signed("<", i, end), inside, behind)
-    b = ir.IRBuilder(inside)
-    results = body(b, i, carried)
-    i.add_incoming(b.add(i, I64(1)), b.block)
-    for phi, value in zip(carried, results, strict=True):
-        phi.add_incoming(value, b.block)
-    b.branch(head)
-    return ir.IRBuilder(behind), carried
+        return reduce(b, numbers, b.fadd)

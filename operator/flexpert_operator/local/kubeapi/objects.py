@@ -72,11 +72,6 @@ def name_of(obj: JsonObject) -> str:
     return str(metadata(obj).get("name") or "")
 
 
-def namespace_of(obj: JsonObject) -> str | None:
-    """`metadata.namespace` of a namespaced object."""
-    return metadata(obj).get("namespace") or None
-
-
 def labels_of(obj: JsonObject) -> dict[str, str]:
     """`metadata.labels`; empty when there are none."""
     return metadata(obj).get("labels") or {}
