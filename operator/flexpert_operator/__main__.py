@@ -12,7 +12,7 @@ from flexpert_operator.handlers import operator_registry, reconciler_factory
 from flexpert_operator.kube import Kube, api_client
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.nodes import NodeNotices
-from flexpert_operator.settings import IMAGE, Settings, on_a_laptop
+from flexpert_operator.settings import IMAGE, GcsStore, Settings, on_a_laptop
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,8 +40,40 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--leaving-taint", action="append", default=[], help="key of a further taint that announces the end of a node"
     )
+    add_gcs_options(options)
     options.add_argument("--verbose", action="store_true", help="log every step")
     return options
+
+
+def add_gcs_options(options: argparse.ArgumentParser) -> None:
+    """Where Ray's heads keep their tables."""
+    group = options.add_argument_group("Ray's tables", "in Redis, or on a volume of each head; else in memory")
+    group.add_argument("--gcs-redis-address", default="", metavar="HOST:PORT", help="Redis that keeps them")
+    group.add_argument(
+        "--gcs-redis-secret",
+        default="",
+        metavar="NAME[/KEY]",
+        help="Secret with its password, in the namespace of each MoEDeployment (key: password)",
+    )
+    group.add_argument("--gcs-volume-size", default="", metavar="QUANTITY", help="size of each head's volume, e.g. 1Gi")
+    group.add_argument("--gcs-volume-class", default="", metavar="NAME", help="StorageClass of that volume")
+
+
+def gcs_of(options: argparse.Namespace) -> GcsStore | None:
+    """Where Ray's heads keep their tables; on a laptop the runtime keeps them on disk.
+
+    Raises:
+        SystemExit: Both places were named.
+    """
+    if options.gcs_redis_address and options.gcs_volume_size:
+        raise SystemExit("--gcs-redis-address and --gcs-volume-size exclude each other: Ray's tables have one place")
+    if options.gcs_redis_address:
+        secret, _, key = options.gcs_redis_secret.partition("/")
+        return GcsStore("redis", options.gcs_redis_address, secret, key or "password")
+    if options.gcs_volume_size or on_a_laptop():
+        size = options.gcs_volume_size or GcsStore.volume_size
+        return GcsStore("rocksdb", volume_size=size, volume_class=options.gcs_volume_class)
+    return None
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
@@ -54,6 +86,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         ingress_replicas=options.ingress_replicas,
         provision_deadline_s=options.provision_deadline_seconds,
         drain_deadline_s=options.drain_deadline_seconds,
+        gcs=gcs_of(options),
     )
 
 

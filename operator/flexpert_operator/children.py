@@ -54,7 +54,9 @@ def ensure_ray_cluster(
     kube: Kube, settings: Settings, deployment: MoEDeployment, live: Object | None, size: Size, model: Model | None
 ) -> tuple[Event, ...]:
     """Create the RayCluster, or replace its spec if it is still as it was read."""
-    wanted = manifests.ray_cluster(deployment, settings.image, size.engines, size.experts, size.sizing, model)
+    wanted = manifests.ray_cluster(
+        deployment, settings.image, size.engines, size.experts, size.sizing, model, settings.gcs
+    )
     namespace, name = deployment.namespace, names.ray_cluster(deployment.name)
     if live is None:
         kube.create(RAY_CLUSTERS, namespace, wanted)

@@ -17,6 +17,7 @@ from flexpert_operator.children import delete_children, ensure_children
 from flexpert_operator.decide import difference, drains, model, placing, progress, status, terms
 from flexpert_operator.decide.loads import SmoothedLoads, counter_of, observe_loads
 from flexpert_operator.decide.observation import Event, Observation, Pool
+from flexpert_operator.decide.persistence import persistence_condition
 from flexpert_operator.decide.sizing import Size, decide_size
 from flexpert_operator.errors import KubeNotFound, PoolError, PoolUnavailable
 from flexpert_operator.inspector import ModelInspector
@@ -117,7 +118,8 @@ class Reconciler:
                 log.info("%s/%s: %s", self._namespace, self._name, refusal)
             problem = problem or placed.problem
         endpoints, due = local_endpoints(deployment), due and problem is None
-        outcome = status.Outcome(size, problem, placed.solution, endpoints, due, placed.decision)
+        said = (persistence_condition(self._settings.gcs),)
+        outcome = status.Outcome(size, problem, placed.solution, endpoints, due, placed.decision, said)
         return self._report(body, deployment, observed, outcome)
 
     def _observe(self, deployment: MoEDeployment, seen: Seen) -> Observation:

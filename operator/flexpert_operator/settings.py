@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 from flexpert_proto import names
 
@@ -12,6 +13,28 @@ IMAGE = "ghcr.io/flexpert/flexpert:0.1.0"
 def on_a_laptop() -> bool:
     """Whether the laptop runtime plays the cluster: it tells every process where its Services are."""
     return names.ENV_SERVICES in os.environ
+
+
+@dataclass(frozen=True)
+class GcsStore:
+    """Where Ray's heads keep their tables, so that a head that is lost comes back with them.
+
+    Attributes:
+        backend: "redis", or "rocksdb" on a volume of the head, which KubeRay has to be started with its feature gate
+            GCSFaultToleranceEmbeddedStorage for.
+        redis_address: `host:port` of the Redis server.
+        redis_secret: Name of the Secret with its password, in the namespace of the MoEDeployment; empty: no password.
+        redis_secret_key: Key in that Secret.
+        volume_size: Of the volume, as Kubernetes writes quantities.
+        volume_class: StorageClass of the volume; empty: the default one.
+    """
+
+    backend: Literal["redis", "rocksdb"]
+    redis_address: str = ""
+    redis_secret: str = ""
+    redis_secret_key: str = "password"
+    volume_size: str = "1Gi"
+    volume_class: str = ""
 
 
 @dataclass(frozen=True)
@@ -27,6 +50,7 @@ class Settings:
         retry_s: Time after which a failed growth is tried again.
         inspect_retry_s: Time after which a checkpoint that was refused is looked at again.
         drain_deadline_s: Time that running requests have to end when a MoEDeployment is deleted.
+        gcs: Where Ray's heads keep their tables; None: in memory, and a lost head is a lost pool.
     """
 
     resync_s: float = 10.0
@@ -37,3 +61,4 @@ class Settings:
     retry_s: float = 300.0
     inspect_retry_s: float = 15.0
     drain_deadline_s: float = 60.0
+    gcs: GcsStore | None = None

@@ -11,6 +11,7 @@ from flexpert_operator.api import Model, MoEDeployment, Resources
 from flexpert_operator.api.quantities import to_bytes
 from flexpert_operator.decide.sizing import GroupSize
 from flexpert_operator.decide.sizing_state import Sizing
+from flexpert_operator.settings import GcsStore
 from flexpert_proto import names
 
 Object = dict[str, Any]
@@ -101,8 +102,59 @@ def test_every_ray_container_has_its_environment(cluster: Callable[..., Object])
         assert found[names.ENV_BIND_HOST] == "0.0.0.0"
         assert found["RAY_AUTH_MODE"] == "token"
         assert found["RAY_gcs_rpc_server_reconnect_timeout_s"] == "600"
-        grace = cluster()["spec"]["headGroupSpec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-        assert int(found["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < grace
+
+
+def test_a_pod_has_time_to_retire_and_to_drain_within_its_grace(cluster: Callable[..., Object]) -> None:
+    spec = cluster()["spec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        for container in pod["containers"]:
+            drain_s = int(environment(container)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+            hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["0"])
+            assert float(hook[-1]) + drain_s < pod["terminationGracePeriodSeconds"]
+
+
+def test_expert_pods_retire_before_they_end(cluster: Callable[..., Object]) -> None:
+    engines, experts = cluster()["spec"]["workerGroupSpecs"]
+    (container,) = experts["template"]["spec"]["containers"]
+    command = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[:3] == ["python", "-m", "flexpert_workers.serving.retire"]
+    assert environment(container)[names.ENV_POOL_CONTROL] == "tiny-pool-control.default.svc:7000"
+    assert "lifecycle" not in engines["template"]["spec"]["containers"][0]
+
+
+REDIS = GcsStore("redis", "redis.infra:6379", "redis-login", "pass")
+VOLUME = GcsStore("rocksdb", volume_size="2Gi", volume_class="fast")
+
+
+@pytest.mark.parametrize(
+    ("store", "options"),
+    [
+        (None, None),
+        (
+            REDIS,
+            {
+                "redisAddress": "redis.infra:6379",
+                "redisPassword": {"valueFrom": {"secretKeyRef": {"name": "redis-login", "key": "pass"}}},
+            },
+        ),
+        (GcsStore("redis", "redis:6379"), {"redisAddress": "redis:6379"}),
+        (
+            VOLUME,
+            {
+                "backend": "rocksdb",
+                "storage": {"size": "2Gi", "storageClassName": "fast", "deletionPolicy": "DeleteWithCluster"},
+            },
+        ),
+    ],
+)
+def test_where_the_heads_tables_are(
+    deployment: MoEDeployment, kuberay_schema: Object, store: GcsStore | None, options: Object | None
+) -> None:
+    group = GroupSize(1)
+    spec = manifests.ray_cluster(deployment, "image:1", group, group, Sizing(), None, store)["spec"]
+    assert spec.get("gcsFaultToleranceOptions") == options
+    jsonschema.Draft4Validator(strict(kuberay_schema["properties"]["spec"])).validate(spec)
 
 
 def test_threads_follow_the_limit(cluster: Callable[..., Object], deployment: MoEDeployment) -> None:

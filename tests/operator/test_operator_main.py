@@ -8,7 +8,7 @@ from flexpert_operator import crds
 from flexpert_operator.__main__ import parser, settings_of
 from flexpert_operator.handlers import connection_info
 from flexpert_operator.kube import DEPLOYMENTS, MOE_DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES
-from flexpert_operator.settings import Settings
+from flexpert_operator.settings import GcsStore, Settings
 from flexpert_proto import names
 
 
@@ -23,6 +23,19 @@ def test_on_a_laptop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(names.ENV_SERVICES, "/somewhere/services.json")
     settings = settings_of(parser().parse_args(["--provision-deadline-seconds", "30"]))
     assert (settings.resync_s, settings.ingress_replicas, settings.provision_deadline_s) == (2.0, 1, 30.0)
+
+
+def test_where_the_heads_tables_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(names.ENV_SERVICES, raising=False)
+    assert settings_of(parser().parse_args([])).gcs is None
+    redis = parser().parse_args(["--gcs-redis-address", "redis:6379", "--gcs-redis-secret", "login/pass"])
+    assert settings_of(redis).gcs == GcsStore("redis", "redis:6379", "login", "pass")
+    volume = parser().parse_args(["--gcs-volume-size", "2Gi"])
+    assert settings_of(volume).gcs == GcsStore("rocksdb", volume_size="2Gi")
+    with pytest.raises(SystemExit, match="exclude each other"):
+        settings_of(parser().parse_args(["--gcs-volume-size", "2Gi", "--gcs-redis-address", "redis:6379"]))
+    monkeypatch.setenv(names.ENV_SERVICES, "/somewhere/services.json")
+    assert settings_of(parser().parse_args([])).gcs == GcsStore("rocksdb")
 
 
 def test_kopf_logs_in_with_the_kubeconfig_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ READY = "Ready"
 PROGRESSING = "Progressing"
 DEGRADED = "Degraded"
 REBALANCING = "Rebalancing"
+HEAD_PERSISTENT = "HeadPersistent"
 
 
 class ConditionStatus(StrEnum):

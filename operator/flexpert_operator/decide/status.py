@@ -64,6 +64,7 @@ class Outcome:
         local_endpoints: What the ingress's addresses resolve to on this host, where that differs.
         due: Whether experts have to be placed anew.
         decision: The look at whether moving experts for balance pays, None when it was not time for one.
+        conditions: To be said beside those that follow from what was observed.
     """
 
     size: Size
@@ -72,6 +73,7 @@ class Outcome:
     local_endpoints: Mapping[str, str] | None = None
     due: bool = False
     decision: Decision | None = None
+    conditions: tuple[Condition, ...] = ()
 
 
 def rfc3339(seconds: float) -> str:
@@ -232,12 +234,13 @@ def ready_engines(pool: Pool) -> int:
 
 
 def decide_conditions(deployment: MoEDeployment, observed: Observation, outcome: Outcome) -> tuple[Condition, ...]:
-    """Ready, Progressing, Degraded and Rebalancing."""
+    """Ready, Progressing, Degraded, Rebalancing, and those of the outcome."""
     return (
         ready_condition(deployment, observed),
         progressing_condition(deployment, observed, outcome),
         degraded_condition(deployment, observed, outcome.problem),
         rebalancing_condition(deployment, outcome.decision),
+        *outcome.conditions,
     )
 
 

@@ -14,13 +14,20 @@ from flexpert_operator.api.spec import Model, MoEDeployment, Resources
 from flexpert_operator.decide.sizing import GroupSize
 from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_operator.manifests import containers
+from flexpert_operator.manifests.gcs import gcs_options
 from flexpert_operator.manifests.metadata import child_metadata
-from flexpert_operator.settings import RAY_VERSION
+from flexpert_operator.settings import RAY_VERSION, GcsStore
 from flexpert_proto import names as pool_names
 
 MAX_PODS = 4096
 GRACE_S = 60
+EXPERTS_GRACE_S = 120
 DRAIN_S = 30
+"""That Ray's node takes to drain itself, once it got SIGTERM."""
+
+RETIRE_S = 75
+"""That the preStop hook of expert pods waits at most; what is left of the grace is Ray's."""
+
 HEAD_MEMORY_BYTES = 4 * 2**30
 PROCESS_MEMORY_BYTES = 2 * 2**30
 """What a Ray node's own processes and a Python process with torch take beside the weights."""
@@ -40,8 +47,12 @@ def ray_cluster(
     experts: GroupSize,
     sizing: Sizing,
     served_model: Model | None,
+    gcs: GcsStore | None = None,
 ) -> dict[str, Any]:
-    """The RayCluster with both groups at the sizes given; what has to be remembered stands in its annotations."""
+    """The RayCluster with both groups at the sizes given; what has to be remembered stands in its annotations.
+
+    `gcs`: where the head keeps its tables; None: in memory.
+    """
     metadata = child_metadata(deployment, names.ray_cluster(deployment.name), names.HEAD_ROLE)
     metadata["annotations"] = {names.SIZING_ANNOTATION: sizing.encode()}
     if served_model is not None:
@@ -55,6 +66,7 @@ def ray_cluster(
             "enableInTreeAutoscaling": False,
             "authOptions": {"mode": "token"},
             "upgradeStrategy": {"type": "None"},
+            **gcs_options(gcs),
             "headGroupSpec": head_group(deployment, image),
             "workerGroupSpecs": [
                 engines_group(deployment, image, engines),
@@ -127,7 +139,7 @@ def experts_group(deployment: MoEDeployment, image: str, size: GroupSize) -> dic
     workers = spec.workers_per_pod
     on_host = 0 if has_gpus(spec.resources) else spec.memory_per_worker_bytes
     memory = workers * (on_host + PROCESS_MEMORY_BYTES) + PROCESS_MEMORY_BYTES
-    return worker_group(
+    group = worker_group(
         deployment,
         image,
         names.EXPERTS_ROLE,
@@ -135,6 +147,17 @@ def experts_group(deployment: MoEDeployment, image: str, size: GroupSize) -> dic
         {pool_names.WORKER_RESOURCE: workers},
         containers.resources(spec.resources, workers, memory),
     )
+    group["template"]["spec"]["terminationGracePeriodSeconds"] = EXPERTS_GRACE_S
+    retire_first(deployment, group["template"]["spec"]["containers"][0])
+    return group
+
+
+def retire_first(deployment: MoEDeployment, container: dict[str, Any]) -> None:
+    """Have an expert pod's workers emptied before it ends, whoever deletes it."""
+    control = names.pool_control_address(deployment.name, deployment.namespace)
+    command = ["python", "-m", "flexpert_workers.serving.retire", "--deadline-seconds", str(RETIRE_S)]
+    container["env"] += containers.variables({pool_names.ENV_POOL_CONTROL: control})
+    container["lifecycle"] = {"preStop": {"exec": {"command": command}}}
 
 
 def has_gpus(resources: Resources) -> bool:
