@@ -33,9 +33,11 @@ check: $(STAMP)
 	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py
 	$(BIN)/lint-imports
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m flexpert_proto.generate --check
+	$(BIN)/python -m flexpert_operator.api.generate --check
 
 generate: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m flexpert_proto.generate
+	$(BIN)/python -m flexpert_operator.api.generate
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from flexpert_operator.api import MoEDeployment, PlacementSpec, Rebalance
+from flexpert_operator.api import MoEDeployment, PlacementSpec, Rebalance, Solver
 from flexpert_operator.decide import placing
 from flexpert_operator.decide.loads import SmoothedLoads
 from flexpert_operator.decide.observation import (
@@ -170,7 +170,7 @@ SKEWED = (90, 0, 0, 30, 0, 90, 30, 0)
 def test_the_solver_is_told_of_the_loads_of_now_and_of_the_budget(
     deployment: MoEDeployment, pool: MakePool, known: Known
 ) -> None:
-    spec = PlacementSpec(rebalance=Rebalance(max_moves=3, max_bytes=5000), solver=SolverName.HIGHS)
+    spec = PlacementSpec(rebalance=Rebalance(max_moves=3, max_bytes=5000), solver=Solver(SolverName.HIGHS))
     asked = replace(deployment, placement=spec)
     request = placing.placement_request(asked, pool(loads=(1,) * 8), Cause.REBALANCE, (), known(SKEWED))
     assert request is not None

@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from load_samples import steady_loads
 
-from flexpert_operator.api.spec import Rebalance, parse_rebalance
+from flexpert_operator.api.fields import read
+from flexpert_operator.api.spec import Rebalance
 from flexpert_operator.decide import rebalancing
 from flexpert_operator.decide.balance import Comparison, compare, imbalance_of
 from flexpert_operator.decide.loads import SmoothedLoads
@@ -201,6 +202,7 @@ def test_what_the_status_and_the_pool_remember() -> None:
 
 
 def test_the_spec_is_read_with_its_defaults() -> None:
-    assert parse_rebalance({}) == Rebalance()
-    assert parse_rebalance({"minGainPercent": 8}).stop_gain_percent == 4.0
-    assert parse_rebalance({"minGainPercent": 8, "stopGainPercent": 1, "maxBytes": "2Mi"}).max_bytes == 2 * 2**20
+    assert read(Rebalance, {}) == Rebalance()
+    assert read(Rebalance, {"minGainPercent": 8}).go_on_percent == 4.0
+    assert read(Rebalance, {"minGainPercent": 8, "stopGainPercent": 1}).go_on_percent == 1
+    assert read(Rebalance, {"maxBytes": "2Mi"}).max_bytes == 2 * 2**20

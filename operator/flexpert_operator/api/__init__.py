@@ -11,6 +11,7 @@ from flexpert_operator.api.spec import (
     Rebalance,
     Resources,
     Serving,
+    Solver,
     parse_deployment,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "Rebalance",
     "Resources",
     "Serving",
+    "Solver",
     "merge_conditions",
     "parse_deployment",
 ]

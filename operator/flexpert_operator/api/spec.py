@@ -1,56 +1,152 @@
-"""MoEDeployment as frozen values. `handlers` and `reconciler` parse the API server's object once, at the door."""
+"""MoEDeployment as frozen values, and the one place where its fields, defaults, bounds and rules are written down.
+
+`handlers` and `reconciler` parse the API server's object once, at the door; `crd` makes the CustomResourceDefinition
+of these classes. Of a field without a default in the API, `absent` says what leaving it out means.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from enum import StrEnum
+from typing import Annotated, ClassVar
 
-from flexpert_operator.api.quantities import to_bytes
+from flexpert_operator.api.fields import Field, FieldError, Json, Rule, read
 from flexpert_placement.types import SolverName
 
-Json = Mapping[str, Any]
+GIBIBYTE = 2**30
 
 
 class InvalidObject(Exception):
     """An object that the schema should have refused: the CRD that is installed is another version's."""
 
 
+class Objective(StrEnum):
+    """What a placement minimises."""
+
+    MAKESPAN = "Makespan"
+
+
 @dataclass(frozen=True)
 class Model:
     """The checkpoint that is served."""
 
-    source: str
-    revision: str = "main"
-    dtype: str = "Auto"
+    RULES: ClassVar = (
+        Rule(
+            "!has(self.revision) || self.revision == 'main' || self.source.startsWith('hf://')",
+            "a revision belongs to an hf:// source; leave it out with file:// and pvc://",
+            ".revision",
+        ),
+    )
+
+    source: Annotated[
+        str,
+        Field(
+            "Folder of a Hugging Face checkpoint with safetensors files: file:///folder (on every node), "
+            "pvc://claim/folder, or hf://owner/name.",
+            min_length=1,
+            max_length=1024,
+            pattern=r"^(file:///|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/|hf://[^/]+/)[^?#]+$",
+        ),
+    ]
+    revision: Annotated[str, Field("Branch, tag or commit of an hf:// source.", min_length=1, max_length=256)] = "main"
+    dtype: Annotated[
+        str,
+        Field(
+            "Type the weights are served in; Auto takes the checkpoint's own.",
+            values=("Auto", "Float32", "BFloat16", "Float16"),
+        ),
+    ] = "Auto"
 
 
 @dataclass(frozen=True)
 class Resources:
     """A container's resources, by name, as Kubernetes writes quantities."""
 
-    limits: Mapping[str, str | int] = field(default_factory=dict)
-    requests: Mapping[str, str | int] = field(default_factory=dict)
+    limits: Annotated[
+        Mapping[str, str | int], Field("Most of each resource, by its name.", absent="what the container needs")
+    ] = field(default_factory=dict)
+    requests: Annotated[
+        Mapping[str, str | int], Field("What is set aside of each resource, by its name.", absent="the limits")
+    ] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Engines:
     """The engines; `kv_cache_bytes` 0 leaves the size to them."""
 
-    replicas: int = 1
-    max_batch_tokens: int = 2048
-    kv_cache_bytes: int = 0
-    resources: Resources = field(default_factory=Resources)
+    replicas: Annotated[int, Field("Number of engines.", minimum=1, maximum=256)] = 1
+    max_batch_tokens: Annotated[
+        int,
+        Field("Token budget of one forward pass; longer prompts are cut into chunks.", minimum=16, maximum=1048576),
+    ] = 2048
+    kv_cache_bytes: Annotated[
+        int,
+        Field(
+            "Bound on the KV cache of an engine.",
+            name="kvCacheMemory",
+            quantity=True,
+            absent="it comes from the model and the memory limit of the container",
+        ),
+    ] = 0
+    resources: Annotated[Resources, Field("Resources of the container, as Kubernetes writes them.")] = field(
+        default_factory=Resources
+    )
 
 
 @dataclass(frozen=True)
 class Experts:
     """The expert workers."""
 
-    workers: int = 1
-    standby_workers: int = 0
-    workers_per_pod: int = 1
-    memory_per_worker_bytes: int = 4 * 2**30
-    copy_bytes_per_s: int | None = None
-    resources: Resources = field(default_factory=Resources)
+    RULES: ClassVar = (
+        Rule(
+            "!has(self.workers) || !has(self.workersPerPod) || self.workers % self.workersPerPod == 0",
+            "workers must be a multiple of workersPerPod",
+            ".workers",
+        ),
+    )
+
+    workers: Annotated[
+        int, Field("Number of expert workers; 0 is idle. kubectl scale writes it.", minimum=0, maximum=4096)
+    ] = 1
+    workers_per_pod: Annotated[
+        int,
+        Field(
+            "Workers that share a pod and its memory; cannot be changed.",
+            minimum=1,
+            maximum=16,
+            rules=(Rule("self == oldSelf", "workersPerPod cannot be changed; make another MoEDeployment"),),
+        ),
+    ] = 1
+    standby_workers: Annotated[
+        int,
+        Field(
+            "Workers that are kept beside these, started and connected but without experts, in pods of their own. "
+            "Growth and the loss of a worker take one at once; another is started behind it.",
+            minimum=0,
+            maximum=256,
+        ),
+    ] = 0
+    memory_per_worker_bytes: Annotated[
+        int,
+        Field(
+            "Memory that a worker may fill with experts: the GPU's where resources ask for nvidia.com/gpu, of which "
+            "the workers of a pod take one each in turn.",
+            name="memoryPerWorker",
+            quantity=True,
+        ),
+    ] = 4 * GIBIBYTE
+    copy_bytes_per_s: Annotated[
+        int | None,
+        Field(
+            "Most bytes a second that a page owner takes in, from other owners and from the checkpoint, and most that "
+            "it gives to others. It makes way for serving all the same, which shrinks the rate while workers are busy.",
+            name="copyBytesPerSecond",
+            quantity=True,
+            absent="it is limited by that alone",
+        ),
+    ] = None
+    resources: Annotated[Resources, Field("Resources of the container, as Kubernetes writes them.")] = field(
+        default_factory=Resources
+    )
 
     @property
     def pods(self) -> int:
@@ -65,48 +161,163 @@ class Experts:
 
 @dataclass(frozen=True)
 class Rebalance:
-    """When experts are moved because their loads have changed.
+    """When experts are moved because their loads have changed; times in seconds, gains in percent of the makespan."""
 
-    Attributes:
-        interval_s: Between two looks.
-        min_gain_percent: Of the makespan; what it takes to begin.
-        stop_gain_percent: What it takes to go on.
-        cooldown_s: After experts were moved.
-        half_life_s: In which the weight of the loads that were seen halves.
-        max_hold_s: Longest time that a gain is expected to last.
-        move_cost_percent: Of the throughput, which serving is taken to lose while experts move.
-        max_moves: Replicas copied by one rebalancing; None is no limit.
-        max_bytes: Bytes copied by one rebalancing; None is no limit.
-    """
+    RULES: ClassVar = (
+        Rule(
+            "!has(self.stopGainPercent) || !has(self.minGainPercent) || self.stopGainPercent <= self.minGainPercent",
+            "stopGainPercent must be at most minGainPercent",
+            ".stopGainPercent",
+        ),
+    )
 
-    enabled: bool = True
-    interval_s: float = 60
-    min_gain_percent: float = 5
-    stop_gain_percent: float = 2.5
-    cooldown_s: float = 60
-    half_life_s: float = 60
-    max_hold_s: float = 3600
-    move_cost_percent: float = 10
-    max_moves: int | None = None
-    max_bytes: int | None = None
+    enabled: Annotated[bool, Field("Whether it is done.")] = True
+    interval_s: Annotated[
+        float,
+        Field(
+            "Time between two looks at whether moving experts pays.", name="intervalSeconds", minimum=5, maximum=86400
+        ),
+    ] = 60
+    min_gain_percent: Annotated[
+        float,
+        Field(
+            "Smallest predicted reduction of the makespan for which experts begin to be moved. Whatever it is, they "
+            "are moved only where the time gained exceeds what the moves cost.",
+            minimum=0,
+            maximum=100,
+        ),
+    ] = 5
+    stop_gain_percent: Annotated[
+        float | None,
+        Field(
+            "Smallest reduction for which a rebalancing that has begun goes on; at most minGainPercent.",
+            minimum=0,
+            maximum=100,
+            absent="half of minGainPercent",
+        ),
+    ] = None
+    cooldown_s: Annotated[
+        float,
+        Field(
+            "Time after a rebalancing in which no other one starts.", name="cooldownSeconds", minimum=0, maximum=86400
+        ),
+    ] = 60
+    half_life_s: Annotated[
+        float,
+        Field(
+            "Time in which the weight of the loads that were seen halves. Shorter follows the text faster, longer is "
+            "surer. Nothing is moved before loads have been watched for this long.",
+            name="halfLifeSeconds",
+            minimum=1,
+            maximum=86400,
+        ),
+    ] = 60
+    max_hold_s: Annotated[
+        float,
+        Field(
+            "Longest time for which a gain is expected to last. The time is estimated from how fast the loads drift; "
+            "the moves have to pay within it.",
+            name="maxHoldSeconds",
+            minimum=1,
+            maximum=604800,
+        ),
+    ] = 3600
+    move_cost_percent: Annotated[
+        float,
+        Field("Part of the throughput that serving is taken to lose while experts are moved.", minimum=0, maximum=100),
+    ] = 10
+    max_moves: Annotated[int | None, Field("Copies that one rebalancing may make.", minimum=1, absent="no limit")] = (
+        None
+    )
+    max_bytes: Annotated[
+        int | None, Field("Bytes that one rebalancing may copy.", quantity=True, absent="no limit")
+    ] = None
+
+    @property
+    def go_on_percent(self) -> float:
+        """What it takes to go on once it has begun."""
+        return self.min_gain_percent / 2 if self.stop_gain_percent is None else self.stop_gain_percent
+
+
+@dataclass(frozen=True)
+class Solver:
+    """What solves the integer program."""
+
+    name: Annotated[SolverName, Field("Its name.")] = SolverName.CBC
+    time_limit_s: Annotated[
+        float,
+        Field(
+            "Time after which the best placement found so far is taken.",
+            name="timeLimitSeconds",
+            minimum=1,
+            maximum=600,
+        ),
+    ] = 10
 
 
 @dataclass(frozen=True)
 class PlacementSpec:
     """How experts are laid out."""
 
-    min_replicas: int = 1
-    solver: SolverName = SolverName.CBC
-    time_limit_s: float = 10
-    rebalance: Rebalance = field(default_factory=Rebalance)
+    min_replicas: Annotated[
+        int,
+        Field(
+            "Copies that every expert has at least, each on another worker.",
+            name="minReplicasPerExpert",
+            minimum=1,
+            maximum=16,
+        ),
+    ] = 1
+    objective: Annotated[
+        Objective, Field("What is minimised. Makespan is the time of the busiest worker, summed over the layers.")
+    ] = Objective.MAKESPAN
+    solver: Annotated[Solver, Field("The solver of the integer program.")] = field(default_factory=Solver)
+    rebalance: Annotated[Rebalance, Field("Moving experts because their loads have changed.")] = field(
+        default_factory=Rebalance
+    )
 
 
 @dataclass(frozen=True)
 class Serving:
     """Ports of the ingress."""
 
-    grpc_port: int = 9000
-    http_port: int = 8000
+    RULES: ClassVar = (
+        Rule(
+            "!has(self.grpcPort) || !has(self.httpPort) || self.grpcPort != self.httpPort",
+            "grpcPort and httpPort must differ",
+            ".httpPort",
+        ),
+    )
+
+    grpc_port: Annotated[int, Field("Port of the gRPC Service.", minimum=1, maximum=65535)] = 9000
+    http_port: Annotated[int, Field("Port of the HTTP Service.", minimum=1, maximum=65535)] = 8000
+
+
+@dataclass(frozen=True)
+class Spec:
+    """`spec` of a MoEDeployment."""
+
+    RULES: ClassVar = (
+        Rule(
+            "!has(self.placement) || !has(self.placement.minReplicasPerExpert) || !has(self.experts) || "
+            "!has(self.experts.workers) || self.experts.workers == 0 || "
+            "self.placement.minReplicasPerExpert <= self.experts.workers",
+            "placement.minReplicasPerExpert must be at most experts.workers",
+            ".placement.minReplicasPerExpert",
+        ),
+    )
+
+    model: Annotated[Model, Field("The checkpoint.")]
+    engines: Annotated[Engines, Field("The engines, which hold attention, the KV cache and the request queue.")] = (
+        field(default_factory=Engines)
+    )
+    experts: Annotated[Experts, Field("The expert workers, which hold the experts and compute them.")] = field(
+        default_factory=Experts
+    )
+    placement: Annotated[PlacementSpec, Field("How experts are laid out over the workers.")] = field(
+        default_factory=PlacementSpec
+    )
+    serving: Annotated[Serving, Field("Ports of the ingress.")] = field(default_factory=Serving)
 
 
 @dataclass(frozen=True)
@@ -137,87 +348,25 @@ def parse_deployment(body: Json) -> MoEDeployment:
     """The typed MoEDeployment of an object that the API server validated and defaulted.
 
     Raises:
-        InvalidObject: A field is missing or has a wrong type.
+        InvalidObject: A field is missing or has a wrong type; the message has its path.
     """
-    metadata, spec = body["metadata"], body.get("spec", {})
+    metadata = body["metadata"]
     try:
+        spec = read(Spec, body.get("spec", {}), "spec")
         return MoEDeployment(
             name=metadata["name"],
             namespace=metadata["namespace"],
             uid=metadata["uid"],
             generation=int(metadata.get("generation", 1)),
             resource_version=metadata["resourceVersion"],
-            model=Model(**spec["model"]),
-            engines=parse_engines(spec.get("engines", {})),
-            experts=parse_experts(spec.get("experts", {})),
-            placement=parse_placement(spec.get("placement", {})),
-            serving=parse_serving(spec.get("serving", {})),
+            model=spec.model,
+            engines=spec.engines,
+            experts=spec.experts,
+            placement=spec.placement,
+            serving=spec.serving,
             annotations=dict(metadata.get("annotations") or {}),
             deleted_at=metadata.get("deletionTimestamp"),
             status=dict(body.get("status") or {}),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidObject(f"cannot read {metadata.get('name')}: {error!r}; update the MoEDeployment CRD") from error
-
-
-def parse_engines(spec: Json) -> Engines:
-    """`spec.engines`."""
-    cache = spec.get("kvCacheMemory")
-    return Engines(
-        replicas=spec.get("replicas", 1),
-        max_batch_tokens=spec.get("maxBatchTokens", 2048),
-        kv_cache_bytes=to_bytes(cache) if cache is not None else 0,
-        resources=parse_resources(spec.get("resources", {})),
-    )
-
-
-def parse_experts(spec: Json) -> Experts:
-    """`spec.experts`."""
-    rate = spec.get("copyBytesPerSecond")
-    return Experts(
-        workers=spec.get("workers", 1),
-        standby_workers=spec.get("standbyWorkers", 0),
-        workers_per_pod=spec.get("workersPerPod", 1),
-        memory_per_worker_bytes=to_bytes(spec.get("memoryPerWorker", "4Gi")),
-        copy_bytes_per_s=to_bytes(rate) if rate is not None else None,
-        resources=parse_resources(spec.get("resources", {})),
-    )
-
-
-def parse_placement(spec: Json) -> PlacementSpec:
-    """`spec.placement`."""
-    solver = spec.get("solver", {})
-    return PlacementSpec(
-        min_replicas=spec.get("minReplicasPerExpert", 1),
-        solver=SolverName(solver.get("name", SolverName.CBC)),
-        time_limit_s=solver.get("timeLimitSeconds", 10),
-        rebalance=parse_rebalance(spec.get("rebalance", {})),
-    )
-
-
-def parse_rebalance(spec: Json) -> Rebalance:
-    """`spec.placement.rebalance`; what it takes to go on is half of what it takes to begin, unless it is said."""
-    start = spec.get("minGainPercent", 5)
-    max_bytes = spec.get("maxBytes")
-    return Rebalance(
-        enabled=spec.get("enabled", True),
-        interval_s=spec.get("intervalSeconds", 60),
-        min_gain_percent=start,
-        stop_gain_percent=spec.get("stopGainPercent", start / 2),
-        cooldown_s=spec.get("cooldownSeconds", 60),
-        half_life_s=spec.get("halfLifeSeconds", 60),
-        max_hold_s=spec.get("maxHoldSeconds", 3600),
-        move_cost_percent=spec.get("moveCostPercent", 10),
-        max_moves=spec.get("maxMoves"),
-        max_bytes=to_bytes(max_bytes) if max_bytes is not None else None,
-    )
-
-
-def parse_serving(spec: Json) -> Serving:
-    """`spec.serving`."""
-    return Serving(grpc_port=spec.get("grpcPort", 9000), http_port=spec.get("httpPort", 8000))
-
-
-def parse_resources(spec: Json) -> Resources:
-    """`limits` and `requests` of a container."""
-    return Resources(limits=dict(spec.get("limits", {})), requests=dict(spec.get("requests", {})))
+    except (KeyError, FieldError) as error:
+        raise InvalidObject(f"cannot read {metadata.get('name')}: {error}; update the MoEDeployment CRD") from error

@@ -6,6 +6,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from flexpert_operator.api.spec import Model
+from flexpert_operator.api.words import Cause as Cause
+from flexpert_operator.api.words import Phase as Phase
 from flexpert_operator.decide.loads import SmoothedLoads
 from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_placement.types import ExpertId, Placement
@@ -32,31 +34,6 @@ class MemberState(StrEnum):
     STANDBY = "Standby"
     DRAINING = "Draining"
     LOST = "Lost"
-
-
-class Cause(StrEnum):
-    """Why a reconfiguration is done."""
-
-    UNKNOWN = "Unknown"
-    SCALE = "Scale"
-    REBALANCE = "Rebalance"
-    FAILURE = "Failure"
-    UPGRADE = "Upgrade"
-    INITIAL = "Initial"
-    DRAIN = "Drain"
-
-
-class Phase(StrEnum):
-    """How far a reconfiguration is."""
-
-    PENDING = "Pending"
-    PREPARE = "Prepare"
-    COMMIT = "Commit"
-    RETIRE = "Retire"
-    SUCCEEDED = "Succeeded"
-    ROLLED_BACK = "RolledBack"
-    CANCELLED = "Cancelled"
-    FAILED = "Failed"
 
 
 RUNNING_PHASES = (Phase.PENDING, Phase.PREPARE, Phase.COMMIT, Phase.RETIRE)

@@ -193,8 +193,8 @@ def problem_of(
         ),
         current=pool.placement,
         min_replicas=deployment.placement.min_replicas,
-        solver=deployment.placement.solver,
-        time_limit_s=deployment.placement.time_limit_s,
+        solver=deployment.placement.solver.name,
+        time_limit_s=deployment.placement.solver.time_limit_s,
     )
 
 

@@ -15,40 +15,18 @@ says, so an operator that starts anew knows it.
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from flexpert_operator.api.conditions import REBALANCING, ConditionStatus
-from flexpert_operator.api.spec import Json, Rebalance
+from flexpert_operator.api.fields import Json
+from flexpert_operator.api.spec import Rebalance
+from flexpert_operator.api.words import Action as Action
+from flexpert_operator.api.words import Reason as Reason
 from flexpert_operator.decide.balance import Comparison
 from flexpert_operator.decide.loads import SmoothedLoads
 from flexpert_operator.decide.observation import Cause, Operation
 
 ENOUGH_SEEN = 0.5
 """Of the window: one half-life has to be watched before anything moves for it."""
-
-
-class Action(StrEnum):
-    """What was decided."""
-
-    REBALANCE = "Rebalance"
-    STAY = "Stay"
-
-
-class Reason(StrEnum):
-    """Why."""
-
-    GAIN_EXCEEDS_COST = "GainExceedsCost"
-    DISABLED = "Disabled"
-    NO_TRAFFIC = "NoTraffic"
-    WATCHING = "WatchingLoads"
-    COOLING_DOWN = "CoolingDown"
-    BALANCED = "Balanced"
-    GAIN_TOO_SMALL = "GainTooSmall"
-    UNCERTAIN = "GainUncertain"
-    COST_EXCEEDS_GAIN = "CostExceedsGain"
-    OVER_BUDGET = "OverBudget"
-    REFUSED = "PlanRefused"
-    INFEASIBLE = "Infeasible"
 
 
 PAUSES = (Reason.COOLING_DOWN, Reason.WATCHING, Reason.REFUSED)
@@ -113,7 +91,7 @@ class History:
 
     def threshold_percent(self, spec: Rebalance) -> float:
         """The gain from which experts are moved."""
-        return spec.stop_gain_percent if self.active else spec.min_gain_percent
+        return spec.go_on_percent if self.active else spec.min_gain_percent
 
 
 def history_of(status: Json, operation: Operation | None, looked_at: float, acted_at: float) -> History:

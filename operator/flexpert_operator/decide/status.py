@@ -15,7 +15,8 @@ from flexpert_operator.api.conditions import (
     ConditionStatus,
     merge_conditions,
 )
-from flexpert_operator.api.spec import Json, MoEDeployment
+from flexpert_operator.api.fields import Json
+from flexpert_operator.api.spec import MoEDeployment
 from flexpert_operator.decide.observation import (
     UNDONE_PHASES,
     MemberState,

@@ -1,0 +1,59 @@
+"""Writes the chart's CustomResourceDefinitions from the models; `make generate` and `make check` call it.
+
+`python -m flexpert_operator.api.generate` rewrites; with `--check` it only compares and exits with 1 when stale.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flexpert_operator.api import crd
+from flexpert_operator.api.schema import Schema
+
+ROOT = Path(__file__).parents[3]
+NOTICE = "# Generated from flexpert_operator.api by `make generate`: change it there.\n"
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes everything in full, with text of two lines or more folded."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No anchors: the API server's tools know none."""
+        return True
+
+
+def core_schema(model: str) -> Schema:
+    """Structural schema of a Kubernetes model, such as `V1Toleration`."""
+    from flexpert_operator.local.kubeapi.builtin_models import structural
+
+    return structural(model)
+
+
+def as_yaml(document: dict[str, Any]) -> str:
+    """A definition as the chart has it."""
+    return NOTICE + yaml.dump(document, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+def documents() -> dict[str, str]:
+    """Text of every generated file, by its path in the repository."""
+    definition = crd.moe_deployment(core_schema)
+    return {f"charts/flexpert/crds/flexpert.io_{definition['spec']['names']['plural']}.yaml": as_yaml(definition)}
+
+
+def main() -> int:
+    """Rewrite the generated files, or with `--check` report those that differ."""
+    fresh = documents()
+    stale = [path for path in fresh if not (ROOT / path).exists() or (ROOT / path).read_text() != fresh[path]]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            print(f"{path} is stale: run `make generate`")
+        return 1 if stale else 0
+    for path in stale:
+        (ROOT / path).write_text(fresh[path])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
