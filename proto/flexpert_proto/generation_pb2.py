@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66lexpert_proto/generation.proto\x12\x0b\x66lexpert.v1\"\xe1\x01\n\x12SamplingParameters\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x15\n\x08logprobs\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x0b\n\t_logprobs\"\xb5\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.flexpert.v1.TokenIdsH\x00\x12\x33\n\nparameters\x18\x04 \x01(\x0b\x32\x1f.flexpert.v1.SamplingParameters\x12\x18\n\x10resume_token_ids\x18\x05 \x03(\rB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"?\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"L\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12&\n\x03top\x18\x03 \x03(\x0b\x32\x19.flexpert.v1.TokenLogprob\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\xca\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\"\n\x06tokens\x18\x03 \x03(\x0b\x32\x12.flexpert.v1.Token\x12\x30\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x19.flexpert.v1.FinishReason\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.flexpert.v1.Usage\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"\x1f\n\x0fTokenizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r*y\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46INISH_STOP\x10\x01\x12\x11\n\rFINISH_LENGTH\x10\x02\x12\x14\n\x10\x46INISH_CANCELLED\x10\x03\x12\x10\n\x0c\x46INISH_ERROR\x10\x04\x32\xa0\x01\n\nGeneration\x12I\n\x08Generate\x12\x1c.flexpert.v1.GenerateRequest\x1a\x1d.flexpert.v1.GenerateResponse0\x01\x12G\n\x08Tokenize\x12\x1c.flexpert.v1.TokenizeRequest\x1a\x1d.flexpert.v1.TokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66lexpert_proto/generation.proto\x12\x0b\x66lexpert.v1\"\xe1\x01\n\x12SamplingParameters\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x15\n\x08logprobs\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x0b\n\t_logprobs\"\xb5\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.flexpert.v1.TokenIdsH\x00\x12\x33\n\nparameters\x18\x04 \x01(\x0b\x32\x1f.flexpert.v1.SamplingParameters\x12\x18\n\x10resume_token_ids\x18\x05 \x03(\rB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"?\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"Z\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12&\n\x03top\x18\x03 \x03(\x0b\x32\x19.flexpert.v1.TokenLogprob\x12\x0c\n\x04text\x18\x04 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\xca\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\"\n\x06tokens\x18\x03 \x03(\x0b\x32\x12.flexpert.v1.Token\x12\x30\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x19.flexpert.v1.FinishReason\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.flexpert.v1.Usage\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"\x1f\n\x0fTokenizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r*y\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46INISH_STOP\x10\x01\x12\x11\n\rFINISH_LENGTH\x10\x02\x12\x14\n\x10\x46INISH_CANCELLED\x10\x03\x12\x10\n\x0c\x46INISH_ERROR\x10\x04\x32\xa0\x01\n\nGeneration\x12I\n\x08Generate\x12\x1c.flexpert.v1.GenerateRequest\x1a\x1d.flexpert.v1.GenerateResponse0\x01\x12G\n\x08Tokenize\x12\x1c.flexpert.v1.TokenizeRequest\x1a\x1d.flexpert.v1.TokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flexpert_proto.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=981
-  _globals['_FINISHREASON']._serialized_end=1102
+  _globals['_FINISHREASON']._serialized_start=995
+  _globals['_FINISHREASON']._serialized_end=1116
   _globals['_SAMPLINGPARAMETERS']._serialized_start=49
   _globals['_SAMPLINGPARAMETERS']._serialized_end=274
   _globals['_GENERATEREQUEST']._serialized_start=277
@@ -42,15 +42,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENLOGPROB']._serialized_start=485
   _globals['_TOKENLOGPROB']._serialized_end=548
   _globals['_TOKEN']._serialized_start=550
-  _globals['_TOKEN']._serialized_end=626
-  _globals['_USAGE']._serialized_start=628
-  _globals['_USAGE']._serialized_end=708
-  _globals['_GENERATERESPONSE']._serialized_start=711
-  _globals['_GENERATERESPONSE']._serialized_end=913
-  _globals['_TOKENIZEREQUEST']._serialized_start=915
-  _globals['_TOKENIZEREQUEST']._serialized_end=946
-  _globals['_TOKENIZERESPONSE']._serialized_start=948
-  _globals['_TOKENIZERESPONSE']._serialized_end=979
-  _globals['_GENERATION']._serialized_start=1105
-  _globals['_GENERATION']._serialized_end=1265
+  _globals['_TOKEN']._serialized_end=640
+  _globals['_USAGE']._serialized_start=642
+  _globals['_USAGE']._serialized_end=722
+  _globals['_GENERATERESPONSE']._serialized_start=725
+  _globals['_GENERATERESPONSE']._serialized_end=927
+  _globals['_TOKENIZEREQUEST']._serialized_start=929
+  _globals['_TOKENIZEREQUEST']._serialized_end=960
+  _globals['_TOKENIZERESPONSE']._serialized_start=962
+  _globals['_TOKENIZERESPONSE']._serialized_end=993
+  _globals['_GENERATION']._serialized_start=1119
+  _globals['_GENERATION']._serialized_end=1279
 # @@protoc_insertion_point(module_scope)

@@ -26,8 +26,10 @@ if _version_not_supported:
 
 
 class GenerationStub:
-    """Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED when the bounded queue is full (trailer
-    `retry-after-ms`); UNAVAILABLE when no engine came within the wait; NOT_FOUND for another model's name.
+    """Errors: INVALID_ARGUMENT names the field (google.rpc.BadRequest in the details); RESOURCE_EXHAUSTED when the bounded
+    queue is full (trailers `grpc-retry-pushback-ms` and `retry-after-ms`, google.rpc.RetryInfo in the details); UNAVAILABLE
+    when no engine came within the wait; NOT_FOUND for another model's name. Metadata that is read: `x-request-id` becomes
+    the request's id, `x-flexpert-client` says whose share of the engines the request uses.
     """
 
     def __init__(self, channel):
@@ -49,8 +51,10 @@ class GenerationStub:
 
 
 class GenerationServicer:
-    """Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED when the bounded queue is full (trailer
-    `retry-after-ms`); UNAVAILABLE when no engine came within the wait; NOT_FOUND for another model's name.
+    """Errors: INVALID_ARGUMENT names the field (google.rpc.BadRequest in the details); RESOURCE_EXHAUSTED when the bounded
+    queue is full (trailers `grpc-retry-pushback-ms` and `retry-after-ms`, google.rpc.RetryInfo in the details); UNAVAILABLE
+    when no engine came within the wait; NOT_FOUND for another model's name. Metadata that is read: `x-request-id` becomes
+    the request's id, `x-flexpert-client` says whose share of the engines the request uses.
     """
 
     def Generate(self, request, context):
@@ -87,8 +91,10 @@ def add_GenerationServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Generation:
-    """Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED when the bounded queue is full (trailer
-    `retry-after-ms`); UNAVAILABLE when no engine came within the wait; NOT_FOUND for another model's name.
+    """Errors: INVALID_ARGUMENT names the field (google.rpc.BadRequest in the details); RESOURCE_EXHAUSTED when the bounded
+    queue is full (trailers `grpc-retry-pushback-ms` and `retry-after-ms`, google.rpc.RetryInfo in the details); UNAVAILABLE
+    when no engine came within the wait; NOT_FOUND for another model's name. Metadata that is read: `x-request-id` becomes
+    the request's id, `x-flexpert-client` says whose share of the engines the request uses.
     """
 
     @staticmethod

@@ -27,8 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GenerationStub:
-    """Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED when the bounded queue is full (trailer
-    `retry-after-ms`); UNAVAILABLE when no engine came within the wait; NOT_FOUND for another model's name.
+    """Errors: INVALID_ARGUMENT names the field (google.rpc.BadRequest in the details); RESOURCE_EXHAUSTED when the bounded
+    queue is full (trailers `grpc-retry-pushback-ms` and `retry-after-ms`, google.rpc.RetryInfo in the details); UNAVAILABLE
+    when no engine came within the wait; NOT_FOUND for another model's name. Metadata that is read: `x-request-id` becomes
+    the request's id, `x-flexpert-client` says whose share of the engines the request uses.
     """
 
     @_typing.overload
@@ -40,8 +42,10 @@ class GenerationStub:
 
 @_typing.type_check_only
 class GenerationAsyncStub(GenerationStub):
-    """Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED when the bounded queue is full (trailer
-    `retry-after-ms`); UNAVAILABLE when no engine came within the wait; NOT_FOUND for another model's name.
+    """Errors: INVALID_ARGUMENT names the field (google.rpc.BadRequest in the details); RESOURCE_EXHAUSTED when the bounded
+    queue is full (trailers `grpc-retry-pushback-ms` and `retry-after-ms`, google.rpc.RetryInfo in the details); UNAVAILABLE
+    when no engine came within the wait; NOT_FOUND for another model's name. Metadata that is read: `x-request-id` becomes
+    the request's id, `x-flexpert-client` says whose share of the engines the request uses.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -49,8 +53,10 @@ class GenerationAsyncStub(GenerationStub):
     Tokenize: _aio.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]  # type: ignore[assignment]
 
 class GenerationServicer(metaclass=_abc_1.ABCMeta):
-    """Errors: INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED when the bounded queue is full (trailer
-    `retry-after-ms`); UNAVAILABLE when no engine came within the wait; NOT_FOUND for another model's name.
+    """Errors: INVALID_ARGUMENT names the field (google.rpc.BadRequest in the details); RESOURCE_EXHAUSTED when the bounded
+    queue is full (trailers `grpc-retry-pushback-ms` and `retry-after-ms`, google.rpc.RetryInfo in the details); UNAVAILABLE
+    when no engine came within the wait; NOT_FOUND for another model's name. Metadata that is read: `x-request-id` becomes
+    the request's id, `x-flexpert-client` says whose share of the engines the request uses.
     """
 
     @_abc_1.abstractmethod

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from flexpert_workers.ingress.caller import Caller
 from flexpert_workers.ingress.model import ServedModel
 from flexpert_workers.ingress.streams import Stream, TokenGap
 from flexpert_workers.ingress.text import Detokenizer, StopMatcher
@@ -68,7 +69,7 @@ def test_text_ends_before_a_stop_string(stops: tuple[str, ...], text: str, said:
 
 def stream_of(model: ServedModel, stops: tuple[str, ...] = (), resume: tuple[int, ...] = ()) -> Stream:
     sampling = Sampling(max_tokens=1000, stop_token_ids=(0,))
-    return Stream(CheckedRequest(model, (1,), resume, sampling, stops))
+    return Stream(CheckedRequest(model, (1,), resume, sampling, stops), Caller("c", "r"))
 
 
 def whole(stream: Stream, ids: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""Bounds the streams open at once, and predicts when the next one will end. Used by `service.py`."""
+"""Bounds the streams open at once, and predicts when the next one will end. Used by `intake.py`."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,19 +25,19 @@ class Admission:
         self.num_open = 0
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold a place while the stream is open.
+    def slot(self, num_streams: int = 1) -> Iterator[None]:
+        """Hold a place for each stream while they are open.
 
         Raises:
-            Overloaded: All places are taken.
+            Overloaded: There are not so many places left.
         """
-        if self.num_open >= self._max_streams:
-            raise Overloaded(f"{self.num_open} streams are open, as many as may be", self.retry_after_s())
-        self.num_open += 1
+        if self.num_open + num_streams > self._max_streams:
+            raise Overloaded(f"{self.num_open} of {self._max_streams} streams are open", self.retry_after_s())
+        self.num_open += num_streams
         try:
             yield
         finally:
-            self.num_open -= 1
+            self.num_open -= num_streams
             self._ends.append(self._clock())
 
     def retry_after_s(self) -> float:

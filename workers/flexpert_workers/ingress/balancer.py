@@ -1,4 +1,4 @@
-"""Runs a stream to its end on whichever engines it takes. Called by `service.py`, one coroutine a stream.
+"""Runs a stream to its end on whichever engines it takes. Called by `intake.py`, one coroutine a stream.
 
 When the engine dies, drains or has no room, the stream is submitted to another one, or to the same one once it is
 back, with the tokens so far; their positions show that none is lost or repeated.

@@ -22,6 +22,8 @@ class IngressConfig(msgspec.Struct, frozen=True, kw_only=True):
         engine_wait_s: How long a request waits for an engine, at its start and after the loss of one.
         hang_timeout_s: An engine that says nothing for so long, though asked, counts as lost.
         drain_grace_s: How long open streams may go on after SIGTERM.
+        max_request_bytes: A larger request is refused.
+        stall_timeout_s: A client that takes nothing of its stream for so long is cut off.
     """
 
     pool_control: str
@@ -34,6 +36,8 @@ class IngressConfig(msgspec.Struct, frozen=True, kw_only=True):
     engine_wait_s: float = 60.0
     hang_timeout_s: float = 60.0
     drain_grace_s: float = 25.0
+    max_request_bytes: int = 4 * 2**20
+    stall_timeout_s: float = 60.0
 
 
 def from_environment(environment: Mapping[str, str]) -> IngressConfig:

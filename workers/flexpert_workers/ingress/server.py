@@ -19,21 +19,23 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from flexpert_proto import generation_pb2_grpc, pool_pb2
+from flexpert_proto import pool_pb2
+from flexpert_workers.ingress import open_inference, service
 from flexpert_workers.ingress.admission import Admission
 from flexpert_workers.ingress.balancer import Balancer
 from flexpert_workers.ingress.config import IngressConfig
 from flexpert_workers.ingress.engines import engine_facts, watch_engines
 from flexpert_workers.ingress.fleet import Fleet
 from flexpert_workers.ingress.http import make_app
+from flexpert_workers.ingress.intake import Intake
 from flexpert_workers.ingress.link import EngineLink, LinkListener
+from flexpert_workers.ingress.methods import add_service
 from flexpert_workers.ingress.model import ModelHolder
-from flexpert_workers.ingress.service import SERVICE_NAME, GenerationService
 
 log = logging.getLogger(__name__)
 
 HEALTH_PERIOD_S = 0.2
-_SERVER_OPTIONS = (("grpc.so_reuseport", 0),)  # a port that is taken is an error, not shared
+SERVICES = (service.DESCRIPTOR, open_inference.DESCRIPTOR)
 
 
 class Ingress:
@@ -56,11 +58,9 @@ class Ingress:
             retry_after_s=self._admission.retry_after_s,
         )
         self._balancer = Balancer(self._fleet, time.monotonic, engine_wait_s=config.engine_wait_s)
-        self._service = GenerationService(
-            self._models, self._balancer, self._admission, engine_wait_s=config.engine_wait_s
-        )
+        self._intake = Intake(self._models, self._balancer, self._admission, engine_wait_s=config.engine_wait_s)
         self._health = health_aio.HealthServicer()
-        self._grpc = grpc.aio.server(options=_SERVER_OPTIONS)
+        self._grpc = grpc.aio.server(options=_server_options(config))
         app = make_app(lambda: self.ready, self.numbers)
         self._http = _HttpServer(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
         self._http_task: asyncio.Task[None] | None = None
@@ -110,7 +110,7 @@ class Ingress:
 
     def numbers(self) -> Mapping[str, float]:
         """Metrics, for Prometheus."""
-        counts = self._service.counts
+        counts = self._intake.counts
         return {
             "flexpert_ingress_requests_total": counts.requests,
             "flexpert_ingress_tokens_total": counts.tokens,
@@ -126,10 +126,14 @@ class Ingress:
         return EngineLink(self._context, engine, endpoint, listener, hang_timeout_s=timeout_s, clock=time.monotonic)
 
     async def _start_grpc(self) -> None:
-        generation_pb2_grpc.add_GenerationServicer_to_server(self._service, self._grpc)
+        generation = service.GenerationService(self._intake, stall_timeout_s=self._config.stall_timeout_s)
+        add_service(service.DESCRIPTOR, generation, self._grpc)
+        oip = open_inference.OpenInferenceService(self._intake, lambda: self.ready)
+        add_service(open_inference.DESCRIPTOR, oip, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        services = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(services, self._grpc)
+        described = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"])
+        names = (*(one.full_name for one in described), reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._grpc)
         address = f"{self._config.bind_host}:{self._config.grpc_port}"
         self.grpc_port = self._grpc.add_insecure_port(address)
         await self._set_health(serving=False)
@@ -156,8 +160,15 @@ class Ingress:
     async def _set_health(self, *, serving: bool) -> None:
         response = health_pb2.HealthCheckResponse
         status = response.SERVING if serving else response.NOT_SERVING
-        for service in ("", SERVICE_NAME):
-            await self._health.set(service, status)
+        for name in ("", *(described.full_name for described in SERVICES)):
+            await self._health.set(name, status)
+
+
+def _server_options(config: IngressConfig) -> tuple[tuple[str, int], ...]:
+    return (
+        ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
+        ("grpc.max_receive_message_length", config.max_request_bytes),
+    )
 
 
 class _HttpServer(uvicorn.Server):

@@ -1,126 +1,75 @@
 """`flexpert.v1.Generation`: from a client's call to its stream and back. Registered by `server.py`.
 
-A call takes these hops: `Admission.slot` → `check_request` → `Balancer.run` → one response for each delta.
+A call takes these hops: `Intake.accept` (admission, check) → `Intake.run` → one response for each delta.
 """
 
 import asyncio
-import secrets
-import uuid
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, Never
-
-import grpc
-import grpc.aio
 
 from flexpert_proto import generation_pb2 as pb
-from flexpert_proto import generation_pb2_grpc
-from flexpert_workers.errors import FlexpertError, InvalidRequest, Overloaded
-from flexpert_workers.ingress.admission import Admission
-from flexpert_workers.ingress.balancer import Balancer, RequestBroke
-from flexpert_workers.ingress.model import ModelHolder, ServedModel
+from flexpert_workers.errors import FlexpertError
+from flexpert_workers.ingress.balancer import RequestBroke
+from flexpert_workers.ingress.caller import from_context
+from flexpert_workers.ingress.intake import Intake
+from flexpert_workers.ingress.model import ServedModel
+from flexpert_workers.ingress.status import Context, abort
 from flexpert_workers.ingress.streams import Delta, NewToken, Stream
-from flexpert_workers.ingress.validate import CheckedRequest, UnknownModel, check_request, encode
+from flexpert_workers.ingress.validate import encode
 from flexpert_workers.messages.generation import Finish
 
-RETRY_AFTER = "retry-after-ms"
-SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Generation"].full_name
-TEXT_FOR_A_THREAD = 16_384
-"""Characters from which on a prompt is tokenised outside the event loop, so that other streams go on."""
-
-Context = grpc.aio.ServicerContext[Any, Any]
+DESCRIPTOR = pb.DESCRIPTOR.services_by_name["Generation"]
 
 _REASONS = {Finish.STOP: pb.FINISH_STOP, Finish.LENGTH: pb.FINISH_LENGTH}
 
 
-@dataclass
-class Counts:
-    """What the service did since it started; `http.py` shows it.
-
-    Attributes:
-        ended: How requests ended ("stop", "length", "error", "cancelled", or a gRPC status in lower case) → how many.
-    """
-
-    requests: int = 0
-    tokens: int = 0
-    ended: dict[str, int] = field(default_factory=dict)
-
-    def end(self, how: str) -> None:
-        """Count the end of a request."""
-        self.ended[how] = self.ended.get(how, 0) + 1
-
-
-class GenerationService(generation_pb2_grpc.GenerationServicer):
+class GenerationService:
     """Serves streams, one coroutine each."""
 
-    def __init__(self, models: ModelHolder, balancer: Balancer, admission: Admission, *, engine_wait_s: float) -> None:
-        self._models = models
-        self._balancer = balancer
-        self._admission = admission
-        self._engine_wait_s = engine_wait_s
-        self.counts = Counts()
+    def __init__(self, intake: Intake, *, stall_timeout_s: float) -> None:
+        """`stall_timeout_s`: a client that takes nothing for so long is cut off."""
+        self._intake = intake
+        self._stall_timeout_s = stall_timeout_s
 
     # Responses are written, not yielded: so a cancelled call ends here, at whatever it waits for, and at once.
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]  # noqa: N802
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
         """See generation.proto."""
-        self.counts.requests += 1
         try:
-            with self._admission.slot():
-                checked = await self._check(request)
-                self.counts.end(await self._stream(checked, context))
-        except asyncio.CancelledError:
-            self.counts.end("cancelled")
-            raise
+            async with self._intake.accept((request,), from_context(context)) as (stream,):
+                await self._stream(stream, _Writer(context, stream, self._stall_timeout_s))
         except FlexpertError as error:
-            status = status_of(error)
-            self.counts.end(status.name.lower())
-            await _abort(context, status, error)
+            await abort(context, error)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
         """See generation.proto."""
         try:
-            model = await self._models.get(self._engine_wait_s)
+            model = await self._intake.model()
             return pb.TokenizeResponse(ids=await asyncio.to_thread(encode, request.text, model))
         except FlexpertError as error:
-            await _abort(context, status_of(error), error)
+            await abort(context, error)
 
-    async def _check(self, request: pb.GenerateRequest) -> CheckedRequest:
-        model = await self._models.get(self._engine_wait_s)
-        if len(request.text) < TEXT_FOR_A_THREAD:
-            return check_request(request, model, _draw_seed)
-        return await asyncio.to_thread(check_request, request, model, _draw_seed)
-
-    async def _stream(self, checked: CheckedRequest, context: Context) -> str:
-        """Run the request and write its responses; returns how it ended."""
-        stream = Stream(checked)
-        writer = _Writer(context, stream)
-        if (end := stream.resume()) is not None:
-            await writer.write(end)
-        else:
-            try:
-                async with aclosing(self._balancer.run(stream)) as deltas:
-                    async for delta in deltas:
-                        self.counts.tokens += len(delta.tokens)
-                        await writer.write(delta)
-            except RequestBroke as error:
-                await writer.write_error(str(error))
-        return stream.finish.value if stream.finish else "error"
+    async def _stream(self, stream: Stream, writer: "_Writer") -> None:
+        try:
+            async with aclosing(self._intake.run(stream)) as deltas:
+                async for delta in deltas:
+                    await writer.write(delta)
+        except RequestBroke as error:
+            await writer.write_error(str(error))
 
 
 class _Writer:
     """Writes one stream's responses."""
 
-    def __init__(self, context: Context, stream: Stream) -> None:
+    def __init__(self, context: Context, stream: Stream, stall_timeout_s: float) -> None:
         self._context = context
         self._stream = stream
-        self._request_id = uuid.uuid4().hex
+        self._stall_timeout_s = stall_timeout_s
         self._seed_to_tell = stream.request.sampling.seed
 
     async def write(self, delta: Delta) -> None:
         """Write what is new; the first response tells the seed, the last one the usage."""
         model = self._stream.request.model
         response = pb.GenerateResponse(
-            request_id=self._request_id,
+            request_id=self._stream.caller.request_id,
             text=delta.text,
             tokens=[_token(token, model) for token in delta.tokens],
             seed=self._take_seed(),
@@ -128,19 +77,26 @@ class _Writer:
         if delta.finish is not None:
             response.finish_reason = _REASONS[delta.finish]
             response.usage.CopyFrom(self._usage())
-        await self._context.write(response)
+        await self._write(response)
 
     async def write_error(self, message: str) -> None:
         """End the stream with an error."""
-        await self._context.write(
+        await self._write(
             pb.GenerateResponse(
-                request_id=self._request_id,
+                request_id=self._stream.caller.request_id,
                 finish_reason=pb.FINISH_ERROR,
                 usage=self._usage(),
                 seed=self._take_seed(),
                 error=message,
             )
         )
+
+    async def _write(self, response: pb.GenerateResponse) -> None:
+        try:
+            async with asyncio.timeout(self._stall_timeout_s):
+                await self._context.write(response)
+        except TimeoutError:
+            raise ClientStalled(f"the client took nothing for {self._stall_timeout_s:g} s") from None
 
     def _take_seed(self) -> int:
         seed, self._seed_to_tell = self._seed_to_tell, 0
@@ -154,31 +110,12 @@ class _Writer:
         )
 
 
+class ClientStalled(FlexpertError):
+    """A client did not take what was written for it."""
+
+
 def _token(token: NewToken, model: ServedModel) -> pb.Token:
+    if token.logprob is None:
+        return pb.Token(id=token.id)
     top = [pb.TokenLogprob(token_id=id_, text=model.token_text(id_), logprob=logprob) for id_, logprob in token.top]
-    return pb.Token(id=token.id, logprob=token.logprob or 0.0, top=top)
-
-
-def status_of(error: FlexpertError) -> grpc.StatusCode:
-    """The status that tells a client what happened and whether to try again."""
-    match error:
-        case InvalidRequest():
-            return grpc.StatusCode.INVALID_ARGUMENT
-        case UnknownModel():
-            return grpc.StatusCode.NOT_FOUND
-        case Overloaded():
-            return grpc.StatusCode.RESOURCE_EXHAUSTED
-        case _:
-            return grpc.StatusCode.UNAVAILABLE
-
-
-async def _abort(context: Context, status: grpc.StatusCode, error: FlexpertError) -> Never:
-    trailers: tuple[tuple[str, str], ...] = ()
-    if isinstance(error, Overloaded):
-        trailers = ((RETRY_AFTER, str(round(error.retry_after_s * 1000))),)
-    await context.abort(status, str(error), trailing_metadata=trailers)
-    raise AssertionError("abort raises")
-
-
-def _draw_seed() -> int:
-    return secrets.randbits(63)
+    return pb.Token(id=token.id, logprob=token.logprob, top=top, text=model.token_text(token.id))

@@ -1,10 +1,11 @@
 """The record of a stream: its request, the tokens so far, and the text they make. No I/O.
 
-`balancer.py` submits it to engines, as often as it takes; `service.py` writes what it says to the client.
+`balancer.py` submits it to engines, as often as it takes; `intake.py` makes it and hands on what it says.
 """
 
 from dataclasses import dataclass
 
+from flexpert_workers.ingress.caller import Caller
 from flexpert_workers.ingress.text import Detokenizer, StopMatcher
 from flexpert_workers.ingress.validate import CheckedRequest
 from flexpert_workers.messages.generation import Finish, Submit, TokenOutput
@@ -46,8 +47,9 @@ class Stream:
         finish: Why it ended, or None.
     """
 
-    def __init__(self, request: CheckedRequest) -> None:
+    def __init__(self, request: CheckedRequest, caller: Caller) -> None:
         self.request = request
+        self.caller = caller
         self.output_ids: list[int] = []
         self.cached_tokens = 0
         self.finish: Finish | None = None

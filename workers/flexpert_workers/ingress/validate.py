@@ -1,6 +1,6 @@
 """From what a client sent to a request that an engine can run, or an error that names the field. Pure.
 
-`service.py` calls it for each request before anything else happens to it.
+`intake.py` calls it for each request before anything else happens to it.
 """
 
 import math
@@ -52,9 +52,7 @@ def check_request(request: pb.GenerateRequest, model: ServedModel, draw_seed: Ca
         UnknownModel: The request names another model.
         InvalidRequest: A field is out of its range; the message says which and what the range is.
     """
-    if request.model not in model.names:
-        served = ", ".join(sorted(name for name in model.names if name)) or "one without a name"
-        raise UnknownModel(f"model {request.model!r} is not served here; what is: {served}")
+    check_name(request.model, model)
     stops = _check_stops(request.parameters)
     prompt_ids = _check_prompt(request, model)
     sampling = _check_sampling(request.parameters, model, model.context_length - len(prompt_ids), draw_seed)
@@ -62,6 +60,13 @@ def check_request(request: pb.GenerateRequest, model: ServedModel, draw_seed: Ca
     if len(resume_ids) > sampling.max_tokens:
         raise InvalidRequest("resume_token_ids", f"{len(resume_ids)} tokens; max_tokens is {sampling.max_tokens}")
     return CheckedRequest(model, prompt_ids, resume_ids, sampling, stops)
+
+
+def check_name(name: str, model: ServedModel) -> None:
+    """Raise `UnknownModel` unless the model is called so."""
+    if name not in model.names:
+        served = ", ".join(sorted(name for name in model.names if name)) or "one without a name"
+        raise UnknownModel(f"model {name!r} is not served here; what is: {served}")
 
 
 def _check_prompt(request: pb.GenerateRequest, model: ServedModel) -> tuple[int, ...]:

@@ -1,0 +1,51 @@
+"""Who asks, as far as an ingress needs to know: a name for the share of the engines, an id, and a deadline.
+
+The servers make one for each request: `from_context` for gRPC, `openai` for HTTP.
+"""
+
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+
+REQUEST_ID = "x-request-id"
+CLIENT = "x-flexpert-client"
+
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_LONGEST_CLIENT = 128
+
+
+@dataclass(frozen=True)
+class Caller:
+    """One request's caller.
+
+    Attributes:
+        client: Requests of one client share what the engines give it; the host, if nothing better is said.
+        request_id: The caller's own, or one drawn here.
+        patience_s: Seconds after which the caller gives up; None if it does not say.
+    """
+
+    client: str
+    request_id: str
+    patience_s: float | None = None
+
+
+def from_context(context: "grpc.aio.ServicerContext[Any, Any]") -> Caller:
+    """The caller of a gRPC method."""
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    return caller_of(metadata, _host(context.peer()), context.time_remaining())
+
+
+def caller_of(headers: Mapping[str, str], host: str, patience_s: float | None = None) -> Caller:
+    """The caller by its headers, of which names are in lower case, and the host it calls from."""
+    wanted = headers.get(REQUEST_ID, "")
+    request_id = wanted if _REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+    return Caller((headers.get(CLIENT) or host)[:_LONGEST_CLIENT], request_id, patience_s)
+
+
+def _host(peer: str) -> str:
+    """`ipv4:10.0.0.1:50000` → `ipv4:10.0.0.1`; local sockets have no port."""
+    return peer.rpartition(":")[0] if peer.startswith("ipv") else peer

@@ -1,0 +1,121 @@
+"""What every protocol of an ingress calls: lets requests in, checks them, runs their streams, counts their ends.
+
+`service.py` and `open_inference.py` translate their requests to `GenerateRequest` and come here; from here on all
+requests are alike.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from flexpert_proto import generation_pb2 as pb
+from flexpert_workers.errors import FlexpertError
+from flexpert_workers.ingress.admission import Admission
+from flexpert_workers.ingress.balancer import Balancer
+from flexpert_workers.ingress.caller import Caller
+from flexpert_workers.ingress.model import ModelHolder, ServedModel
+from flexpert_workers.ingress.status import status_of
+from flexpert_workers.ingress.streams import Delta, Stream
+from flexpert_workers.ingress.validate import CheckedRequest, check_request
+
+TEXT_FOR_A_THREAD = 16_384
+"""Characters from which on a prompt is tokenised outside the event loop, so that other streams go on."""
+
+
+@dataclass
+class Counts:
+    """What came of all requests since the start; `numbers.py` shows it.
+
+    Attributes:
+        ended: How requests ended ("stop", "length", "error", "cancelled", or a gRPC status in lower case) → how many.
+    """
+
+    requests: int = 0
+    tokens: int = 0
+    ended: dict[str, int] = field(default_factory=dict)
+
+    def end(self, how: str, num: int = 1) -> None:
+        """Count ends of requests."""
+        self.ended[how] = self.ended.get(how, 0) + num
+
+
+class Intake:
+    """Lets requests in and runs them."""
+
+    def __init__(self, models: ModelHolder, balancer: Balancer, admission: Admission, *, engine_wait_s: float) -> None:
+        self._models = models
+        self._balancer = balancer
+        self._admission = admission
+        self._engine_wait_s = engine_wait_s
+        self.counts = Counts()
+
+    async def model(self) -> ServedModel:
+        """The model that is served.
+
+        Raises:
+            NoModel: None was named within the wait.
+        """
+        return await self._models.get(self._engine_wait_s)
+
+    @asynccontextmanager
+    async def accept(
+        self, requests: Sequence[pb.GenerateRequest], caller: Caller, copies: int = 1
+    ) -> AsyncIterator[list[Stream]]:
+        """Streams for `copies` of each request, next to each other, for as long as the caller wants them.
+
+        Raises:
+            Overloaded: As many streams are open as may be.
+            UnknownModel: A request names another model.
+            InvalidRequest: A request can never be served.
+        """
+        num_streams = len(requests) * copies
+        self.counts.requests += num_streams
+        try:
+            with self._admission.slot(num_streams):
+                checked = [await self._check(request) for request in requests]
+                streams = [Stream(_copy(one, number), caller) for one in checked for number in range(copies)]
+                yield streams
+        except (asyncio.CancelledError, GeneratorExit):
+            self.counts.end("cancelled", num_streams)
+            raise
+        except FlexpertError as error:
+            self.counts.end(status_of(error).name.lower(), num_streams)
+            raise
+        for stream in streams:
+            self.counts.end(stream.finish.value if stream.finish else "error")
+
+    async def run(self, stream: Stream) -> AsyncGenerator[Delta, None]:
+        """What is new in a stream, until a delta has a finish. Closing the iterator cancels it at its engine.
+
+        Raises:
+            FlexpertError: As `Balancer.run`.
+        """
+        if (end := stream.resume()) is not None:
+            yield end
+            return
+        async with aclosing(self._balancer.run(stream)) as deltas:
+            async for delta in deltas:
+                self.counts.tokens += len(delta.tokens)
+                yield delta
+
+    async def _check(self, request: pb.GenerateRequest) -> CheckedRequest:
+        model = await self.model()
+        if len(request.text) < TEXT_FOR_A_THREAD:
+            return check_request(request, model, _draw_seed)
+        return await asyncio.to_thread(check_request, request, model, _draw_seed)
+
+
+def _copy(request: CheckedRequest, number: int) -> CheckedRequest:
+    """The request for one of its choices: each draws by a seed of its own, the first by the one that was asked for."""
+    if not number:
+        return request
+    seed = (request.sampling.seed + number * 0x9E3779B97F4A7C15) % 2**64
+    return replace(request, sampling=msgspec.structs.replace(request.sampling, seed=seed))
+
+
+def _draw_seed() -> int:
+    return secrets.randbits(63)
