@@ -8,9 +8,9 @@ from flexpert_placement.instance import Dense, Floats, Instance, Ints
 def fan_out(instance: Instance, dense: Dense) -> float:
     """Mean over layers of the distinct workers that a token's experts are computed on; 0.0 without a sample.
 
-    Where an expert has replicas, an engine draws one for every token, by the shares and for every expert on its own
-    (`flexpert_workers.dispatch.routes`). So worker w is spared by a token with probability Π (1 - share[e, w]) over its
-    experts e, and the sum over workers of the rest is what is expected.
+    Where an expert has replicas, this is what is expected when one is drawn for every token, by the shares, for every
+    expert on its own: worker w is spared by a token with probability Π (1 - share[e, w]) over its experts e, and the
+    sum over workers of the rest counts. An engine with few rows does better (`flexpert_workers.dispatch.companions`).
     """
     return float(spread(instance, dense, np.arange(len(instance.speeds))).mean()) if _has_sample(instance) else 0.0
 

@@ -1,6 +1,6 @@
 """Where an expert with several replicas has them and how its load is shared: the cheapest workers first.
 
-An engine draws the replica of each expert on its own, so the fan-out is linear in one expert's shares when the others
+Where the replica of each expert is drawn on its own, the fan-out is linear in one expert's shares when the others
 stay: filling the workers in the order of their prices up to the limit is optimal for it. It follows that a second
 replica never lowers the fan-out by itself; it pays where the limit keeps an expert, or others, from where they would be
 cheapest.

@@ -133,7 +133,8 @@ class DispatchClient:
         self._leave_out_no_expert(work, routes.table.num_experts)
         pairs, layer = work.unsent, work.layer_input.layer
         lost, lacking = self._unusable(routes, work)
-        assigned = routes.assign(layer, work.layer_input.experts[pairs], lost, lacking)
+        rows = work.layer_input.rows_of(pairs)
+        assigned = routes.assign(layer, work.layer_input.experts[pairs], rows, lost, lacking)
         work.unsent = pairs[assigned == NOWHERE]
         asked = present(assigned)
         for position in asked:
@@ -252,8 +253,9 @@ class DispatchClient:
             return True
         incarnations = [address.incarnation for address in self._routes.table.workers]
         failed = frozenset(i for i, incarnation in enumerate(incarnations) if incarnation in work.refused_by)
-        experts = work.layer_input.experts[work.unsent]
-        return bool((self._routes.assign(work.layer_input.layer, experts, failed, frozenset()) != NOWHERE).any())
+        asked, rows = work.layer_input, work.layer_input.rows_of(work.unsent)
+        assigned = self._routes.assign(asked.layer, asked.experts[work.unsent], rows, failed, frozenset())
+        return bool((assigned != NOWHERE).any())
 
     def _receive(self, work: Work, ready: Mapping[int, int]) -> None:
         """Take one message of each worker; what else has arrived makes the next poll return at once."""

@@ -1,16 +1,19 @@
 """Which worker computes which (row, expert) pair: pure arithmetic over a routing table, vectorised.
 
-The dispatch client asks `Routes` once per layer. Where an expert has several replicas, its successive pairs are spread
-by a low-discrepancy sequence (multiples of the golden ratio, modulo one), so that every stretch of them honours the
-shares closely, and the same calls in the same order are always split in the same way.
+The dispatch client asks `Routes` once per layer. Where an expert has several replicas, few pairs are given to workers
+that their rows need anyway (`companions`); many are spread by a low-discrepancy sequence (multiples of the golden
+ratio, modulo one). Either way every stretch of an expert's pairs honours the shares closely, and the same calls in the
+same order are always split in the same way.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from flexpert_workers.dispatch.companions import Companions
 from flexpert_workers.routing import Replica, RoutingTable
 
 IntArray = npt.NDArray[np.int64]
@@ -43,14 +46,23 @@ class LayerRoutes:
                 bounds[index, : len(row) - 1] = _slices(row)[:-1]
         return cls(owners, bounds)
 
+    @property
+    def has_choices(self) -> bool:
+        """Whether any expert has several replicas."""
+        return self.owners.shape[1] > 1
+
+    def companions(self) -> Companions:
+        """The same choices, for few rows."""
+        return Companions(self.owners, np.diff(self.bounds, axis=1, prepend=0.0))
+
     def assign(self, experts: IntArray, seen: IntArray) -> IntArray:
-        """Position of the worker for each pair, or `NOWHERE`.
+        """Position of the worker for each pair, or `NOWHERE`, whatever rows they are of.
 
         Args:
             experts: [pairs] expert of each pair.
             seen: [experts] pairs of each expert so far; counted up.
         """
-        if self.owners.shape[1] == 1:
+        if not self.has_choices:
             owners: IntArray = self.owners[:, 0][experts]
             return owners
         draws = ((seen[experts] + _ranks(experts)) * _GOLDEN) % 1.0
@@ -60,31 +72,50 @@ class LayerRoutes:
         return assigned
 
 
+class _Layer(NamedTuple):
+    routes: LayerRoutes
+    companions: Companions | None
+
+    @classmethod
+    def of(cls, routes: LayerRoutes) -> "_Layer":
+        return cls(routes, routes.companions() if routes.has_choices else None)
+
+
 class Routes:
     """The routes of one table."""
 
     def __init__(self, table: RoutingTable) -> None:
         self.table = table
-        self._layers: dict[tuple[int, frozenset[int], frozenset[tuple[int, int]]], LayerRoutes] = {}
+        self._layers: dict[tuple[int, frozenset[int], frozenset[tuple[int, int]]], _Layer] = {}
         self._seen: dict[int, IntArray] = {}
 
     def assign(
-        self, layer: int, experts: IntArray, lost: frozenset[int], lacking: frozenset[tuple[int, int]]
+        self,
+        layer: int,
+        experts: IntArray,
+        rows: IntArray,
+        lost: frozenset[int],
+        lacking: frozenset[tuple[int, int]],
     ) -> IntArray:
         """Position of the worker for each pair of a layer, or `NOWHERE`.
 
         Args:
             layer: 0-based among MoE layers.
             experts: [pairs] expert index of each.
+            rows: [pairs] row of each, ascending.
             lost: Positions of workers that cannot be used.
             lacking: (position, expert index) of replicas that are not there, whatever the table says.
         """
         key = (layer, lost, lacking)
-        routes = self._layers.get(key)
-        if routes is None:
-            routes = self._layers[key] = LayerRoutes.of(self._usable(layer, lost, lacking))
+        known = self._layers.get(key)
+        if known is None:
+            known = self._layers[key] = _Layer.of(LayerRoutes.of(self._usable(layer, lost, lacking)))
+        if known.companions is not None:
+            assigned = known.companions.assign(experts, rows)
+            if assigned is not None:
+                return assigned
         seen = self._seen.setdefault(layer, np.zeros(self.table.num_experts, dtype=np.int64))
-        return routes.assign(experts, seen)
+        return known.routes.assign(experts, seen)
 
     def _usable(self, layer: int, lost: frozenset[int], lacking: frozenset[tuple[int, int]]) -> list[list[Replica]]:
         return [

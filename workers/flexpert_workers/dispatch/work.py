@@ -44,6 +44,10 @@ class LayerInput:
             top_k_index.shape[-1],
         )
 
+    def rows_of(self, pairs: IntArray) -> IntArray:
+        """[pairs] the row of each."""
+        return pairs // self.experts_per_row
+
     def experts_of(self, pairs: IntArray) -> tuple[tuple[int, int], ...]:
         """(layer, index) of the experts of these pairs."""
         return tuple((self.layer, int(index)) for index in np.unique(self.experts[pairs]))
@@ -75,7 +79,7 @@ class Part:
     ) -> "Part":
         """The part that computes `pairs`, ascending, with its frames behind the header."""
         hidden, experts, weights = layer_input.hidden, layer_input.experts, layer_input.weights
-        wire_rows = pairs // layer_input.experts_per_row
+        wire_rows = layer_input.rows_of(pairs)
         rows = None
         if len(pairs) < len(experts):
             experts, weights = experts[pairs], weights[pairs]
