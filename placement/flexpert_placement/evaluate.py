@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flexpert_placement.instance import Dense, Floats, Instance
-from flexpert_placement.types import ExpertId, Placement, Terms, WorkerCapacity
+from flexpert_placement.types import ExpertId, Placement, Terms, Traffic, WorkerCapacity
 
 TO_NEW_WORKERS = 0.1
 """Price of a copy to a worker that holds nothing yet, as a part of that of any other."""
@@ -25,7 +25,7 @@ def terms_of(instance: Instance, dense: Dense) -> Terms:
     """The objective's terms, unweighted; those that nothing is known about are 0."""
     traffic = instance.traffic
     fan_out = cross_node = cross_zone = changes = 0.0
-    if traffic.sample is not None and len(traffic.sample):
+    if _knows_tokens(traffic):
         fan_out, cross_node, cross_zone = affinity_terms(instance, dense)
     if traffic.transitions is not None and len(traffic.transitions):
         changes = transition_term(instance, dense)
@@ -40,10 +40,16 @@ def terms_of(instance: Instance, dense: Dense) -> Terms:
 
 
 def affinity_terms(instance: Instance, dense: Dense) -> tuple[float, float, float]:
-    """Fan-out, and the nodes and zones beyond a token's first, on the sample of tokens."""
+    """Fan-out, and the nodes and zones beyond a token's first, by the sample of tokens or the co-activation."""
     from flexpert_placement.affinity import cross_node, cross_zone, fan_out
 
     return fan_out(instance, dense), cross_node(instance, dense), cross_zone(instance, dense)
+
+
+def _knows_tokens(traffic: Traffic) -> bool:
+    from flexpert_placement.affinity import knows_tokens
+
+    return knows_tokens(traffic)
 
 
 def transition_term(instance: Instance, dense: Dense) -> float:
@@ -75,11 +81,13 @@ def objective_of(instance: Instance, dense: Dense) -> float:
     moves = (dense.held & ~instance.current).sum(axis=1)
     value = float(weights.makespan * makespans(instance, dense).sum() + (move_prices(instance) * moves).sum())
     even = float(instance.even.sum())
-    if traffic.sample is not None and len(traffic.sample) and weights.fan_out + weights.cross_node + weights.cross_zone:
-        chosen = traffic.sample.shape[2]
+    if weights.fan_out + weights.cross_node + weights.cross_zone and _knows_tokens(traffic):
+        from flexpert_placement.affinity import chosen_per_token
+
+        chosen = chosen_per_token(traffic)
         fan_out, nodes, zones = affinity_terms(instance, dense)
         value += even * weights.fan_out * fan_out / chosen
-        value += even * (weights.cross_node * nodes + weights.cross_zone * zones) / max(chosen - 1, 1)
+        value += even * (weights.cross_node * nodes + weights.cross_zone * zones) / max(chosen - 1.0, 1.0)
     if traffic.transitions is not None and len(traffic.transitions) and weights.transitions:
         value += even * weights.transitions * transition_term(instance, dense)
     return value

@@ -25,19 +25,25 @@ def improve_other_terms(instance: Instance, dense: Dense, seconds_left: Callable
     weights, traffic = instance.problem.weights, instance.traffic
     limits = makespans(instance, dense) * (1 + instance.problem.makespan_slack)
     best = dense
-    if traffic.sample is not None and len(traffic.sample) and weights.fan_out + weights.cross_node + weights.cross_zone:
-        from flexpert_placement.affinity import improve_affinity
-
-        price = 0.0
-        if instance.current.any():
-            price = (
-                weights.move * traffic.sample.shape[2] / max(weights.fan_out, weights.cross_node, weights.cross_zone)
-            )
-        found = improve_affinity(instance, best, limits, price, max(seconds_left(), 0.0))
-        best = _better(instance, best, found, accept)
+    if weights.fan_out + weights.cross_node + weights.cross_zone:
+        best = _better(instance, best, _closer_together(instance, best, limits, seconds_left), accept)
     if traffic.transitions is not None and len(traffic.transitions) and weights.transitions:
         best = _better(instance, best, _fewer_transitions(instance, best, limits, seconds_left), accept)
     return best
+
+
+def _closer_together(
+    instance: Instance, dense: Dense, limits: np.typing.NDArray[np.float64], seconds_left: Callable[[], float]
+) -> Dense:
+    from flexpert_placement.affinity import chosen_per_token, improve_affinity, knows_tokens
+
+    if not knows_tokens(instance.traffic):
+        return dense
+    weights, price = instance.problem.weights, 0.0
+    if instance.current.any():
+        most = max(weights.fan_out, weights.cross_node, weights.cross_zone)
+        price = weights.move * chosen_per_token(instance.traffic) / most
+    return improve_affinity(instance, dense, limits, price, max(seconds_left(), 0.0))
 
 
 def _fewer_transitions(

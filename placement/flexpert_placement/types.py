@@ -51,6 +51,7 @@ class Traffic:
     Attributes:
         deviation: [layers, experts] standard deviation of the loads from one interval to the next.
         coactivation: [layers, experts, experts] tokens that chose both experts; symmetric, the diagonal is the loads.
+            Fan-out is lowered, and estimated, by it where there is no sample.
         transitions: [layers - 1, experts, experts] tokens that chose the row's expert in a layer, and the column's
             in the next one; a token that chooses k experts in each counts 1/k² for every pair.
         sample: [tokens, layers, k] the experts that a sample of tokens chose, for exact fan-out.

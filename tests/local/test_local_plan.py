@@ -95,6 +95,18 @@ def test_a_live_pool_is_asked_what_the_plan_would_take(plan: Run, controller: Co
     assert all(move.sources[-1] == "" for move in asked.plan.moves)
 
 
+def test_a_live_pool_is_drawn_and_compared_with_what_is_planned(
+    plan: Run, controller: Controller, tmp_path: Path
+) -> None:
+    status, out, error = plan("--heat-map", str(tmp_path / "live.svg"))
+    assert (status, error) == (0, "")
+    drawn = (tmp_path / "live.svg").read_text()
+    assert drawn.startswith("<svg")
+    assert all(f">{worker}<" in drawn for worker in ("a", "b"))
+    before, after = (float(number) for number in out.split("imbalance (max/mean)")[1].split()[:2])
+    assert 1.0 <= after < before == pytest.approx(100 / 90, abs=1e-3)
+
+
 def test_other_sizes_are_predicted_without_the_pool(plan: Run, controller: Controller) -> None:
     found = json.loads(plan("--workers", "3", "--format", "json")[1])
     assert controller.asked == []

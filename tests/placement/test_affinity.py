@@ -1,5 +1,6 @@
 """Affinity: the measures by definition and against the dispatcher, exact changes, and what an improvement keeps."""
 
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -9,7 +10,10 @@ from hypothesis import strategies as st
 
 from flexpert_placement.affinity import cross_node, cross_zone, fan_out, improve_affinity
 from flexpert_placement.affinity.layer import SPLIT, LayerState, Level
-from flexpert_placement.instance import Dense, Instance, instance_of
+from flexpert_placement.affinity.pairs import PairState
+from flexpert_placement.instance import Dense, Instance, dense_of, instance_of
+from flexpert_placement.solver import solve
+from flexpert_placement.trace import RoutingTrace
 from flexpert_placement.types import ExpertId, PlacementProblem, Traffic, Weights, WorkerCapacity
 from flexpert_workers.dispatch.routes import LayerRoutes
 from flexpert_workers.routing import Replica
@@ -68,7 +72,7 @@ def test_fan_out_counts_the_distinct_workers_of_each_token() -> None:
     assert cross_zone(instance, dense) == pytest.approx(np.mean(nodes) - 1)
 
 
-def test_nothing_is_measured_without_a_sample() -> None:
+def test_nothing_is_measured_where_no_tokens_are_known() -> None:
     problem = PlacementProblem(((1.0,) * EXPERTS,) * LAYERS, 1, (WorkerCapacity("w", 99),) * WORKERS)
     assert fan_out(instance_of(problem), contiguous()) == 0.0
     assert improve_affinity(instance_of(problem), dense := contiguous()) is dense
@@ -191,3 +195,50 @@ def test_a_search_without_time_returns_something_complete() -> None:
     after = improve_affinity(instance, contiguous(), time_limit_s=0.0, clock=lambda: float(next(ticks)))
     assert np.allclose(np.nansum(after.shares, axis=2), 1.0)
     assert (after.held.sum(axis=(0, 1)) <= instance.slots).all()
+
+
+def test_pairs_alone_find_the_groups_and_estimate_the_fan_out() -> None:
+    sample = planted_sample(2000)
+    known = instance_with(sample)
+    pairs = Traffic(coactivation=RoutingTrace(sample, np.array([len(sample)]), EXPERTS).coactivation())
+    blind = replace(known, problem=replace(known.problem, traffic=pairs))
+    better = improve_affinity(blind, contiguous(), limits=known.even * 1.3)
+    assert fan_out(known, better) < 1.2 < 2.0 < fan_out(known, contiguous())
+    for dense in (contiguous(), better):
+        assert fan_out(blind, dense) == pytest.approx(fan_out(known, dense), rel=0.06)
+        assert cross_node(blind, dense) == pytest.approx(cross_node(known, dense), abs=0.1)
+
+
+def test_the_solver_lowers_the_fan_out_by_pairs_alone() -> None:
+    sample = planted_sample(500)
+    pairs = Traffic(coactivation=RoutingTrace(sample, np.array([len(sample)]), EXPERTS).coactivation())
+    known = instance_with(sample)
+    weighed = replace(known.problem, traffic=pairs, weights=Weights(fan_out=1.0), makespan_slack=0.3, time_limit_s=60.0)
+    found = solve(weighed)
+    placed = dense_of(found.placement, weighed)
+    assert found.terms.fan_out < 1.4
+    assert fan_out(known, placed) < 1.4
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_changes_by_pairs_are_exact(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sample = planted_sample(60, seed)
+    pairs = RoutingTrace(sample, np.array([len(sample)]), EXPERTS).coactivation()[0]
+    shares = np.zeros((EXPERTS, WORKERS))
+    shares[np.arange(EXPERTS), rng.integers(0, WORKERS, EXPERTS)] = 1.0
+    shares[0] = rng.dirichlet(np.ones(WORKERS))
+    state = PairState(pairs, shares, (Level(0.7, np.arange(WORKERS)), Level(0.3, np.array([0, 0, 1, 1]))))
+    first, second = rng.choice(np.arange(1, EXPERTS), 2, replace=False).tolist()
+    before, swap, homes = state.cost(), state.swaps()[first, second], (int(state.home[first]), int(state.home[second]))
+    state.move(((first, homes[1]), (second, homes[0])))
+    assert state.cost() - before == pytest.approx(swap, abs=1e-9)
+    worker, before = int(rng.integers(0, WORKERS)), state.cost()
+    price = state.prices()[first, worker]
+    state.move(((first, worker),))
+    assert state.cost() - before == pytest.approx(price, abs=1e-9)
+    prices, before, old = state.split_prices(0), state.cost(), state.shares[0].copy()
+    new = rng.dirichlet(np.ones(WORKERS))
+    state.lay_out(0, new)
+    assert state.cost() - before == pytest.approx(float((new - old) @ prices), abs=1e-9)

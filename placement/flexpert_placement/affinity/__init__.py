@@ -4,6 +4,6 @@ The solver calls `improve_affinity` on a balanced placement, and `evaluate` the 
 """
 
 from flexpert_placement.affinity.improve import improve_affinity
-from flexpert_placement.affinity.measure import cross_node, cross_zone, fan_out
+from flexpert_placement.affinity.measure import chosen_per_token, cross_node, cross_zone, fan_out, knows_tokens
 
-__all__ = ["cross_node", "cross_zone", "fan_out", "improve_affinity"]
+__all__ = ["chosen_per_token", "cross_node", "cross_zone", "fan_out", "improve_affinity", "knows_tokens"]

@@ -7,16 +7,18 @@ the few replicas too many move where they cost least, and a second pass keeps to
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from flexpert_placement.affinity.layer import SPLIT, LayerState, Level
-from flexpert_placement.affinity.measure import group_shares, spared
+from flexpert_placement.affinity.measure import group_shares, groups_per_token, knows_tokens
+from flexpert_placement.affinity.pairs import PairState, State
 from flexpert_placement.affinity.search import TOLERANCE, Room, search
 from flexpert_placement.affinity.split import lay_out_splits
 from flexpert_placement.instance import Bools, Dense, Floats, Instance, Ints
+from flexpert_placement.types import Traffic
 
 SAMPLE_TOKENS = 4096
 """Tokens that the search looks at; more change the outcome by less than the difference between two samples."""
@@ -64,7 +66,7 @@ def improve_affinity(
     Capacity, replica bounds, pins and failure domains that `dense` keeps to are kept.
 
     Args:
-        instance: The problem; nothing is done without a sample of tokens.
+        instance: The problem; nothing is done where neither a sample of tokens nor the co-activation is known.
         dense: A complete placement.
         limits: [layers] time that no worker may exceed; by default (1 + makespan_slack) × that of `dense`.
         move_price: Of a replica where none is now (`instance.current`), in distinct workers per token and layer.
@@ -72,13 +74,12 @@ def improve_affinity(
         clock: Monotonic seconds.
 
     Returns:
-        A placement whose fan-out on the sample is not above that of `dense`.
+        A placement whose fan-out, as `measure` has it, is not above that of `dense`.
     """
-    sample = instance.traffic.sample
-    if sample is None or not len(sample) or len(instance.speeds) < 2:
+    if not knows_tokens(instance.traffic) or len(instance.speeds) < 2:
         return dense
     started = clock()
-    work = _Work(instance, _thinned(sample, instance), _limits(instance, dense, limits), _levels(instance), move_price)
+    work = _Work(instance, _thinned(instance), _limits(instance, dense, limits), _levels(instance), move_price)
     start = _Draft(np.nan_to_num(dense.shares), dense.held.copy())
     wide = work.searched(start, work.wide_caps(), lambda: clock() - started > 0.55 * time_limit_s)
     draft = work.repaired(work.relabelled(wide))
@@ -92,13 +93,17 @@ class _Work:
     """What stays the same while a placement is improved."""
 
     def __init__(
-        self, instance: Instance, sample: Ints, limits: Floats, levels: tuple[Level, ...], move_price: float
+        self, instance: Instance, traffic: Traffic, limits: Floats, levels: tuple[Level, ...], move_price: float
     ) -> None:
-        self._instance, self._sample, self._limits, self._levels = instance, sample, limits, levels
+        self._instance, self._traffic, self._limits, self._levels = instance, traffic, limits, levels
         self._arrival = np.where(instance.current, 0.0, move_price)
 
-    def state(self, draft: _Draft, layer: int) -> LayerState:
-        return LayerState(self._sample[:, layer], draft.shares[layer], self._levels)
+    def state(self, draft: _Draft, layer: int) -> State:
+        sample, pairs = self._traffic.sample, self._traffic.coactivation
+        if sample is not None and len(sample):
+            return LayerState(sample[:, layer], draft.shares[layer], self._levels)
+        assert pairs is not None
+        return PairState(pairs[layer], draft.shares[layer], self._levels)
 
     def room(self, draft: _Draft, layer: int, caps: Ints) -> Room:
         instance, held = self._instance, draft.held[layer].copy()
@@ -116,7 +121,7 @@ class _Work:
     def cost(self, draft: _Draft) -> float:
         """Groups per token, by weight, and arrivals, all layers together."""
         return float(self._arrival[draft.held].sum()) + sum(
-            level.weight * float((1.0 - spared(shares, self._sample[:, layer])).sum(axis=1).mean())
+            level.weight * groups_per_token(self._traffic, layer, shares)
             for level in self._levels
             for layer, shares in enumerate(group_shares(draft.shares, level.groups))
         )
@@ -218,9 +223,10 @@ def _levels(instance: Instance) -> tuple[Level, ...]:
     return tuple(Level(weight / total, numbers) for weight, numbers in groups if weight > 0)
 
 
-def _thinned(sample: Ints, instance: Instance) -> Ints:
-    """Tokens spread evenly over the sample, as many as the search looks at."""
+def _thinned(instance: Instance) -> Traffic:
+    """The traffic with tokens spread evenly over the sample, as many as the search looks at."""
+    traffic = instance.traffic
     most = min(SAMPLE_TOKENS, max(SAMPLE_BYTES // (8 * instance.shape[1]), 256))
-    if len(sample) <= most:
-        return sample
-    return sample[np.linspace(0, len(sample) - 1, most).astype(np.int64)]
+    if traffic.sample is None or len(traffic.sample) <= most:
+        return traffic
+    return replace(traffic, sample=traffic.sample[np.linspace(0, len(traffic.sample) - 1, most).astype(np.int64)])

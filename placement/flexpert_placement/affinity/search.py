@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flexpert_placement.affinity.layer import LayerState
+from flexpert_placement.affinity.pairs import State
 from flexpert_placement.instance import Bools, Floats, Ints
 
 TENURE = 6
@@ -77,7 +77,7 @@ class _Rule:
 
 
 def search(
-    state: LayerState,
+    state: State,
     room: Room,
     rng: np.random.Generator,
     steps: int,
@@ -117,7 +117,7 @@ def search(
         _apply(state, room, tuple((int(expert), int(best_home[expert])) for expert in back))
 
 
-def _relieve(state: LayerState, room: Room) -> None:
+def _relieve(state: State, room: Room) -> None:
     """Take from the busiest worker, as cheaply as can be, until it keeps to the limit or nothing helps."""
     for _ in range(4 * len(room.loads)):
         times = room.times(state.shares)
@@ -131,14 +131,14 @@ def _relieve(state: LayerState, room: Room) -> None:
         _apply(state, room, found.moves)
 
 
-def _apply(state: LayerState, room: Room, moves: tuple[tuple[int, int], ...]) -> None:
+def _apply(state: State, room: Room, moves: tuple[tuple[int, int], ...]) -> None:
     state.move(moves)
     for expert, worker in moves:
         room.held[expert] = False
         room.held[expert, worker] = True
 
 
-def _best_step(state: LayerState, room: Room, rule: _Rule) -> _Step | None:
+def _best_step(state: State, room: Room, rule: _Rule) -> _Step | None:
     """The best change that the rule allows."""
     home = np.where(room.movable, state.home, 0)
     times = room.times(state.shares)
@@ -147,7 +147,7 @@ def _best_step(state: LayerState, room: Room, rule: _Rule) -> _Step | None:
     return min((step for step in options if step is not None), key=lambda step: step.change, default=None)
 
 
-def _best_swap(state: LayerState, room: Room, rule: _Rule, times: Floats, home: Ints, arrival: Floats) -> _Step | None:
+def _best_swap(state: State, room: Room, rule: _Rule, times: Floats, home: Ints, arrival: Floats) -> _Step | None:
     there = arrival[:, home]
     change = state.swaps() + there + there.T
     gain = (room.loads[None, :] - room.loads[:, None]) / room.speeds[home][:, None]
@@ -161,7 +161,7 @@ def _best_swap(state: LayerState, room: Room, rule: _Rule, times: Floats, home: 
     return _Step(float(change[first, second]), ((first, int(home[second])), (second, int(home[first]))))
 
 
-def _best_move(state: LayerState, room: Room, rule: _Rule, times: Floats, home: Ints, arrival: Floats) -> _Step | None:
+def _best_move(state: State, room: Room, rule: _Rule, times: Floats, home: Ints, arrival: Floats) -> _Step | None:
     change = state.prices() + arrival
     fits = times[None, :] + room.loads[:, None] / room.speeds[None, :] <= rule.bar
     fits &= (room.held.sum(axis=0) < room.caps)[None, :] & room.movable[:, None]

@@ -8,13 +8,13 @@ cheapest.
 
 import numpy as np
 
-from flexpert_placement.affinity.layer import LayerState
+from flexpert_placement.affinity.pairs import State
 from flexpert_placement.affinity.search import TOLERANCE, Room
 from flexpert_placement.instance import Bools, Floats, Ints
 
 
 def lay_out_splits(
-    state: LayerState, room: Room, fewest: Ints, most: Ints, pinned: Bools, domains: Ints, min_domains: int
+    state: State, room: Room, fewest: Ints, most: Ints, pinned: Bools, domains: Ints, min_domains: int
 ) -> None:
     """Lay out every expert anew that gains by it, the hottest first, in place.
 
@@ -45,7 +45,7 @@ def _price(shares: Floats, held: Bools, prices: Floats, arrival: Floats) -> floa
     return float(shares @ prices + arrival[held].sum())
 
 
-def _filled(state: LayerState, room: Room, expert: int, prices: Floats, most: int, pinned: Bools) -> Floats | None:
+def _filled(state: State, room: Room, expert: int, prices: Floats, most: int, pinned: Bools) -> Floats | None:
     """[workers] shares of the cheapest layout within the limit, or None when there is none in this order."""
     load = room.loads[expert]
     others = state.shares.copy()

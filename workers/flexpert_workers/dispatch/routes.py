@@ -49,7 +49,7 @@ class LayerRoutes:
     @property
     def has_choices(self) -> bool:
         """Whether any expert has several replicas."""
-        return self.owners.shape[1] > 1
+        return bool(self.owners.shape[1] > 1)
 
     def companions(self) -> Companions:
         """The same choices, for few rows."""
