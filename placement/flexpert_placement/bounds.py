@@ -4,43 +4,106 @@ docs/placement.md derives each. A layer's bound depends on how many replicas it 
 layers, the layers' bounds are added up for the best way to share the replicas out, fractions allowed.
 """
 
+import heapq
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
 from flexpert_placement.evaluate import move_prices
+from flexpert_placement.exact_groups import MOST_EXPERTS, MOST_WORK, Subsets, best_groups, work
+from flexpert_placement.groups import Partition
 from flexpert_placement.instance import Floats, Instance, Ints
+
+
+class Bounds:
+    """The bounds of a problem, each computed when it is first asked for."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+
+    @cached_property
+    def makespan(self) -> float:
+        """Lower bound of the sum of the layers' makespans, in units of load / speed."""
+        return shared_bound(self.trails, self.spare)
+
+    @cached_property
+    def objective(self) -> float:
+        """Lower bound of `evaluate.objective_of`: the makespans and the moves that lost replicas or balance take."""
+        cheapest = move_prices(self._instance).min(axis=1, initial=np.inf)
+        together = self._instance.problem.weights.makespan * self.makespan
+        return max(together + float((cheapest * self._missing).sum()), float(self.objectives.sum()))
+
+    @cached_property
+    def objectives(self) -> Floats:
+        """[layers] lower bounds of what each layer adds to the objective, whatever memory the others take."""
+        weight, prices = self._instance.problem.weights.makespan, move_prices(self._instance)
+        cheapest = prices.min(axis=1, initial=np.inf)
+        balancing = [balancing_bound(self._instance, n, weight, row) for n, row in enumerate(prices)]
+        return np.asarray(np.maximum(weight * self.least + cheapest * self._missing, balancing))
+
+    @cached_property
+    def least(self) -> Floats:
+        """[layers] lower bounds of each layer's makespan, whatever memory the others take."""
+        return np.array([trail[-1] for trail in self.trails])
+
+    @cached_property
+    def trails(self) -> list[list[float]]:
+        """For each layer, lower bounds of its makespan with 0, 1, 2, … replicas beyond the fewest."""
+        return [self._trail(layer) for layer in range(self._instance.shape[0])]
+
+    @cached_property
+    def spare(self) -> int:
+        """Replicas beyond the fewest that all slots together have room for."""
+        layers, experts, _ = self._instance.shape
+        slots = int(np.minimum(self._instance.slots, layers * experts).sum())
+        return max(0, slots - int(np.maximum(self._instance.fewest, 1).sum()))
+
+    @cached_property
+    def exact_merges(self) -> int | None:
+        """With how many replicas to spare `exact_groups` answers for a layer; None where layers are too large."""
+        layers, experts, workers = self._instance.shape
+        if experts > MOST_EXPERTS or (self._instance.fewest > 1).any():
+            return None
+        most = min(self.spare, workers - 1) if self._alike and int(self._instance.most.max(initial=1)) > 1 else 0
+        fitting = (m for m in range(most, -1, -1) if layers * work(experts, workers, m, self._alike) <= MOST_WORK)
+        return next(fitting, None)
+
+    def best_groups(self, layer: int, slots: Ints) -> Partition | None:
+        """The best groups of a layer of few experts, workers having so many `slots` [workers] of it."""
+        merges = self.exact_merges
+        if merges is None:
+            return None
+        return best_groups(self._subsets, self._instance.loads[layer], self._instance.speeds, slots, merges)
+
+    @cached_property
+    def _alike(self) -> bool:
+        return bool(np.ptp(self._instance.speeds) == 0)
+
+    @cached_property
+    def _subsets(self) -> Subsets:
+        return Subsets(self._instance.shape[1], first_inside=self._alike)
+
+    @cached_property
+    def _missing(self) -> Ints:
+        """[layers] replicas that experts lack."""
+        lacking = np.maximum(self._instance.fewest, 1) - self._instance.current.sum(axis=2)
+        return np.asarray(np.maximum(lacking, 0).sum(axis=1))
+
+    def _trail(self, layer: int) -> list[float]:
+        trail = layer_bounds(self._instance, layer, self.spare)
+        slots = np.minimum(self._instance.slots, self._instance.shape[1])
+        exact = self.best_groups(layer, np.full_like(slots, slots.max()) if self._alike else slots)
+        if exact is None or self.exact_merges is None:
+            return trail
+        known = [*exact.trail, *[exact.trail[-1]] * (self.exact_merges - exact.merges)]
+        trail += [trail[-1]] * (len(known) - len(trail))
+        return [max(pair) for pair in zip(trail, [*known, *[0.0] * (len(trail) - len(known))], strict=True)]
 
 
 def makespan_bound(instance: Instance) -> float:
     """Lower bound of the sum of the layers' makespans, in units of load / speed."""
-    layers, experts, _ = instance.shape
-    slots = int(np.minimum(instance.slots, layers * experts).sum())
-    spare = max(0, slots - int(np.maximum(instance.fewest, 1).sum()))
-    return shared_bound([layer_bounds(instance, layer, spare) for layer in range(layers)], spare)
-
-
-def objective_bound(instance: Instance) -> float:
-    """Lower bound of `evaluate.objective_of`: the makespans and the moves that lost replicas or balance take."""
-    cheapest = move_prices(instance).min(axis=1, initial=np.inf)
-    together = instance.problem.weights.makespan * makespan_bound(instance)
-    return max(together + float((cheapest * _missing(instance)).sum()), float(objective_bounds(instance).sum()))
-
-
-def objective_bounds(instance: Instance) -> Floats:
-    """[layers] lower bounds of what each layer adds to the objective, whatever memory the others take."""
-    weight, prices = instance.problem.weights.makespan, move_prices(instance)
-    cheapest, missing = prices.min(axis=1, initial=np.inf), _missing(instance)
-    layers, experts, workers = instance.shape
-    makespans = [layer_bounds(instance, layer, experts * workers)[-1] for layer in range(layers)]
-    balancing = [balancing_bound(instance, layer, weight, prices[layer]) for layer in range(layers)]
-    return np.asarray(np.maximum(weight * np.array(makespans) + cheapest * missing, balancing))
-
-
-def _missing(instance: Instance) -> Ints:
-    """[layers] replicas that experts lack."""
-    lacking = np.maximum(instance.fewest, 1) - instance.current.sum(axis=2)
-    return np.asarray(np.maximum(lacking, 0).sum(axis=1))
+    return Bounds(instance).makespan
 
 
 def layer_bounds(instance: Instance, layer: int, spare: int) -> list[float]:
@@ -66,16 +129,17 @@ def spread_bounds(instance: Instance, layer: int, spare: int, enough: float) -> 
     """
     loads = instance.loads[layer]
     fastest = np.concatenate([[0.0], np.cumsum(np.sort(instance.speeds)[::-1])])
-    copies = np.minimum(np.maximum(instance.fewest[layer], 1), instance.shape[2])
-    times = loads / fastest[copies]
-    bounds = [float(times.max())]
+    copies = np.minimum(np.maximum(instance.fewest[layer], 1), instance.shape[2]).tolist()
+    hottest = [(-float(load / fastest[copies[e]]), e) for e, load in enumerate(loads)]
+    heapq.heapify(hottest)
+    bounds = [-hottest[0][0]]
     for _ in range(spare):
-        hottest = int(np.argmax(times))
-        if bounds[-1] <= enough or copies[hottest] >= instance.most[layer, hottest]:
+        expert = hottest[0][1]
+        if bounds[-1] <= enough or copies[expert] >= instance.most[layer, expert]:
             break
-        copies[hottest] += 1
-        times[hottest] = loads[hottest] / fastest[copies[hottest]]
-        bounds.append(float(times.max()))
+        copies[expert] += 1
+        heapq.heapreplace(hottest, (-float(loads[expert] / fastest[copies[expert]]), expert))
+        bounds.append(-hottest[0][0])
     return bounds
 
 

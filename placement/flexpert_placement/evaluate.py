@@ -13,7 +13,7 @@ TO_NEW_WORKERS = 0.1
 
 def worker_times(instance: Instance, dense: Dense) -> Floats:
     """[layers, workers] time each worker needs for its part of a layer, in units of load / speed."""
-    return np.asarray(dense.served(instance.loads).sum(axis=1) / instance.speeds)
+    return np.asarray(dense.load_of_workers(instance.loads) / instance.speeds)
 
 
 def makespans(instance: Instance, dense: Dense) -> Floats:

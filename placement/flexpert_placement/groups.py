@@ -20,6 +20,9 @@ GOOD_ENOUGH = 3e-4
 
 MOST_STEPS = 3000
 
+STEPS_A_LOOK = 16
+"""Steps from one look at the time to the next; to look may take as long as a step."""
+
 
 @dataclass(frozen=True, eq=False)
 class Partition:
@@ -120,7 +123,8 @@ class _Search:
         while steps < MOST_STEPS:
             worst = self._worst()
             time = float(self._load[worst] / self._speed[worst])
-            if self._is_good(time) or self._stop() or not self._improve(worst, time):
+            late = steps % STEPS_A_LOOK == 0 and self._stop()
+            if self._is_good(time) or late or not self._improve(worst, time):
                 break
             steps += 1
         return steps
@@ -187,9 +191,15 @@ def arrange(layer: Layer, division: Partition, merges: int) -> Bools | None:
     """
     held = np.zeros((layer.num_experts, layer.num_workers), dtype=bool)
     at = min(merges, division.merges)
-    for group in np.unique(division.expert_group[at]):
-        experts = np.flatnonzero(division.expert_group[at] == group)
-        workers = np.flatnonzero(division.worker_group[at] == group)
+    expert_group, worker_group = division.expert_group[at], division.worker_group[at]
+    size = np.bincount(worker_group, minlength=layer.num_workers)
+    alone = np.flatnonzero(size[expert_group] == 1)
+    held[alone, expert_group[alone]] = True
+    if (held.sum(axis=0) > layer.slots).any():
+        return None
+    for group in np.flatnonzero(size > 1):
+        experts = np.flatnonzero(expert_group == group)
+        workers = np.flatnonzero(worker_group == group)
         if not _arrange_group(layer, held, [int(e) for e in experts], [int(w) for w in workers]):
             return None
     return held

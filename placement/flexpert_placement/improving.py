@@ -5,12 +5,13 @@ Every layer is searched for itself; then the moves there are go to the layers th
 
 import numpy as np
 
-from flexpert_placement import bounds, evaluate, feasibility
-from flexpert_placement.construction import Stop
+from flexpert_placement import evaluate, feasibility
+from flexpert_placement.bounds import Bounds
 from flexpert_placement.instance import Bools, Floats, Instance, Ints
 from flexpert_placement.layer import Layer, layer_of
 from flexpert_placement.memory import share_by_gain
 from flexpert_placement.search import Limits, Stage, improve, without_idle_moves
+from flexpert_placement.timing import Timer
 from flexpert_placement.weighing import Scale
 
 MOST_STEPS = 400
@@ -21,13 +22,16 @@ GOOD_ENOUGH = 3e-4
 """A layer this near to its bound, as a fraction, is not searched."""
 
 
-def improve_layers(instance: Instance, layers: list[Bools], stop: Stop, until: float = 1.0) -> list[Bools]:
+def improve_layers(
+    instance: Instance, known: Bounds, layers: list[Bools], timer: Timer, until: float = 1.0
+) -> list[Bools]:
     """A placement that is at least as good, with no more moves than the budgets allow.
 
     Args:
         instance: The problem.
+        known: Its bounds.
         layers: For each layer the replicas [experts, workers]; they keep all rules.
-        stop: Says whether a fraction of the time is over.
+        timer: Of the solve.
         until: The fraction of the time that may be used.
     """
     prices = evaluate.move_prices(instance)
@@ -44,8 +48,8 @@ def improve_layers(instance: Instance, layers: list[Bools], stop: Stop, until: f
             steps=MOST_STEPS,
             moves=_most_moves(instance, layer, held),
             weight=instance.problem.weights.makespan,
-            good=_good(instance, number),
-            stop=lambda: stop(until),
+            good=float(known.least[number]) * (1 + GOOD_ENOUGH),
+            stop=lambda: timer(until),
         )
         found = improve(layer, held, needed[number], scale, limits)
         stages[number] = found
@@ -63,10 +67,6 @@ def _most_to_gain_first(instance: Instance, layers: list[Bools]) -> Ints:
     held = np.stack(layers)
     loads = (held * (instance.loads / held.sum(axis=2))[:, :, None]).sum(axis=1)
     return np.argsort(-(loads / instance.speeds).max(axis=1) / instance.even, kind="stable")
-
-
-def _good(instance: Instance, number: int) -> float:
-    return bounds.layer_bounds(instance, number, instance.shape[1] * instance.shape[2])[-1] * (1 + GOOD_ENOUGH)
 
 
 def _most_moves(instance: Instance, layer: Layer, held: Bools) -> int | None:

@@ -69,14 +69,23 @@ class Dense:
 
     shares: Floats
 
-    @property
+    @cached_property
     def held(self) -> Bools:
         """[L, E, W] which replicas there are."""
-        return ~np.isnan(self.shares)
+        return np.asarray(~np.isnan(self.shares))
+
+    @cached_property
+    def filled(self) -> Floats:
+        """[L, E, W] the shares, 0 where an expert is not held."""
+        return np.where(self.held, self.shares, 0.0)
 
     def served(self, loads: Floats) -> Floats:
         """[L, E, W] load of each expert that each worker serves."""
-        return np.asarray(np.nan_to_num(self.shares) * loads[:, :, None])
+        return np.asarray(self.filled * loads[:, :, None])
+
+    def load_of_workers(self, loads: Floats) -> Floats:
+        """[L, W] load that each worker serves."""
+        return np.asarray((loads[:, None, :] @ self.filled)[:, 0])
 
 
 def instance_of(problem: PlacementProblem) -> Instance:

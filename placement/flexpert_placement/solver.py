@@ -7,16 +7,19 @@ improved layer by layer (`search`), and `bounds` says how far from the best poss
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from flexpert_placement import bounds, construction, evaluate, feasibility
+from flexpert_placement import construction, evaluate, feasibility
+from flexpert_placement.bounds import Bounds
 from flexpert_placement.evaluate import imbalance
 from flexpert_placement.improving import improve_layers
 from flexpert_placement.instance import Bools, Dense, Instance, dense_of, instance_of, placement_of
 from flexpert_placement.keeping import keep_current
 from flexpert_placement.other_terms import improve_other_terms
 from flexpert_placement.shares import share_out
+from flexpert_placement.timing import Timer
 from flexpert_placement.types import (
     ExpertId,
     InfeasiblePlacement,
@@ -62,30 +65,43 @@ def solve(
     Raises:
         InfeasiblePlacement: There is no answer; the message says by how much and what to change.
     """
-    started = clock()
+    timer = Timer(problem.time_limit_s, clock, cancelled)
     feasibility.check_workers(problem)
     instance = instance_of(problem)
     feasibility.check(instance)
-
-    def stop(fraction: float = 1.0) -> bool:
-        return cancelled() or clock() - started > problem.time_limit_s * fraction
-
-    def seconds_left() -> float:
-        return problem.time_limit_s - (clock() - started)
-
-    layers = _best_layers(instance, start, stop)
-    if layers is None:
+    known = Bounds(instance)
+    answer = _best_answer(instance, known, start, timer)
+    if answer is None:
         raise InfeasiblePlacement("no placement was found that keeps all rules: give workers more memory or drop pins")
-    bound = bounds.objective_bound(instance)
-    if _objective(instance, layers) > bound * (1 + WORTH_A_PROGRAM) and not stop() and not _is_urgent(instance):
+    bound = known.objective
+    if answer.objective > bound * (1 + WORTH_A_PROGRAM) and not timer() and not _is_urgent(instance):
         from flexpert_placement.models import improve_by_programs
 
-        layers, proven = improve_by_programs(instance, layers, seconds_left, stop)
+        layers, proven = improve_by_programs(instance, known, answer.layers, timer.seconds_left, timer)
+        answer = min(answer, _answer(instance, layers), key=_objective)
         bound = max(bound, float(proven.sum()))
     dense = improve_other_terms(
-        instance, dense_shares(instance, layers), seconds_left, lambda found: keeps_rules(instance, list(found.held))
+        instance, answer.dense, timer.seconds_left, lambda found: keeps_rules(instance, list(found.held))
     )
-    return _result(instance, dense, bound, clock() - started)
+    return _result(instance, known, dense, bound, timer.seconds())
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """A placement, with the best shares."""
+
+    layers: list[Bools]
+    dense: Dense
+    objective: float
+
+
+def _answer(instance: Instance, layers: list[Bools]) -> _Answer:
+    dense = dense_shares(instance, layers)
+    return _Answer(layers, dense, evaluate.objective_of(instance, dense))
+
+
+def _objective(answer: _Answer) -> float:
+    return answer.objective
 
 
 def _is_urgent(instance: Instance) -> bool:
@@ -94,35 +110,31 @@ def _is_urgent(instance: Instance) -> bool:
     return bool(there.any() and (not there.all() or feasibility.forced_moves(instance).any()))
 
 
-def _objective(instance: Instance, layers: list[Bools]) -> float:
-    return evaluate.objective_of(instance, dense_shares(instance, layers))
-
-
-def _best_layers(instance: Instance, start: Placement | None, stop: construction.Stop) -> list[Bools] | None:
+def _best_answer(instance: Instance, known: Bounds, start: Placement | None, timer: Timer) -> _Answer | None:
     """The best placement found: what is there is improved first, then whatever stands before it."""
-    known = [(_objective(instance, layers), layers) for layers in _candidates(instance, start, stop)]
-    if not known:
+    candidates = [_answer(instance, layers) for layers in _candidates(instance, known, start, timer)]
+    if not candidates:
         return None
-    bound = bounds.objective_bound(instance)
-    best, answer = min(known, key=lambda one: one[0])
-    for number, (before, layers) in enumerate(known):
-        if before > best * (HOPELESS if number == 0 else 1.0) or best <= bound * (1 + PROVEN) or stop(1.0):
+    best = min(candidates, key=_objective)
+    for number, before in enumerate(candidates):
+        hopeless = before.objective > best.objective * (HOPELESS if number == 0 else 1.0)
+        if hopeless or best.objective <= known.objective * (1 + PROVEN) or timer():
             continue
-        if number + 1 == len(known) and instance.shape[2] > MOST_WORKERS and construction.is_plain(instance):
+        if number + 1 == len(candidates) and instance.shape[2] > MOST_WORKERS and construction.is_plain(instance):
             continue  # it was made by groups; a search among many workers has not been seen to gain anything on it
-        improved = improve_layers(instance, layers, stop, until=SEARCH_UNTIL * (number + 1) / len(known))
-        value = _objective(instance, improved)
-        if keeps_rules(instance, improved) and value < best:
-            best, answer = value, improved
-    return answer
+        until = SEARCH_UNTIL * (number + 1) / len(candidates)
+        improved = improve_layers(instance, known, before.layers, timer, until)
+        if keeps_rules(instance, improved):
+            best = min(best, _answer(instance, improved), key=_objective)
+    return best
 
 
-def _candidates(instance: Instance, start: Placement | None, stop: construction.Stop) -> list[list[Bools]]:
+def _candidates(instance: Instance, known: Bounds, start: Placement | None, timer: Timer) -> list[list[Bools]]:
     """Placements that keep all rules; the one nearest to what is there first."""
     answers = [keep_current(instance)] if instance.current.any() else []
     if start is not None:
         answers.append(list(dense_of(start, instance.problem).held))
-    new = construction.from_nothing(instance, stop)
+    new = construction.from_nothing(instance, known, timer)
     if new is None or instance.current.any():
         answers.append(construction.near_current(instance))
     answers.append(new)
@@ -163,7 +175,7 @@ def dense_shares(instance: Instance, layers: list[Bools]) -> Dense:
     return Dense(shares)
 
 
-def _result(instance: Instance, dense: Dense, bound: float, seconds: float) -> PlacementResult:
+def _result(instance: Instance, known: Bounds, dense: Dense, bound: float, seconds: float) -> PlacementResult:
     objective = evaluate.objective_of(instance, dense)
     makespans = evaluate.makespans(instance, dense)
     bound = min(bound, objective)
@@ -176,7 +188,7 @@ def _result(instance: Instance, dense: Dense, bound: float, seconds: float) -> P
         makespan=float(makespans.sum()),
         imbalance=terms.makespan,
         solve_seconds=seconds,
-        makespan_bound=min(bounds.makespan_bound(instance), float(makespans.sum())),
+        makespan_bound=min(known.makespan, float(makespans.sum())),
         terms=terms,
         hottest=_hottest(instance),
         limiting=_limiting(instance, dense),

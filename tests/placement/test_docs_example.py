@@ -39,8 +39,10 @@ def test_three_slots_each() -> None:
 
 def test_two_slots_each() -> None:
     instance = instance_of(example(2))
-    assert makespan_bound(instance) == 9.0
-    assert solve(example(2)).makespan == pytest.approx(10.0)
+    assert layer_bounds(instance, 0, 0) == [9.0]
+    assert makespan_bound(instance) == pytest.approx(10.0)
+    result = solve(example(2))
+    assert (result.makespan, result.status) == (pytest.approx(10.0), SolveStatus.OPTIMAL)
     everything = Neighbourhood(np.zeros(instance.shape, dtype=bool), np.ones(instance.shape, dtype=bool))
     _, outcome = solve_exactly(instance, everything, instance.even, 100.0, 0.0, lambda: False)
     assert outcome.found is Found.OPTIMAL

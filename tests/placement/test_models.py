@@ -7,7 +7,7 @@ import numpy as np
 import pulp
 import pytest
 
-from flexpert_placement.bounds import objective_bounds
+from flexpert_placement.bounds import Bounds
 from flexpert_placement.evaluate import objective_of
 from flexpert_placement.instance import Bools, Instance, instance_of
 from flexpert_placement.models import improve_by_programs, run, solve_exactly
@@ -70,9 +70,9 @@ def test_programs_improve_a_poor_placement_and_prove_it() -> None:
     instance = small((5.0, 4.0, 3.0, 3.0, 2.0, 1.0), 2)
     held = np.zeros((6, 3), dtype=bool)
     held[[0, 1], 0] = held[[2, 3], 1] = held[[4, 5], 2] = True
-    layers, proven = improve_by_programs(instance, [held], lambda: 240.0, lambda: False)
+    layers, proven = improve_by_programs(instance, Bounds(instance), [held], lambda: 240.0, lambda: False)
     assert value(instance, np.stack(layers)) == pytest.approx(6.0)
-    assert objective_bounds(instance)[0] <= proven[0] <= 6.0 + 1e-9
+    assert Bounds(instance).objectives[0] <= proven[0] <= 6.0 + 1e-9
 
 
 def test_constraints_are_named_as_the_docstring_says() -> None:

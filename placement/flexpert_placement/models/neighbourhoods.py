@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from flexpert_placement import bounds
+from flexpert_placement.bounds import Bounds
 from flexpert_placement.evaluate import move_prices
 from flexpert_placement.instance import Bools, Floats, Instance
 from flexpert_placement.models.program import Neighbourhood, is_proof, solve_exactly
@@ -33,12 +33,17 @@ GAP = 1e-4
 
 
 def improve_by_programs(
-    instance: Instance, layers: list[Bools], seconds_left: Callable[[], float], stop: Callable[[], bool]
+    instance: Instance,
+    known: Bounds,
+    layers: list[Bools],
+    seconds_left: Callable[[], float],
+    stop: Callable[[], bool],
 ) -> tuple[list[Bools], Floats]:
     """Solve programs around a placement while they help.
 
     Args:
         instance: The problem.
+        known: Its bounds.
         layers: For each layer the replicas [experts, workers]; they keep all rules.
         seconds_left: Wall time that may still be used.
         stop: Whether all is to end.
@@ -47,8 +52,7 @@ def improve_by_programs(
         A placement that is at least as good, and [layers] proven lower bounds of what each adds to the objective.
     """
     held = np.stack(layers)
-    proven = bounds.objective_bounds(instance)
-    least = np.array([bounds.layer_bounds(instance, m, instance.current[0].size)[-1] for m in range(len(layers))])
+    proven = known.objectives.copy()
     values = np.array([_value(instance, m, held[m]) for m in range(len(layers))])
     in_vain = 0
     deadline = time.monotonic() + PART_OF_TIME * seconds_left()
@@ -58,7 +62,7 @@ def improve_by_programs(
             break
         touched = around.layers
         around = Neighbourhood(held, around.free)
-        found, outcome = solve_exactly(instance, around, least, limit, GAP, stop)
+        found, outcome = solve_exactly(instance, around, known.least, limit, GAP, stop)
         after = values if found is None else np.array([_value(instance, m, found[m]) for m in range(len(layers))])
         gained = found is not None and after.sum() < values.sum() * (1 - 1e-9)
         if found is not None and gained:
