@@ -1,16 +1,18 @@
 """Makes the objects of a MoEDeployment be as the manifests say; `reconciler` calls it once a reconciliation."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from flexpert_operator import manifests
 from flexpert_operator.api import names
 from flexpert_operator.api.spec import Model, MoEDeployment
-from flexpert_operator.decide.difference import covers
+from flexpert_operator.decide.difference import covers, merge_patch
 from flexpert_operator.decide.observation import Event
 from flexpert_operator.decide.sizing import Size
-from flexpert_operator.kube import DEPLOYMENTS, RAY_CLUSTERS, SERVICES, Kube, Object, Resource
+from flexpert_operator.kube import DEPLOYMENTS, DISRUPTION_BUDGETS, RAY_CLUSTERS, SERVICES, Kube, Object, Resource
 from flexpert_operator.settings import Settings
 
 
@@ -31,31 +33,52 @@ def ensure_children(
         KubeConflict: The RayCluster was changed since it was read; observe again.
     """
     events = ensure_ray_cluster(kube, settings, deployment, cluster, size, model)
+    ingresses = deployment.ingress.replicas or settings.ingress_replicas
+    budgets = manifests.disruption_budgets(deployment, size, ingresses)
     for resource, wanted in (
         (SERVICES, manifests.pool_control_service(deployment)),
         (SERVICES, manifests.ingress_service(deployment)),
-        (DEPLOYMENTS, manifests.ingress_deployment(deployment, settings.image, settings.ingress_replicas)),
+        (DEPLOYMENTS, manifests.ingress_deployment(deployment, settings.image, ingresses)),
+        *((DISRUPTION_BUDGETS, one) for one in budgets),
     ):
         ensure(kube, resource, wanted)
     return events
 
 
-def ensure(kube: Kube, resource: Resource, wanted: Mapping[str, Any]) -> None:
-    """Create an object, or patch it where it lacks something of `wanted`."""
+def ensure(kube: Kube, resource: Resource, body: Mapping[str, Any]) -> None:
+    """Create an object, or patch it where it lacks something of `body`, or was written by another one."""
+    wanted = with_digest(body)
     namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
     live = kube.find(resource, namespace, name)
     if live is None:
         kube.create(resource, namespace, wanted)
     elif not covers(live, wanted):
-        kube.patch(resource, namespace, name, wanted)
+        kube.patch(resource, namespace, name, correction(live, wanted))
+
+
+def with_digest(body: Mapping[str, Any]) -> dict[str, Any]:
+    """An object that says in an annotation what it was written as."""
+    text = json.dumps(body, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    annotations = {**body["metadata"].get("annotations", {}), names.DIGEST_ANNOTATION: digest}
+    return {**body, "metadata": {**body["metadata"], "annotations": annotations}}
+
+
+def correction(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The merge patch that makes `live` be as wanted; of a pod template also what is not wanted any more goes."""
+    spec = wanted["spec"]
+    if "template" not in spec:
+        return dict(wanted)
+    template = merge_patch(live["spec"]["template"], spec["template"])
+    return {**wanted, "spec": {**spec, "template": template}}
 
 
 def ensure_ray_cluster(
     kube: Kube, settings: Settings, deployment: MoEDeployment, live: Object | None, size: Size, model: Model | None
 ) -> tuple[Event, ...]:
     """Create the RayCluster, or replace its spec if it is still as it was read."""
-    wanted = manifests.ray_cluster(
-        deployment, settings.image, size.engines, size.experts, size.sizing, model, settings.gcs
+    wanted = with_digest(
+        manifests.ray_cluster(deployment, settings.image, size.engines, size.experts, size.sizing, model, settings.gcs)
     )
     namespace, name = deployment.namespace, names.ray_cluster(deployment.name)
     if live is None:
@@ -93,6 +116,8 @@ def scale_events(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Ev
 def delete_children(kube: Kube, deployment: MoEDeployment) -> None:
     """Delete all of them; what they own goes in the background."""
     namespace, name = deployment.namespace, deployment.name
+    for role in (names.ENGINES_ROLE, names.EXPERTS_ROLE, names.INGRESS_ROLE):
+        kube.delete(DISRUPTION_BUDGETS, namespace, names.disruption_budget(name, role))
     kube.delete(DEPLOYMENTS, namespace, names.ingress(name))
     kube.delete(RAY_CLUSTERS, namespace, names.ray_cluster(name))
     kube.delete(SERVICES, namespace, names.ingress(name))

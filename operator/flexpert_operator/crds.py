@@ -8,6 +8,9 @@ from typing import Any
 
 import yaml
 
+LOADER: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The one in C takes a fifth of the time, where PyYAML was built with it."""
+
 
 def crd_folder() -> Path:
     """The folder of the CRDs' YAML files.
@@ -28,6 +31,6 @@ def load_crds() -> list[dict[str, Any]]:
     return [
         document
         for file in sorted(crd_folder().glob("*.yaml"))
-        for document in yaml.safe_load_all(file.read_text())
+        for document in yaml.load_all(file.read_text(), Loader=LOADER)
         if document
     ]

@@ -44,6 +44,7 @@ RAY_CLUSTERS = Resource(names.RAY_GROUP, names.RAY_VERSION, names.RAY_PLURAL)
 DEPLOYMENTS = Resource("apps", "v1", "deployments")
 SERVICES = Resource("", "v1", "services")
 PODS = Resource("", "v1", "pods")
+DISRUPTION_BUDGETS = Resource("policy", "v1", "poddisruptionbudgets")
 
 
 def api_client(kubeconfig: Path | None) -> client.ApiClient:

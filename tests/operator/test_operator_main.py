@@ -7,7 +7,7 @@ import yaml
 from flexpert_operator import crds
 from flexpert_operator.__main__ import parser, settings_of
 from flexpert_operator.handlers import connection_info
-from flexpert_operator.kube import DEPLOYMENTS, MOE_DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES
+from flexpert_operator.kube import DEPLOYMENTS, DISRUPTION_BUDGETS, MOE_DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES
 from flexpert_operator.settings import GcsStore, Settings
 from flexpert_proto import names
 
@@ -79,7 +79,8 @@ def test_every_field_is_described() -> None:
         for name, inner in properties.items():
             if path + name not in ("metadata",) and "description" not in inner:
                 missing.append(path + name)
-            missing += check(inner, f"{path}{name}.")
+            if name != "affinity":  # below it stands what is Kubernetes' own
+                missing += check(inner, f"{path}{name}.")
         return missing
 
     (crd,) = [one for one in crds.load_crds() if one["spec"]["names"]["kind"] == "MoEDeployment"]
@@ -105,7 +106,7 @@ def test_the_operator_may_do_what_it_calls_and_no_more() -> None:
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
-    for resource in (MOE_DEPLOYMENTS, RAY_CLUSTERS, DEPLOYMENTS, SERVICES, PODS):
+    for resource in (MOE_DEPLOYMENTS, RAY_CLUSTERS, DEPLOYMENTS, DISRUPTION_BUDGETS, SERVICES, PODS):
         assert (resource.group, resource.plural) in granted
     assert granted["", "nodes"] == {"list", "watch"}
     assert granted["", "pods"] == {"list"}

@@ -42,6 +42,7 @@ class Field:
         description: What it means, in sentences.
         name: In JSON; the attribute's in camelCase when empty.
         quantity: A number of bytes, which the API writes as a Kubernetes quantity.
+        max_items: Of a list, or of a mapping.
         core: Name of the Kubernetes model whose schema the value, or each item of a list, has; it is passed through.
         inline: Its fields stand in the object around it.
         keys: Fields that tell the items of a list apart; empty: the list is replaced as a whole.

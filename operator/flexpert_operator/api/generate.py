@@ -3,6 +3,7 @@
 `python -m flexpert_operator.api.generate` rewrites; with `--check` it only compares and exits with 1 when stale.
 """
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 
 from flexpert_operator.api import crd
-from flexpert_operator.api.schema import Schema
+from flexpert_operator.api.core_schema import core_schema
 
 ROOT = Path(__file__).parents[3]
 NOTICE = "# Generated from flexpert_operator.api by `make generate`: change it there.\n"
@@ -23,12 +24,10 @@ class Dumper(yaml.SafeDumper):
         """No anchors: the API server's tools know none."""
         return True
 
-
-def core_schema(model: str) -> Schema:
-    """Structural schema of a Kubernetes model, such as `V1Toleration`."""
-    from flexpert_operator.local.kubeapi.builtin_models import structural
-
-    return structural(model)
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
+        """What has neither a description nor anything below stands on one line."""
+        short = "description" not in mapping and not any(isinstance(value, dict | list) for value in mapping.values())
+        return super().represent_mapping(tag, mapping, flow_style=short or flow_style)
 
 
 def as_yaml(document: dict[str, Any]) -> str:
@@ -36,6 +35,7 @@ def as_yaml(document: dict[str, Any]) -> str:
     return NOTICE + yaml.dump(document, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
+@functools.cache
 def documents() -> dict[str, str]:
     """Text of every generated file, by its path in the repository."""
     definition = crd.moe_deployment(core_schema)

@@ -26,6 +26,8 @@ TERM_ANNOTATION = f"{GROUP}/term"
 INCARNATION_ANNOTATION = f"{GROUP}/term-incarnation"
 MODEL_ANNOTATION = f"{GROUP}/served-model"
 SIZING_ANNOTATION = f"{GROUP}/sizing"
+DIGEST_ANNOTATION = f"{GROUP}/digest"
+"""Of a child as it was written: what was taken out of a spec does not show otherwise, beside what Kubernetes adds."""
 
 RAY_TOKEN_KEY = "auth_token"
 """Key of KubeRay's Secret (named after the RayCluster) that holds the cluster's token."""
@@ -44,6 +46,11 @@ def pool_control_service(name: str) -> str:
 def ingress(name: str) -> str:
     """Name of the ingress Deployment and of its Service."""
     return f"{name}-ingress"
+
+
+def disruption_budget(name: str, role: str) -> str:
+    """Name of the PodDisruptionBudget of the pods of a role."""
+    return f"{name}-{role}"
 
 
 def labels(name: str, role: str) -> dict[str, str]:

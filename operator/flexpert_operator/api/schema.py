@@ -26,9 +26,11 @@ def object_schema(model: type, core: CoreSchema) -> Schema:
     """Schema of a model: its fields in their order, what is required, and its rules."""
     properties: Schema = {}
     required = []
+    rules = rules_of(model)
     for member in members(model):
         if member.field.inline:
             properties |= object_schema(member.type, core)["properties"]
+            rules += rules_of(member.type)
             continue
         properties[member.name] = field_schema(member, core)
         if member.default is MISSING:
@@ -36,7 +38,7 @@ def object_schema(model: type, core: CoreSchema) -> Schema:
     schema: Schema = {"type": "object"}
     if required:
         schema["required"] = required
-    return schema | rules_schema(rules_of(model)) | {"properties": properties}
+    return schema | rules_schema(rules) | {"properties": properties}
 
 
 def rules_of(model: type) -> tuple[Rule, ...]:
@@ -57,7 +59,7 @@ def field_schema(member: Member, core: CoreSchema) -> Schema:
     schema = {"description": description(member)} | type_schema(member.type, member.field, core)
     default = default_of(member)
     schema |= {"default": default} if default is not None else {}
-    return schema | rules_schema(rules_of(member.type) + member.field.rules)
+    return schema | rules_schema(member.field.rules)
 
 
 def description(member: Member) -> str:
@@ -100,15 +102,16 @@ def type_schema(kind: Any, field: Field, core: CoreSchema) -> Schema:
     if field.core:
         return core(field.core)
     if origin is not None:
-        return {"type": "object", "additionalProperties": value_schema(arguments[1])}
+        values = {"type": "object", "additionalProperties": value_schema(arguments[1], field)}
+        return values | given(maxProperties=field.max_items)
     if is_dataclass(kind):
         return object_schema(typing.cast(type, kind), core)
     return scalar_schema(kind, field)
 
 
-def value_schema(kind: Any) -> Schema:
+def value_schema(kind: Any, field: Field) -> Schema:
     """Schema of the values of a mapping: quantities where they may be numbers, else text."""
-    return {"type": "string"} if kind is str else int_or_string(QUANTITY_PATTERN)
+    return scalar_schema(str, field) if kind is str else int_or_string(QUANTITY_PATTERN)
 
 
 def int_or_string(pattern: str) -> Schema:

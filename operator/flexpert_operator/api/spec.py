@@ -10,6 +10,8 @@ from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from flexpert_operator.api.fields import Field, FieldError, Json, Rule, read
+from flexpert_operator.api.names import ENGINES_ROLE, EXPERTS_ROLE, HEAD_ROLE, INGRESS_ROLE
+from flexpert_operator.api.pods import DisruptionBudget, PodSettings
 from flexpert_placement.types import SolverName
 
 GIBIBYTE = 2**30
@@ -90,6 +92,10 @@ class Engines:
     resources: Annotated[Resources, Field("Resources of the container, as Kubernetes writes them.")] = field(
         default_factory=Resources
     )
+    disruption_budget: Annotated[DisruptionBudget, Field("How many pods may be evicted at a time.")] = field(
+        default_factory=DisruptionBudget
+    )
+    pod: Annotated[PodSettings, Field("Of its pods.", inline=True)] = field(default_factory=PodSettings)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,10 @@ class Experts:
     resources: Annotated[Resources, Field("Resources of the container, as Kubernetes writes them.")] = field(
         default_factory=Resources
     )
+    disruption_budget: Annotated[DisruptionBudget, Field("How many pods may be evicted at a time.")] = field(
+        default_factory=DisruptionBudget
+    )
+    pod: Annotated[PodSettings, Field("Of its pods.", inline=True)] = field(default_factory=PodSettings)
 
     @property
     def pods(self) -> int:
@@ -278,6 +288,30 @@ class PlacementSpec:
 
 
 @dataclass(frozen=True)
+class Head:
+    """The head of the Ray cluster, which also runs the pool controller."""
+
+    pod: Annotated[PodSettings, Field("Of its pods.", inline=True)] = field(default_factory=PodSettings)
+
+
+@dataclass(frozen=True)
+class Ingress:
+    """The ingress, which holds clients' streams."""
+
+    replicas: Annotated[
+        int | None,
+        Field("Number of ingress pods.", minimum=1, maximum=256, absent="as many as the operator was started with, 2"),
+    ] = None
+    resources: Annotated[Resources, Field("Resources of the container, as Kubernetes writes them.")] = field(
+        default_factory=Resources
+    )
+    disruption_budget: Annotated[DisruptionBudget, Field("How many pods may be evicted at a time.")] = field(
+        default_factory=DisruptionBudget
+    )
+    pod: Annotated[PodSettings, Field("Of its pods.", inline=True)] = field(default_factory=PodSettings)
+
+
+@dataclass(frozen=True)
 class Serving:
     """Ports of the ingress."""
 
@@ -318,6 +352,12 @@ class Spec:
         default_factory=PlacementSpec
     )
     serving: Annotated[Serving, Field("Ports of the ingress.")] = field(default_factory=Serving)
+    head: Annotated[Head, Field("The head of the Ray cluster, which also runs the pool controller.")] = field(
+        default_factory=Head
+    )
+    ingress: Annotated[Ingress, Field("The ingress, which holds clients' streams and finds engines for them.")] = field(
+        default_factory=Ingress
+    )
 
 
 @dataclass(frozen=True)
@@ -339,9 +379,21 @@ class MoEDeployment:
     experts: Experts
     placement: PlacementSpec
     serving: Serving
+    head: Head = field(default_factory=Head)
+    ingress: Ingress = field(default_factory=Ingress)
     annotations: Mapping[str, str] = field(default_factory=dict)
     deleted_at: str | None = None
     status: Json = field(default_factory=dict)
+
+    def pod_settings(self, role: str) -> PodSettings:
+        """What is said about the pods of a role."""
+        pods = {
+            HEAD_ROLE: self.head.pod,
+            ENGINES_ROLE: self.engines.pod,
+            EXPERTS_ROLE: self.experts.pod,
+            INGRESS_ROLE: self.ingress.pod,
+        }
+        return pods[role]
 
 
 def parse_deployment(body: Json) -> MoEDeployment:
@@ -364,6 +416,8 @@ def parse_deployment(body: Json) -> MoEDeployment:
             experts=spec.experts,
             placement=spec.placement,
             serving=spec.serving,
+            head=spec.head,
+            ingress=spec.ingress,
             annotations=dict(metadata.get("annotations") or {}),
             deleted_at=metadata.get("deletionTimestamp"),
             status=dict(body.get("status") or {}),

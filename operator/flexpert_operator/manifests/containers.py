@@ -53,15 +53,23 @@ def pool_environment(deployment: MoEDeployment, threads: int) -> list[dict[str, 
 def resources(spec: Resources, cores: int, memory_bytes: int) -> dict[str, Any]:
     """A container's resources: what the spec says, and where it is silent, limits of `cores` and `memory_bytes`.
 
-    GPUs that are requested are limited to the same number, since Kubernetes lends them no other way.
+    A limit of ours is never below what is requested. GPUs that are requested are limited to the same number, since
+    Kubernetes lends them no other way.
     """
     gpus = {GPU_RESOURCE: spec.requests[GPU_RESOURCE]} if GPU_RESOURCE in spec.requests else {}
-    limits: dict[str, str | int] = {"cpu": cores, "memory": memory_quantity(memory_bytes), **gpus, **spec.limits}
+    needed: dict[str, str | int] = {"cpu": cores, "memory": memory_quantity(memory_bytes)}
+    asked = {name: larger(quantity, spec.requests.get(name, 0)) for name, quantity in needed.items()}
+    limits: dict[str, str | int] = {**asked, **gpus, **spec.limits}
     requests = {**limits, **spec.requests}
     return {
         "limits": {name: str(quantity) for name, quantity in limits.items()},
         "requests": {name: str(quantity) for name, quantity in requests.items()},
     }
+
+
+def larger(one: str | int, other: str | int) -> str | int:
+    """The larger of two quantities."""
+    return other if to_cores(other) > to_cores(one) else one
 
 
 def memory_quantity(num_bytes: int) -> str:

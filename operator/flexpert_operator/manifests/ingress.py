@@ -3,8 +3,8 @@
 from typing import Any
 
 from flexpert_operator.api import names
-from flexpert_operator.api.spec import MoEDeployment, Resources
-from flexpert_operator.manifests import containers
+from flexpert_operator.api.spec import MoEDeployment
+from flexpert_operator.manifests import containers, pods
 from flexpert_operator.manifests.metadata import child_metadata
 from flexpert_proto import names as pool_names
 
@@ -13,7 +13,14 @@ INGRESS_MEMORY_BYTES = 2 * 2**30
 
 def ingress_deployment(deployment: MoEDeployment, image: str, replicas: int) -> dict[str, Any]:
     """The Deployment; a new ingress is ready before an old one goes."""
-    labels = names.labels(deployment.name, names.INGRESS_ROLE)
+    template = {
+        "metadata": {"labels": names.labels(deployment.name, names.INGRESS_ROLE)},
+        "spec": {
+            "terminationGracePeriodSeconds": 60,
+            "containers": [ingress_container(deployment, image)],
+            "volumes": containers.model_volumes(deployment),
+        },
+    }
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -24,14 +31,7 @@ def ingress_deployment(deployment: MoEDeployment, image: str, replicas: int) -> 
                 "matchLabels": {names.DEPLOYMENT_LABEL: deployment.name, names.ROLE_LABEL: names.INGRESS_ROLE}
             },
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {
-                    "terminationGracePeriodSeconds": 60,
-                    "containers": [ingress_container(deployment, image)],
-                    "volumes": containers.model_volumes(deployment),
-                },
-            },
+            "template": pods.with_settings(deployment, names.INGRESS_ROLE, template),
         },
     }
 
@@ -61,7 +61,7 @@ def ingress_container(deployment: MoEDeployment, image: str) -> dict[str, Any]:
             "periodSeconds": 10,
             "failureThreshold": 6,
         },
-        "resources": containers.resources(Resources(), cores=1, memory_bytes=INGRESS_MEMORY_BYTES),
+        "resources": containers.resources(deployment.ingress.resources, cores=1, memory_bytes=INGRESS_MEMORY_BYTES),
         "securityContext": dict(containers.SECURITY_CONTEXT),
         "volumeMounts": containers.model_mounts(deployment),
     }

@@ -13,7 +13,7 @@ from flexpert_operator.api import names
 from flexpert_operator.api.spec import Model, MoEDeployment, Resources
 from flexpert_operator.decide.sizing import GroupSize
 from flexpert_operator.decide.sizing_state import Sizing
-from flexpert_operator.manifests import containers
+from flexpert_operator.manifests import containers, pods
 from flexpert_operator.manifests.gcs import gcs_options
 from flexpert_operator.manifests.metadata import child_metadata
 from flexpert_operator.settings import RAY_VERSION, GcsStore
@@ -223,7 +223,7 @@ def pod_template(
 ) -> dict[str, Any]:
     """A pod template with our labels, by which Services select and pods are listed."""
     tolerated = {"tolerations": tolerations} if tolerations else {}
-    return {
+    template = {
         "metadata": {"labels": names.labels(deployment.name, role)},
         "spec": {
             **tolerated,
@@ -235,6 +235,7 @@ def pod_template(
             ],
         },
     }
+    return pods.with_settings(deployment, role, template)
 
 
 def ray_resources(amounts: Mapping[str, int]) -> str:
