@@ -23,6 +23,12 @@ from ingress_fake_engine import FakeEngine, Options
 from ingress_fake_pool import FakePool
 
 CONTEXT_LENGTH = 256
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+{%- if message.role == "user" and "forbidden" in message.content %}{{ raise_exception("not this word") }}{% endif %}
+{{ message.role }}: {{ message.content }}{{ eos_token }}
+{% endfor %}
+{%- if add_generation_prompt %}assistant:{% endif %}"""
 TEXTS = ["def main():\n    return 'grüße, 世界 🙂'\n", "import os\nclass Something(object):\n    pass\n"]
 
 
@@ -44,6 +50,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"vocab_size": vocabulary, "max_position_embeddings": CONTEXT_LENGTH, "eos_token_id": 0}
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": {"content": "<end>"}, "chat_template": CHAT_TEMPLATE})
+    )
     return folder
 
 

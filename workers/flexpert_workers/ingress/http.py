@@ -1,19 +1,25 @@
-"""The HTTP side of an ingress: probes for Kubernetes, and numbers for Prometheus. Served by `server.py`."""
+"""The HTTP side of an ingress: OpenAI's interface, probes, and numbers for Prometheus. Served by `server.py`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from flexpert_workers.ingress.openai.errors import INVALID, Problem
 
 
-def make_app(is_ready: Callable[[], bool], numbers: Callable[[], Mapping[str, float]]) -> Starlette:
+def make_app(
+    is_ready: Callable[[], bool], numbers: Callable[[], Mapping[str, float]], others: Sequence[BaseRoute] = ()
+) -> Starlette:
     """The ASGI application.
 
     Args:
         is_ready: Whether new requests may come.
         numbers: Metric (with labels, as Prometheus writes it) → its value now.
+        others: Further routes.
     """
 
     async def health(_: Request) -> Response:
@@ -26,4 +32,15 @@ def make_app(is_ready: Callable[[], bool], numbers: Callable[[], Mapping[str, fl
         lines = (f"{name} {value:g}\n" for name, value in numbers().items())
         return PlainTextResponse("".join(lines), media_type="text/plain; version=0.0.4")
 
-    return Starlette(routes=[Route("/health", health), Route("/ready", ready), Route("/metrics", metrics)])
+    own = [Route("/health", health), Route("/ready", ready), Route("/metrics", metrics)]
+    return Starlette(routes=[*own, *others], exception_handlers={HTTPException: _no_such_thing})
+
+
+async def _no_such_thing(request: Request, error: Exception) -> Response:
+    """No such path, or not by this method."""
+    assert isinstance(error, HTTPException), "registered for it"
+    message = f"Invalid URL ({request.method} {request.url.path})"
+    if error.status_code == 405:
+        message = f"Not allowed to {request.method} on {request.url.path}"
+    problem = Problem(error.status_code, INVALID, message, code="unknown_url" if error.status_code == 404 else None)
+    return JSONResponse(problem.body(), problem.status, error.headers)

@@ -6,7 +6,9 @@
 import asyncio
 import json
 import logging
-from dataclasses import dataclass
+import re
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,17 @@ from tokenizers import Tokenizer
 
 from flexpert_proto import names
 from flexpert_workers.errors import CheckpointNotFound, CorruptCheckpoint, FlexpertError
+from flexpert_workers.ingress.chat import ChatTemplate, load_template
 
 log = logging.getLogger(__name__)
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = sorted(set(range(256)) - set(_PRINTABLE))
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + n): byte for n, byte in enumerate(_OTHERS)}
+"""How byte-level BPE writes bytes as characters: printable ones as themselves, the others from U+0100 on (GPT-2)."""
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
+"""How byte-fallback tokenizers write a byte (SentencePiece)."""
 
 
 class NoModel(FlexpertError):
@@ -33,6 +44,9 @@ class ServedModel:
         vocabulary: Number of token ids.
         end_ids: Token ids that end a text.
         longest_token: Characters of the longest token: no text of n tokens is longer than n times that.
+        chat_template: How chat messages become a prompt, if the checkpoint says so.
+        fingerprint: Changes when another checkpoint is served.
+        loaded_at: Seconds since the Unix epoch.
     """
 
     names: frozenset[str]
@@ -42,10 +56,32 @@ class ServedModel:
     vocabulary: int
     end_ids: tuple[int, ...]
     longest_token: int
+    chat_template: ChatTemplate | None = None
+    fingerprint: str = ""
+    loaded_at: int = 0
+    _texts: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def own_name(self) -> str:
+        """What to call the model where a request did not."""
+        return max(self.names)
 
     def token_text(self, token: int) -> str:
         """The text of one token alone; special tokens show as they are written."""
-        return str(self.tokenizer.decode([token], skip_special_tokens=False))
+        text = self._texts.get(token)
+        if text is None:
+            text = self._texts[token] = str(self.tokenizer.decode([token], skip_special_tokens=False))
+        return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for, also where they are no whole characters."""
+        text = self.token_text(token)
+        if REPLACEMENT not in text:
+            return text.encode()
+        piece = self.tokenizer.id_to_token(token) or ""
+        if all(character in _BYTE_OF for character in piece):
+            return bytes(_BYTE_OF[character] for character in piece)
+        return bytes([int(piece[3:5], 16)]) if _BYTE_PIECE.fullmatch(piece) else text.encode()
 
 
 class ModelHolder:
@@ -61,13 +97,13 @@ class ModelHolder:
         """Whether there is a model."""
         return self._model is not None
 
-    async def follow(self, source: str, called: frozenset[str], context_length: int) -> None:
+    async def follow(self, source: str, called: frozenset[str], context_length: int, digest: str = "") -> None:
         """Serve the model of `source` from now on; on a problem the one before goes on, and the problem is logged."""
         current = self._model
         if current and (current.source, current.names) == (source, called | {""}):
             return
         try:
-            self._model = await asyncio.to_thread(load_model, source, called, context_length)
+            self._model = await asyncio.to_thread(load_model, source, called, context_length, digest)
         except (FlexpertError, names.ModelSourceError) as error:
             self._problem = str(error)
             log.warning("model %s: %s", source, error)
@@ -89,13 +125,14 @@ class ModelHolder:
         return self._model
 
 
-def load_model(source: str, called: frozenset[str], context_length: int) -> ServedModel:
+def load_model(source: str, called: frozenset[str], context_length: int, digest: str = "") -> ServedModel:
     """Read tokenizer and configuration from the checkpoint's folder.
 
     Args:
         source: "file:///…" or "pvc://…".
         called: Names that requests may use; the empty one is always allowed.
         context_length: As the pool controller reports it; 0 to take the configuration's.
+        digest: The checkpoint's, likewise.
 
     Raises:
         CheckpointNotFound: The folder or a file is missing.
@@ -115,7 +152,20 @@ def load_model(source: str, called: frozenset[str], context_length: int) -> Serv
         vocabulary=int(text_config.get("vocab_size", len(tokens))),
         end_ids=_end_ids(folder, text_config),
         longest_token=max(map(len, tokens), default=1),
+        chat_template=_chat_template(folder),
+        fingerprint=f"fp_{digest[:12]}" if digest else "",
+        loaded_at=int(time.time()),
     )
+
+
+def _chat_template(folder: Path) -> ChatTemplate | None:
+    """The checkpoint's template; one that is broken is logged, and chat is not served."""
+    path = folder / "tokenizer_config.json"
+    try:
+        return load_template(folder, _read_json(path) if path.is_file() else {})
+    except CorruptCheckpoint as error:
+        log.warning("model %s: %s", folder, error)
+        return None
 
 
 def _end_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ await ingress.stop()        # takes no more requests, lets open streams end with
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -18,9 +19,10 @@ import zmq.asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from flexpert_proto import pool_pb2
-from flexpert_workers.ingress import open_inference, service
+from flexpert_workers.ingress import open_inference, openai, service
 from flexpert_workers.ingress.admission import Admission
 from flexpert_workers.ingress.balancer import Balancer
 from flexpert_workers.ingress.config import IngressConfig
@@ -31,6 +33,7 @@ from flexpert_workers.ingress.intake import Intake
 from flexpert_workers.ingress.link import EngineLink, LinkListener
 from flexpert_workers.ingress.methods import add_service
 from flexpert_workers.ingress.model import ModelHolder
+from flexpert_workers.ingress.openai.exchange import ABORT
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +64,7 @@ class Ingress:
         self._intake = Intake(self._models, self._balancer, self._admission, engine_wait_s=config.engine_wait_s)
         self._health = health_aio.HealthServicer()
         self._grpc = grpc.aio.server(options=_server_options(config))
-        app = make_app(lambda: self.ready, self.numbers)
-        self._http = _HttpServer(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
+        self._http = _HttpServer(self._http_config())
         self._http_task: asyncio.Task[None] | None = None
         self._watches: list[asyncio.Task[None]] = []
         self._lists: asyncio.Queue[pool_pb2.EngineList] = asyncio.Queue()
@@ -98,13 +100,11 @@ class Ingress:
         """Take no more requests, let open streams end within the grace, then end everything."""
         self._draining = True
         await self._health.enter_graceful_shutdown()
-        await self._grpc.stop(self._config.drain_grace_s)
+        self._http.should_exit = True
+        await asyncio.gather(self._grpc.stop(self._config.drain_grace_s), *filter(None, (self._http_task,)))
         for watch in self._watches:
             watch.cancel()
         await asyncio.gather(*self._watches, return_exceptions=True)
-        self._http.should_exit = True
-        if self._http_task is not None:
-            await self._http_task
         self._fleet.close()
         self._context.term()
 
@@ -124,6 +124,21 @@ class Ingress:
     def _connect(self, engine: str, endpoint: str, listener: LinkListener) -> EngineLink:
         timeout_s = self._config.hang_timeout_s
         return EngineLink(self._context, engine, endpoint, listener, hang_timeout_s=timeout_s, clock=time.monotonic)
+
+    def _http_config(self) -> uvicorn.Config:
+        config = self._config
+        v1 = openai.routes(
+            self._intake, max_request_bytes=config.max_request_bytes, stall_timeout_s=config.stall_timeout_s
+        )
+        return uvicorn.Config(
+            make_app(lambda: self.ready, self.numbers, v1),
+            http=HttpProtocol,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=math.ceil(config.drain_grace_s),
+        )
 
     async def _start_grpc(self) -> None:
         generation = service.GenerationService(self._intake, stall_timeout_s=self._config.stall_timeout_s)
@@ -150,7 +165,9 @@ class Ingress:
             self._fleet.update(engine_facts(engines))
             if engines.model.source:
                 called = frozenset(filter(None, (self._config.model_name or engines.pool,)))
-                await self._models.follow(engines.model.source, called, engines.info.context_length)
+                await self._models.follow(
+                    engines.model.source, called, engines.info.context_length, engines.info.digest
+                )
 
     async def _follow_health(self) -> None:
         while True:
@@ -169,6 +186,15 @@ def _server_options(config: IngressConfig) -> tuple[tuple[str, int], ...]:
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
         ("grpc.max_receive_message_length", config.max_request_bytes),
     )
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """Lets an application drop its connection: what a client that stalls left unread would stay queued otherwise."""
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
 
 
 class _HttpServer(uvicorn.Server):
