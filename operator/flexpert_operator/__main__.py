@@ -8,8 +8,8 @@ from pathlib import Path
 import kopf
 
 from flexpert_operator.decide.leaving import LEAVING_TAINTS
-from flexpert_operator.handlers import operator_registry, reconciler_factory
-from flexpert_operator.kube import Kube, api_client
+from flexpert_operator.handlers import Scope, assemble
+from flexpert_operator.kube import api_client
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.nodes import NodeNotices
 from flexpert_operator.settings import IMAGE, GcsStore, Settings, on_a_laptop
@@ -96,15 +96,15 @@ def main(arguments: list[str]) -> None:
     kopf.configure(verbose=options.verbose, log_format=kopf.LogFormat.FULL)
     logging.getLogger("kopf.objects").setLevel(logging.INFO if options.verbose else logging.WARNING)
     settings = settings_of(options)
-    kube, metrics = Kube(api_client(options.kubeconfig)), Metrics()
+    metrics = Metrics()
     nodes = NodeNotices(LEAVING_TAINTS.union(options.leaving_taint)) if options.watch_nodes else None
     if options.metrics:
         host, _, port = options.metrics.rpartition(":")
         metrics.serve(host, int(port))
+    scope = Scope(tuple(options.namespace), nodes)
+    registry, _ = assemble(api_client(options.kubeconfig), settings, scope, metrics)
     kopf.run(
-        registry=operator_registry(
-            reconciler_factory(kube, settings, nodes, metrics), options.kubeconfig, settings, nodes
-        ),
+        registry=registry,
         standalone=True,
         clusterwide=not options.namespace,
         namespaces=options.namespace,

@@ -3,6 +3,7 @@
 OperatorError
 ├── KubeError             the API server refused or did not answer; `reconciler` is called again
 │   ├── KubeUnavailable   no answer, or one that says to come back
+│   │   └── KubeExpired   a list or watch cannot be continued; list anew
 │   ├── KubeConflict      somebody else changed the object, or made it first
 │   ├── KubeNotFound      there is no such object
 │   └── KubeRefused       it will not be accepted as it is; the message is the API server's
@@ -23,7 +24,19 @@ class KubeError(OperatorError):
 
 
 class KubeUnavailable(KubeError):
-    """No answer in time, or one that says to come back."""
+    """No answer in time, or one that says to come back.
+
+    Attributes:
+        retry_after_s: When to come back at the earliest, where the answer says so.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class KubeExpired(KubeUnavailable):
+    """A list or a watch cannot go on from where it was (410): list anew."""
 
 
 class KubeConflict(KubeError):

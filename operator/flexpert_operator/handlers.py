@@ -1,173 +1,242 @@
-"""The kopf side: one loop a MoEDeployment that reconciles it, woken by its changes; a finalizer; log-in; settings.
+"""The kopf side: what is watched, log-in, settings, start and end. `__main__` runs what `operator_registry` returns.
 
-`__main__` runs what `operator_registry` returns. All deciding and acting is `reconciler`'s.
+kopf watches the MoEDeployments and the Nodes; what belongs to a MoEDeployment is watched by `informers`, with a label
+selector. All of it only wakes `controller`, whose threads decide and act through `reconciler`. kopf keeps nothing in
+the objects: the finalizer is ours.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import kopf
+from kubernetes import client
 
 from flexpert_operator.api import names
-from flexpert_operator.api.spec import InvalidObject
+from flexpert_operator.backoff import Backoff
+from flexpert_operator.cached import CachedKube, no_fence
+from flexpert_operator.controller import Controller
 from flexpert_operator.decide.observation import Event
-from flexpert_operator.errors import KubeConflict, KubeError
-from flexpert_operator.kube import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Kube, Object, api_client
+from flexpert_operator.decide.status import rfc3339
+from flexpert_operator.errors import KubeError, KubeNotFound
+from flexpert_operator.informers import Informer, WatchClient
+from flexpert_operator.kube import (
+    CONNECT_TIMEOUT_S,
+    DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
+    MOE_DEPLOYMENTS,
+    PODS,
+    RAY_CLUSTERS,
+    READ_TIMEOUT_S,
+    SERVICES,
+    Object,
+    Resource,
+)
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.nodes import NodeNotices
+from flexpert_operator.object_store import ObjectStore, pod_seen
 from flexpert_operator.reconciler import Reconciler, Surroundings
 from flexpert_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 
 WATCH_TIMEOUT_S = 300
-FINALIZE_POLL_S = 0.5
-CONFLICT_RETRY_S = 0.1
+PAGE = 100
 STOP_TIMEOUT_S = 1.0
+KOPF_IDLE_S = 0.2
+"""kopf keeps a task for every object that it has seen lately."""
 
-MakeReconciler = Callable[[str, str], Reconciler]
-"""(namespace, name) → a reconciler."""
+EVENTS = Resource("", "v1", "events")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What the operator looks after: some namespaces, or all; and the nodes, where there are `nodes` to fill."""
+
+    namespaces: tuple[str, ...] = ()
+    nodes: NodeNotices | None = None
+
+    @property
+    def watches(self) -> tuple[str | None, ...]:
+        """The namespaces to watch; None is all."""
+        return self.namespaces or (None,)
 
 
 @dataclass
-class Tended:
-    """What the operator keeps for an object while it runs: its reconciler, and a bell that wakes its loop."""
+class Parts:
+    """What runs while kopf does."""
 
-    reconciler: Reconciler
-    bell: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-def post_event(body: Object, event: Event) -> None:
-    """Post an Event about an object through kopf's queue."""
-    kopf.event(
-        cast(kopf.Body, body), type="Warning" if event.warning else "Normal", reason=event.reason, message=event.message
-    )
+    kube: CachedKube
+    controller: Controller
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    open: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
 
-def operator_registry(
-    make_reconciler: MakeReconciler, kubeconfig: Path | None, settings: Settings, nodes: NodeNotices | None = None
-) -> kopf.OperatorRegistry:
-    """All handlers of the operator, in a registry of their own; Nodes are watched where there are `nodes` to fill."""
+def watched_stores() -> dict[Resource, ObjectStore]:
+    """The resources that informers watch. What is not among them is read from the API server each time."""
+    return {
+        RAY_CLUSTERS: ObjectStore(),
+        PODS: ObjectStore(strip=pod_seen),
+        SERVICES: ObjectStore(),
+        DEPLOYMENTS: ObjectStore(),
+        DISRUPTION_BUDGETS: ObjectStore(),
+    }
+
+
+def assemble(
+    api: client.ApiClient,
+    settings: Settings,
+    scope: Scope,
+    metrics: Metrics | None = None,
+    fence: Any = no_fence,
+) -> tuple[kopf.OperatorRegistry, Parts]:
+    """The operator's parts, put together, and the registry that kopf runs."""
+    kube = CachedKube(api, watched_stores(), fence)
+    around = Surroundings(scope.nodes or NodeNotices(), metrics or Metrics())
+
+    def tell(body: Object, event: Event) -> None:
+        post_event(kube, body, event)
+
+    def make(namespace: str, name: str) -> Reconciler:
+        return Reconciler(namespace, name, kube, settings, tell, around)
+
+    parts = Parts(kube, Controller(kube, make, settings.threads))
+    return operator_registry(parts, api.configuration, scope), parts
+
+
+def operator_registry(parts: Parts, configuration: client.Configuration, scope: Scope) -> kopf.OperatorRegistry:
+    """All handlers of the operator, in a registry of their own."""
     registry = kopf.OperatorRegistry()
-    resource = (names.GROUP, names.VERSION, names.PLURAL)
-    tended: dict[str, Tended] = {}
-
-    def tend(uid: str, namespace: str | None, name: str) -> Tended:
-        assert namespace is not None, "MoEDeployments are namespaced"
-        if uid not in tended:
-            tended[uid] = Tended(make_reconciler(namespace, name))
-        return tended[uid]
+    controller = parts.controller
 
     @kopf.on.startup(registry=registry)
-    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+    async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
         configure_kopf(settings)
+        await start_watching(parts, configuration, scope.watches)
+        controller.start()
+
+    @kopf.on.cleanup(registry=registry)
+    async def stop(**_: Any) -> None:
+        for task in parts.tasks:
+            task.cancel()
+        await asyncio.gather(*parts.tasks, return_exceptions=True)
+        await parts.open.aclose()
+        await asyncio.to_thread(controller.stop)
 
     @kopf.on.login(registry=registry)
     def login(**_: Any) -> kopf.ConnectionInfo:
-        return connection_info(kubeconfig)
+        return connection_info(configuration)
 
-    @kopf.on.event(*resource, registry=registry)
-    def wake(uid: str, type: str | None, **_: Any) -> None:
-        if uid in tended:
-            tended[uid].bell.set()
-        if type == "DELETED" and uid in tended:
-            tended.pop(uid).reconciler.close()
+    @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
+    async def note(body: kopf.Body, type: str | None, **_: Any) -> None:
+        controller.note(dict(body), gone=type == "DELETED")
 
-    if nodes is not None:
-        watch_nodes(registry, nodes, tended)
-
-    @kopf.daemon(*resource, registry=registry, cancellation_backoff=STOP_TIMEOUT_S, cancellation_timeout=STOP_TIMEOUT_S)
-    async def reconcile_forever(
-        stopped: kopf.DaemonStopped, uid: str, namespace: str | None, name: str, **_: Any
-    ) -> None:
-        own = tend(uid, namespace, name)
-        ringing = asyncio.create_task(ring_when_stopped(stopped, own.bell))
-        while not stopped:
-            await rest(own.bell, await reconcile_once(own.reconciler, settings))
-        await ringing
-
-    @kopf.on.delete(*resource, registry=registry)
-    async def drain(uid: str, namespace: str | None, name: str, **_: Any) -> None:
-        own = tend(uid, namespace, name)
-        while not await finalize_once(own.reconciler):
-            await rest(own.bell, FINALIZE_POLL_S)
-
+    if scope.nodes is not None:
+        watch_nodes(registry, scope.nodes, controller)
     return registry
 
 
-def watch_nodes(registry: kopf.OperatorRegistry, nodes: NodeNotices, tended: Mapping[str, Tended]) -> None:
+async def start_watching(parts: Parts, configuration: client.Configuration, namespaces: Sequence[str | None]) -> None:
+    """Start the informers, and wait until each has seen what there is.
+
+    Raises:
+        kopf.PermanentError: The API server does not know our kind.
+    """
+    connection = await parts.open.enter_async_context(WatchClient(configuration))
+    await until_served(connection, MOE_DEPLOYMENTS.path(namespaces[0]))
+    informers = [
+        Informer(connection, resource, namespace, store, parts.controller.wake)
+        for resource, store in parts.kube.stores.items()
+        for namespace in namespaces
+        if resource != MOE_DEPLOYMENTS
+    ]
+    parts.tasks.extend(asyncio.create_task(informer.run()) for informer in informers)
+    for informer in informers:
+        await informer.synced.wait()
+
+
+async def until_served(connection: WatchClient, path: str) -> None:
+    """Wait until the API server answers for our kind."""
+    backoff = Backoff(0.5, 10.0)
+    while True:
+        try:
+            await connection.page(path, {"limit": "1"})
+            return
+        except KubeNotFound as missing:
+            raise kopf.PermanentError(f"{path} is not served; install the CRDs of the chart: {missing}") from missing
+        except KubeError as failure:
+            log.warning("waiting for the API server: %s", failure)
+            await asyncio.sleep(backoff.next())
+
+
+def watch_nodes(registry: kopf.OperatorRegistry, nodes: NodeNotices, controller: Controller) -> None:
     """Keep `nodes` up to date, and wake everybody when a node is to be emptied, or no longer."""
 
     @kopf.on.event("", "v1", "nodes", registry=registry)
-    def note(body: kopf.Body, name: str | None, type: str | None, **_: Any) -> None:
+    async def note(body: kopf.Body, name: str | None, type: str | None, **_: Any) -> None:
         if type == "DELETED":
             nodes.forget(name or "")
         elif nodes.note(body):
-            for one in tended.values():
-                one.bell.set()
+            controller.wake_all()
 
 
-async def ring_when_stopped(stopped: kopf.DaemonStopped, bell: asyncio.Event) -> None:
-    """Ring the bell once kopf wants the loop to end."""
-    await stopped.wait()
-    bell.set()
-
-
-async def rest(bell: asyncio.Event, seconds: float) -> None:
-    """Wait until the bell rings, or for `seconds`."""
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(bell.wait(), seconds)
-    bell.clear()
-
-
-async def reconcile_once(reconciler: Reconciler, settings: Settings) -> float:
-    """One reconciliation in a thread; whatever goes wrong is logged, and the loop goes on."""
+def post_event(kube: CachedKube, body: Object, event: Event) -> None:
+    """Post an Event about an object; where that fails, it is only logged."""
+    metadata = body["metadata"]
+    now = rfc3339(time.time())
+    posted = {
+        "metadata": {"generateName": "flexpert-", "namespace": metadata["namespace"]},
+        "involvedObject": {
+            **{key: body[key] for key in ("apiVersion", "kind")},
+            **{key: metadata[key] for key in ("namespace", "name", "uid")},
+        },
+        "reason": event.reason,
+        "message": event.message[:1024],
+        "type": "Warning" if event.warning else "Normal",
+        "source": {"component": "flexpert-operator"},
+        "reportingComponent": "flexpert-operator",
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
     try:
-        return await asyncio.to_thread(reconciler.reconcile)
-    except KubeConflict as conflict:
-        log.debug("observing again: %s", conflict)
-        return CONFLICT_RETRY_S
-    except (KubeError, InvalidObject) as failure:
-        log.warning("trying again: %s", failure)
-    except Exception:
-        log.exception("a reconciliation broke; trying again")
-    return settings.resync_s
-
-
-async def finalize_once(reconciler: Reconciler) -> bool:
-    """One step of a deletion in a thread; whether it is complete."""
-    try:
-        return await asyncio.to_thread(reconciler.finalize)
+        kube.create(EVENTS, metadata["namespace"], posted)
     except KubeError as failure:
-        log.warning("trying again to clean up: %s", failure)
-        return False
+        log.warning("an Event was not posted: %s", failure)
+
+
+class Pauses:
+    """Pauses between kopf's attempts, without an end: an operator outlives the API server."""
+
+    def __iter__(self) -> Iterator[float]:
+        backoff = Backoff(1.0, 30.0)
+        while True:
+            yield backoff.next()
 
 
 def configure_kopf(settings: kopf.OperatorSettings) -> None:
-    """Settings of kopf: finite time-outs everywhere, our own names, progress in annotations."""
+    """Settings of kopf: finite time-outs, pages, no scan of CRDs or namespaces, nothing kept in the objects."""
     settings.peering.standalone = True
-    settings.posting.reporting_component = "flexpert-operator"
-    settings.posting.event_name_prefix = "flexpert-"
+    settings.scanning.disabled = True
+    settings.posting.enabled = False
     settings.watching.server_timeout = WATCH_TIMEOUT_S
     settings.watching.client_timeout = WATCH_TIMEOUT_S + READ_TIMEOUT_S
     settings.watching.connect_timeout = CONNECT_TIMEOUT_S
+    settings.watching.chunk_size = PAGE
     settings.networking.connect_timeout = CONNECT_TIMEOUT_S
     settings.networking.request_timeout = READ_TIMEOUT_S
-    settings.persistence.finalizer = names.FINALIZER
-    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=f"kopf.{names.GROUP}")
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=f"kopf.{names.GROUP}")
+    settings.networking.error_backoffs = Pauses()
+    settings.queueing.idle_timeout = KOPF_IDLE_S
     settings.background.instant_exit_timeout = STOP_TIMEOUT_S
     settings.background.cancellation_polling = STOP_TIMEOUT_S
 
 
-def connection_info(kubeconfig: Path | None) -> kopf.ConnectionInfo:
-    """How kopf logs in: as the kubeconfig file says, or as the service account of this pod."""
-    configuration = api_client(kubeconfig).configuration
+def connection_info(configuration: client.Configuration) -> kopf.ConnectionInfo:
+    """How kopf logs in: as our own client does; it asks again when its token is refused."""
     header = configuration.get_api_key_with_prefix("BearerToken") or ""
     return kopf.ConnectionInfo(
         server=configuration.host,
@@ -180,15 +249,3 @@ def connection_info(kubeconfig: Path | None) -> kopf.ConnectionInfo:
         certificate_path=configuration.cert_file,
         private_key_path=configuration.key_file,
     )
-
-
-def reconciler_factory(
-    kube: Kube, settings: Settings, nodes: NodeNotices | None = None, metrics: Metrics | None = None
-) -> MakeReconciler:
-    """Makes reconcilers that post Events through kopf, heed `nodes` and keep `metrics`."""
-    around = Surroundings(nodes or NodeNotices(), metrics or Metrics())
-
-    def make(namespace: str, name: str) -> Reconciler:
-        return Reconciler(namespace, name, kube, settings, post_event, around)
-
-    return make

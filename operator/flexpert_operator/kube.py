@@ -1,4 +1,4 @@
-"""The one module that calls the Kubernetes API, apart from kopf's own watching. `reconciler` and `cli` use it.
+"""The one module that writes to the Kubernetes API and asks it. `cached` and `cli` use it; `informers` and kopf watch.
 
 One function, `Kube.request`, owns the URL, the time-outs and the translation of errors.
 """
@@ -15,12 +15,22 @@ from kubernetes import client, config
 from kubernetes.client.rest import ApiException
 
 from flexpert_operator.api import names
-from flexpert_operator.errors import KubeConflict, KubeError, KubeNotFound, KubeRefused, KubeUnavailable
+from flexpert_operator.errors import (
+    KubeConflict,
+    KubeError,
+    KubeExpired,
+    KubeNotFound,
+    KubeRefused,
+    KubeUnavailable,
+)
 
 Object = dict[str, Any]
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 15.0
+CONNECTIONS = 16
+"""Connections that are kept: as many as threads that call at once."""
+
 MERGE_PATCH = "application/merge-patch+json"
 
 
@@ -32,11 +42,11 @@ class Resource:
     version: str
     plural: str
 
-    def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
-        """Path of the collection, of an object of it, or of an object's subresource."""
+    def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
+        """Path of the collection (None: of all namespaces), of an object of it, or of an object's subresource."""
         base = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
-        parts = [base, "namespaces", quote(namespace), self.plural, quote(name), subresource]
-        return "/".join(part for part in parts if part)
+        where = ["namespaces", quote(namespace)] if namespace else []
+        return "/".join(part for part in [base, *where, self.plural, quote(name), subresource] if part)
 
 
 MOE_DEPLOYMENTS = Resource(names.GROUP, names.VERSION, names.PLURAL)
@@ -55,6 +65,7 @@ def api_client(kubeconfig: Path | None) -> client.ApiClient:
     else:
         config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
     configuration.retries = urllib3.Retry(0)
+    configuration.connection_pool_maxsize = CONNECTIONS
     return client.ApiClient(configuration)
 
 
@@ -127,25 +138,33 @@ class Kube:
         """Merge `body` into an object (RFC 7386); with a resourceVersion in it, `KubeConflict` when that is old."""
         return self.request("PATCH", resource.path(namespace, name, subresource), body, content_type=MERGE_PATCH)
 
-    def delete(self, resource: Resource, namespace: str, name: str) -> None:
-        """Delete an object; its dependents go in the background. It may be gone already."""
+    def delete(self, resource: Resource, namespace: str, name: str, uid: str = "") -> None:
+        """Delete an object; its dependents go in the background. It may be gone already.
+
+        With the `uid` of the object that is meant, `KubeConflict` where another one has its name by now.
+        """
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if uid:
+            options["preconditions"] = {"uid": uid}
         try:
-            self.request("DELETE", resource.path(namespace, name), query={"propagationPolicy": "Background"})
+            self.request("DELETE", resource.path(namespace, name), options)
         except KubeNotFound:
             return
 
 
 def translate(refusal: ApiException) -> KubeError:
     """The exception of our own tree for one of the client's."""
-    message = message_of(refusal)
-    kinds: dict[int, type[KubeError]] = {
-        404: KubeNotFound,
-        409: KubeConflict,
-        410: KubeUnavailable,
-        429: KubeUnavailable,
-    }
-    status = refusal.status or 503
-    return kinds.get(status, KubeUnavailable if status >= 500 else KubeRefused)(message)
+    return error_of(refusal.status or 503, message_of(refusal), (refusal.headers or {}).get("Retry-After"))
+
+
+def error_of(status: int, message: str, retry_after: str | None = None) -> KubeError:
+    """The exception for an HTTP status, a message and the header Retry-After."""
+    seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
+    if status == 410:
+        return KubeExpired(message, seconds)
+    if status in (408, 429) or status >= 500:
+        return KubeUnavailable(message, seconds)
+    return {404: KubeNotFound, 409: KubeConflict}.get(status, KubeRefused)(message)
 
 
 def message_of(refusal: ApiException) -> str:

@@ -13,15 +13,17 @@ from typing import Any
 from flexpert_operator.api import names
 from flexpert_operator.api.conditions import PROGRESSING
 from flexpert_operator.api.spec import Model, MoEDeployment, parse_deployment
+from flexpert_operator.cached import CachedKube
 from flexpert_operator.children import delete_children, ensure_children
 from flexpert_operator.decide import difference, drains, model, placing, progress, status, terms
 from flexpert_operator.decide.loads import SmoothedLoads, counter_of, observe_loads
 from flexpert_operator.decide.observation import Event, Observation, Pool
 from flexpert_operator.decide.persistence import persistence_condition
 from flexpert_operator.decide.sizing import Size, decide_size
-from flexpert_operator.errors import KubeNotFound, PoolError, PoolUnavailable
+from flexpert_operator.errors import KubeConflict, PoolError, PoolUnavailable
+from flexpert_operator.finalizer import add_finalizer, is_still_there, remove_finalizer
 from flexpert_operator.inspector import ModelInspector
-from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, Kube, Object
+from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, Object
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.nodes import NodeNotices
 from flexpert_operator.observe import Seen, read_cluster
@@ -32,6 +34,8 @@ from flexpert_placement.solver import solve
 from flexpert_proto import names as pool_names
 
 log = logging.getLogger(__name__)
+
+FINALIZE_POLL_S = 0.5
 
 Tell = Callable[[Object, Event], None]
 """Posts an Event about an object."""
@@ -52,7 +56,7 @@ class Reconciler:
         self,
         namespace: str,
         name: str,
-        kube: Kube,
+        kube: CachedKube,
         settings: Settings,
         tell: Tell,
         around: Surroundings | None = None,
@@ -80,30 +84,35 @@ class Reconciler:
         self._pool.close()
         self._inspector.close()
 
-    def reconcile(self) -> float:
-        """Bring the world one step nearer to the spec; returns the seconds until it should be called again.
+    def reconcile(self) -> float | None:
+        """Bring the world one step nearer to the spec, or to the end of what is being deleted.
+
+        Returns:
+            The seconds until it should be called again, if nothing changes before; None when the object is gone.
 
         Raises:
             KubeError: The API server did not let it; call again later.
             InvalidObject: The CRD is another version's.
         """
         with self._lock:
-            try:
-                body = self._kube.get(MOE_DEPLOYMENTS, self._namespace, self._name)
-            except KubeNotFound:
-                return self._settings.resync_s
-            deployment = parse_deployment(body)
-            if deployment.deleted_at is not None:
-                return self._settings.resync_s
+            body = self._kube.find(MOE_DEPLOYMENTS, self._namespace, self._name)
+            if body is None:
+                return None
             began = self._clock()
-            wait_s = self._step(body, deployment)
+            wait_s = self._finalize(body) if "deletionTimestamp" in body["metadata"] else self._step(body)
             self._around.metrics.note_reconciled(self._namespace, self._name, self._clock() - began)
             return wait_s
 
-    def _step(self, body: Object, deployment: MoEDeployment) -> float:
+    def _step(self, body: Object) -> float | None:
+        body = add_finalizer(self._kube, body)
+        deployment = parse_deployment(body)
         seen = read_cluster(self._kube, deployment, self._around.nodes.why_leaving)
-        observed = self._observe(deployment, seen)
-        size = decide_size(deployment, observed, self._settings.provision_deadline_s, self._settings.retry_s)
+        if seen.raw is None and not is_still_there(self._kube, body):
+            return None
+        observed, size = self._size(deployment, seen)
+        if resizes(seen.raw, size):
+            seen = read_cluster(self._kube.live, deployment, self._around.nodes.why_leaving)
+            observed, size = self._size(deployment, seen)
         problem = model.model_problem(deployment, observed) or size.problem
         serving = model.model_to_serve(deployment, observed)
         changes = ensure_children(self._kube, self._settings, deployment, seen.raw, size, serving)
@@ -121,6 +130,10 @@ class Reconciler:
         said = (persistence_condition(self._settings.gcs),)
         outcome = status.Outcome(size, problem, placed.solution, endpoints, due, placed.decision, said)
         return self._report(body, deployment, observed, outcome)
+
+    def _size(self, deployment: MoEDeployment, seen: Seen) -> tuple[Observation, Size]:
+        observed = self._observe(deployment, seen)
+        return observed, decide_size(deployment, observed, self._settings.provision_deadline_s, self._settings.retry_s)
 
     def _observe(self, deployment: MoEDeployment, seen: Seen) -> Observation:
         observed = Observation(self._clock(), seen.cluster, ingress_ready=seen.ingress_ready)
@@ -165,7 +178,7 @@ class Reconciler:
         new = status.build_status(deployment, observed, outcome)
         patch = difference.merge_patch(deployment.status, new)
         if patch:
-            self._kube.patch(MOE_DEPLOYMENTS, self._namespace, self._name, {"status": patch}, subresource="status")
+            self._write_status(deployment, patch)
         told = deployment.status.get("lastReconfiguration", {})
         operation = observed.pool.operation if observed.pool else None
         conditions = status.decide_conditions(deployment, observed, outcome)
@@ -175,10 +188,19 @@ class Reconciler:
         events += progress.condition_events(deployment.status.get("conditions", ()), conditions)
         for event in events:
             self._tell(body, event)
-        self._before = replace(self._before, pool=observed.pool or self._before.pool, cluster=observed.cluster)
+        pool = replace(observed.pool, placement={}, loads=()) if observed.pool is not None else self._before.pool
+        self._before = replace(self._before, pool=pool, cluster=observed.cluster)
         self._measure(observed, outcome, (told.get("id"), told.get("phase")))
         busy = any(condition.type == PROGRESSING and condition.status == "True" for condition in conditions)
         return self._settings.busy_s if busy else self._settings.resync_s
+
+    def _write_status(self, deployment: MoEDeployment, patch: Object) -> None:
+        """Write what differs, unless the object has changed since it was seen; raises `KubeConflict`."""
+        newest = self._kube.get(MOE_DEPLOYMENTS, self._namespace, self._name)["metadata"]
+        if newest["generation"] != deployment.generation:
+            raise KubeConflict("the spec was changed meanwhile")
+        body = {"metadata": {"resourceVersion": newest["resourceVersion"]}, "status": patch}
+        self._kube.patch(MOE_DEPLOYMENTS, self._namespace, self._name, body, subresource="status")
 
     def _measure(self, observed: Observation, outcome: status.Outcome, told: tuple[str | None, str | None]) -> None:
         """Put into metrics what was seen and decided; `told`: id and phase of the operation in the status before."""
@@ -193,24 +215,24 @@ class Reconciler:
         if operation is not None and not operation.running and told != (operation.id, operation.phase):
             metrics.note_operation(*key, operation)
 
-    def finalize(self) -> bool:
-        """Let running requests end, then take everything away; returns whether that is done. Call it until it is.
+    def _finalize(self, body: Object) -> float | None:
+        """Let running requests end, then take everything away, and then let the object go.
 
-        Raises:
-            KubeError: The API server did not let it; call again.
+        Returns:
+            The seconds until it should be called again; None when nothing is left to do.
         """
-        with self._lock:
-            try:
-                body = self._kube.get(MOE_DEPLOYMENTS, self._namespace, self._name)
-            except KubeNotFound:
-                return True
-            deployment = parse_deployment(body)
-            waited = self._clock() - status.from_rfc3339(deployment.deleted_at)
-            if waited < self._settings.drain_deadline_s and self._still_serving(deployment):
-                return False
-            delete_children(self._kube, deployment)
-            pods = self._kube.list(PODS, self._namespace, names.selector(self._name))
-            return not pods or waited > 2 * self._settings.drain_deadline_s
+        if names.FINALIZER not in (body["metadata"].get("finalizers") or ()):
+            return None
+        deployment = parse_deployment(body)
+        waited = self._clock() - status.from_rfc3339(deployment.deleted_at)
+        if waited < self._settings.drain_deadline_s and self._still_serving(deployment):
+            return FINALIZE_POLL_S
+        delete_children(self._kube, deployment)
+        pods = self._kube.list(PODS, self._namespace, names.selector(self._name))
+        if pods and waited <= 2 * self._settings.drain_deadline_s:
+            return FINALIZE_POLL_S
+        remove_finalizer(self._kube, body)
+        return None
 
     def _still_serving(self, deployment: MoEDeployment) -> bool:
         """Stop the engines from taking requests; whether some still run. A pool that does not answer has none."""
@@ -226,6 +248,20 @@ class Reconciler:
             log.info("%s/%s: %s", self._namespace, self._name, refusal)
             return True
         return pool.requests_in_flight > 0
+
+
+def resizes(live: Object | None, size: Size) -> bool:
+    """Whether a group of a RayCluster gets another size, or other pods are named to go: that is decided on fresh lists.
+
+    KubeRay deletes another pod in the place of one that is named and no longer there.
+    """
+    groups = {group["groupName"]: group for group in (live or {"spec": {}})["spec"].get("workerGroupSpecs", ())}
+    return any(
+        group.get("replicas") != wanted.replicas
+        or tuple((group.get("scaleStrategy") or {}).get("workersToDelete") or ()) != wanted.workers_to_delete
+        for role, wanted in ((names.ENGINES_ROLE, size.engines), (names.EXPERTS_ROLE, size.experts))
+        if (group := groups.get(role)) is not None
+    )
 
 
 def note_loads(known: SmoothedLoads | None, pool: Pool, now: float, half_life_s: float) -> SmoothedLoads | None:

@@ -51,6 +51,7 @@ class Settings:
         inspect_retry_s: Time after which a checkpoint that was refused is looked at again.
         drain_deadline_s: Time that running requests have to end when a MoEDeployment is deleted.
         gcs: Where Ray's heads keep their tables; None: in memory, and a lost head is a lost pool.
+        threads: MoEDeployments that are reconciled at once.
     """
 
     resync_s: float = 10.0
@@ -62,3 +63,4 @@ class Settings:
     inspect_retry_s: float = 15.0
     drain_deadline_s: float = 60.0
     gcs: GcsStore | None = None
+    threads: int = 8

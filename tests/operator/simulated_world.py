@@ -17,7 +17,7 @@ import yaml
 from simulated_cluster import NAMESPACE, SimulatedCluster
 from simulated_pool import SimulatedPool
 
-from flexpert_operator.handlers import operator_registry, reconciler_factory
+from flexpert_operator.handlers import Scope, assemble
 from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, RAY_CLUSTERS, Kube, Resource, api_client
 from flexpert_operator.local.kubeapi import KubeApiServer
 from flexpert_operator.local.up import install_crds
@@ -51,9 +51,8 @@ class Operator:
         assert not self._thread.is_alive()
 
     def _run(self) -> None:
-        kube = Kube(api_client(self._kubeconfig))
-        factory = reconciler_factory(kube, SETTINGS, self.nodes, self.metrics)
-        registry = operator_registry(factory, self._kubeconfig, SETTINGS, self.nodes)
+        scope = Scope((NAMESPACE,), self.nodes)
+        registry, _ = assemble(api_client(self._kubeconfig), SETTINGS, scope, self.metrics)
         asyncio.run(kopf.operator(registry=registry, standalone=True, namespaces=[NAMESPACE], stop_flag=self._stop))
 
 

@@ -7,7 +7,15 @@ import yaml
 from flexpert_operator import crds
 from flexpert_operator.__main__ import parser, settings_of
 from flexpert_operator.handlers import connection_info
-from flexpert_operator.kube import DEPLOYMENTS, DISRUPTION_BUDGETS, MOE_DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES
+from flexpert_operator.kube import (
+    DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
+    MOE_DEPLOYMENTS,
+    PODS,
+    RAY_CLUSTERS,
+    SERVICES,
+    api_client,
+)
 from flexpert_operator.settings import GcsStore, Settings
 from flexpert_proto import names
 
@@ -42,7 +50,7 @@ def test_kopf_logs_in_with_the_kubeconfig_it_is_given(tmp_path: Path, monkeypatc
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "another"))
     file = tmp_path / "kubeconfig"
     file.write_text(yaml.safe_dump(KUBECONFIG))
-    info = connection_info(file)
+    info = connection_info(api_client(file).configuration)
     assert info.server == "https://127.0.0.1:6443"
     assert (info.scheme, info.token) == ("Bearer", "secret")
     assert info.insecure

@@ -1,0 +1,114 @@
+"""Kubernetes as a reconciliation sees it: reads come from what the watches have shown, writes go to the API server.
+
+`handlers` makes one for the process; `reconciler`, `observe` and `children` use it as they would use a `Kube`. A
+resource that nobody watches is read from the API server.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kubernetes import client
+
+from flexpert_operator.api import names
+from flexpert_operator.errors import KubeConflict, KubeNotFound
+from flexpert_operator.kube import MOE_DEPLOYMENTS, Kube, Object, Resource
+from flexpert_operator.object_store import ObjectStore, own_name
+
+
+def no_fence() -> None:
+    """The fence of a process that needs none."""
+
+
+class FencedKube(Kube):
+    """Asks `fence` before every write; it raises `KubeUnavailable` where this process may not write any more."""
+
+    def __init__(self, api: client.ApiClient, fence: Callable[[], None] = no_fence) -> None:
+        super().__init__(api)
+        self._fence = fence
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        """One call of the API."""
+        if method != "GET":
+            self._fence()
+        return super().request(method, path, body, query, content_type)
+
+
+class CachedKube(FencedKube):
+    """Reads what was seen last, and what was written since.
+
+    Attributes:
+        live: Asks the API server instead.
+        stores: What was seen, by resource.
+    """
+
+    def __init__(
+        self,
+        api: client.ApiClient,
+        watched: Mapping[Resource, ObjectStore],
+        fence: Callable[[], None] = no_fence,
+    ) -> None:
+        super().__init__(api, fence)
+        self.live = FencedKube(api, fence)
+        self.stores = {MOE_DEPLOYMENTS: ObjectStore(owner=own_name), **watched}
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        """An object; raises `KubeNotFound`."""
+        store = self.stores.get(resource)
+        if store is None:
+            return super().get(resource, namespace, name)
+        found = store.get(namespace, name)
+        if found is None:
+            raise KubeNotFound(f"{resource.plural} {namespace}/{name} was not seen")
+        return found
+
+    def list(self, resource: Resource, namespace: str, selector: str) -> list[Object]:
+        """The objects that carry the labels of `selector` (of the form a=b,c=d)."""
+        store = self.stores.get(resource)
+        labels = dict(part.split("=", 1) for part in selector.split(",") if part)
+        if store is None or names.DEPLOYMENT_LABEL not in labels:
+            return super().list(resource, namespace, selector)
+        return store.select(namespace, labels)
+
+    def create(self, resource: Resource, namespace: str, body: Mapping[str, Any]) -> Object:
+        """Make an object; raises `KubeConflict` when it exists, and has then seen it."""
+        try:
+            made = super().create(resource, namespace, body)
+        except KubeConflict:
+            self.look(resource, namespace, str(body["metadata"]["name"]))
+            raise
+        return self._written(resource, made)
+
+    def replace(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
+        """Write a whole object; raises `KubeConflict` when its resourceVersion is not the newest."""
+        return self._written(resource, super().replace(resource, namespace, name, body))
+
+    def patch(
+        self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any], subresource: str = ""
+    ) -> Object:
+        """Merge `body` into an object; with a resourceVersion in it, `KubeConflict` when that is old."""
+        patched = super().patch(resource, namespace, name, body, subresource)
+        return self._written(resource, patched) if subresource in ("", "status") else patched
+
+    def look(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        """An object as the API server has it now, which is then what was seen last; None where it is gone."""
+        found, store = self.live.find(resource, namespace, name), self.stores.get(resource)
+        if store is not None and found is not None:
+            store.put(found)
+        return found
+
+    def forget(self, resource: Resource, body: Mapping[str, Any]) -> None:
+        """An object is found to be gone."""
+        self.stores[resource].drop(body)
+
+    def _written(self, resource: Resource, body: Object) -> Object:
+        store = self.stores.get(resource)
+        if store is not None:
+            store.put_written(body)
+        return body
