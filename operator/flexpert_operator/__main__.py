@@ -2,17 +2,29 @@
 
 import argparse
 import logging
+import os
+import signal
+import socket
 import sys
+import threading
+import uuid
 from pathlib import Path
 
 import kopf
+from kubernetes import client
 
 from flexpert_operator.decide.leaving import LEAVING_TAINTS
 from flexpert_operator.handlers import Scope, assemble
+from flexpert_operator.health import Pulse, serve_health
 from flexpert_operator.kube import api_client
+from flexpert_operator.leadership import CountingLock, Leadership, Times
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.nodes import NodeNotices
 from flexpert_operator.settings import IMAGE, GcsStore, Settings, on_a_laptop
+
+log = logging.getLogger(__name__)
+
+POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,15 +46,41 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--watch-nodes",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="empty workers of nodes that are cordoned or announced to go (needs to list and watch Nodes)",
+        help="empty workers of nodes that are cordoned or announced to go, which needs to list and watch Nodes "
+        "(default: unless --namespace is given)",
     )
     options.add_argument(
         "--leaving-taint", action="append", default=[], help="key of a further taint that announces the end of a node"
     )
     add_gcs_options(options)
+    add_lease_options(options, elect=not local)
     options.add_argument("--verbose", action="store_true", help="log every step")
     return options
+
+
+def add_lease_options(options: argparse.ArgumentParser, elect: bool) -> None:
+    """Which of several operators leads."""
+    group = options.add_argument_group("election", "of several operators with one lease one leads, the others wait")
+    group.add_argument("--leader-elect", action=argparse.BooleanOptionalAction, default=elect)
+    group.add_argument("--lease-name", default="flexpert-operator")
+    group.add_argument("--lease-namespace", default="", help="(default: the pod's own)")
+    group.add_argument("--lease-seconds", type=float, default=Times.lease_s, help="after which another one may lead")
+
+
+def leadership_of(options: argparse.Namespace, api: client.ApiClient) -> Leadership | None:
+    """This process's part in the election, None where there is none.
+
+    Raises:
+        SystemExit: The namespace of the lease is neither given nor the pod's own.
+    """
+    if not options.leader_elect:
+        return None
+    namespace = options.lease_namespace or (POD_NAMESPACE.read_text().strip() if POD_NAMESPACE.exists() else "")
+    if not namespace:
+        raise SystemExit("--lease-namespace is needed outside of a cluster; or say --no-leader-elect")
+    identity = f"{socket.gethostname()}_{uuid.uuid4()}"
+    times = Times.of_lease(options.lease_seconds)
+    return Leadership(CountingLock(api, options.lease_name, namespace, identity, times.retry_s), times)
 
 
 def add_gcs_options(options: argparse.ArgumentParser) -> None:
@@ -97,18 +135,62 @@ def main(arguments: list[str]) -> None:
     logging.getLogger("kopf.objects").setLevel(logging.INFO if options.verbose else logging.WARNING)
     settings = settings_of(options)
     metrics = Metrics()
-    nodes = NodeNotices(LEAVING_TAINTS.union(options.leaving_taint)) if options.watch_nodes else None
+    watch_nodes = not options.namespace if options.watch_nodes is None else options.watch_nodes
+    nodes = NodeNotices(LEAVING_TAINTS.union(options.leaving_taint)) if watch_nodes else None
+    pulse = Pulse()
     if options.metrics:
         host, _, port = options.metrics.rpartition(":")
         metrics.serve(host, int(port))
+    if options.liveness:
+        serve_health(options.liveness, pulse)
+    api = api_client(options.kubeconfig)
+    leadership, stop = leadership_of(options, api), stop_signal()
     scope = Scope(tuple(options.namespace), nodes)
-    registry, _ = assemble(api_client(options.kubeconfig), settings, scope, metrics)
+    if leadership is None:
+        run(assemble(api, settings, scope, metrics, pulse), options.namespace, stop)
+    elif lead(leadership, stop):
+        try:
+            run(assemble(api, settings, scope, metrics, pulse, leadership.check), options.namespace, stop)
+        finally:
+            leadership.release()
+
+
+def stop_signal() -> threading.Event:
+    """An event that is set when the process is told to stop before kopf has begun to listen to that."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def lead(leadership: Leadership, stop: threading.Event) -> bool:
+    """Wait until this process leads, and see to it that it ends when it no longer does; False: it was told to stop."""
+    if not leadership.acquire(stop):
+        return False
+    threading.Thread(target=leadership.keep, args=(end_at_once,), name="lease", daemon=True).start()
+    return True
+
+
+def end_at_once(reason: str) -> None:
+    """End this process, whatever its threads are doing: it does not lead any more."""
+    log.critical("this operator ends: %s", reason)
+    logging.shutdown()
+    os._exit(1)
+
+
+def run(registry: kopf.OperatorRegistry, namespaces: list[str], stop: threading.Event) -> None:
+    """Run kopf until the process is told to stop."""
+
+    @kopf.on.cleanup(registry=registry)
+    def stop_waiting(**_: object) -> None:
+        stop.set()  # kopf has a thread that waits for it, and waits for that thread
+
     kopf.run(
         registry=registry,
         standalone=True,
-        clusterwide=not options.namespace,
-        namespaces=options.namespace,
-        liveness_endpoint=options.liveness,
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+        stop_flag=stop,
     )
 
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from flexpert_operator.controller import Controller
 from flexpert_operator.decide.observation import Event
 from flexpert_operator.decide.status import rfc3339
 from flexpert_operator.errors import KubeError, KubeNotFound
+from flexpert_operator.health import Pulse
 from flexpert_operator.informers import Informer, WatchClient
 from flexpert_operator.kube import (
     CONNECT_TIMEOUT_S,
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 WATCH_TIMEOUT_S = 300
 PAGE = 100
 STOP_TIMEOUT_S = 1.0
+BEAT_S = 1.0
 KOPF_IDLE_S = 0.2
 """kopf keeps a task for every object that it has seen lately."""
 
@@ -72,6 +74,7 @@ class Parts:
 
     kube: CachedKube
     controller: Controller
+    pulse: Pulse
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     open: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
@@ -92,9 +95,10 @@ def assemble(
     settings: Settings,
     scope: Scope,
     metrics: Metrics | None = None,
-    fence: Any = no_fence,
-) -> tuple[kopf.OperatorRegistry, Parts]:
-    """The operator's parts, put together, and the registry that kopf runs."""
+    pulse: Pulse | None = None,
+    fence: Callable[[], None] = no_fence,
+) -> kopf.OperatorRegistry:
+    """The operator, put together, as what kopf runs."""
     kube = CachedKube(api, watched_stores(), fence)
     around = Surroundings(scope.nodes or NodeNotices(), metrics or Metrics())
 
@@ -104,8 +108,8 @@ def assemble(
     def make(namespace: str, name: str) -> Reconciler:
         return Reconciler(namespace, name, kube, settings, tell, around)
 
-    parts = Parts(kube, Controller(kube, make, settings.threads))
-    return operator_registry(parts, api.configuration, scope), parts
+    parts = Parts(kube, Controller(kube, make, settings.threads), pulse or Pulse())
+    return operator_registry(parts, api.configuration, scope)
 
 
 def operator_registry(parts: Parts, configuration: client.Configuration, scope: Scope) -> kopf.OperatorRegistry:
@@ -117,6 +121,7 @@ def operator_registry(parts: Parts, configuration: client.Configuration, scope: 
     async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
         configure_kopf(settings)
         await start_watching(parts, configuration, scope.watches)
+        parts.tasks.append(asyncio.create_task(beat(parts.pulse)))
         controller.start()
 
     @kopf.on.cleanup(registry=registry)
@@ -125,6 +130,7 @@ def operator_registry(parts: Parts, configuration: client.Configuration, scope: 
             task.cancel()
         await asyncio.gather(*parts.tasks, return_exceptions=True)
         await parts.open.aclose()
+        parts.pulse.stop()
         await asyncio.to_thread(controller.stop)
 
     @kopf.on.login(registry=registry)
@@ -157,6 +163,13 @@ async def start_watching(parts: Parts, configuration: client.Configuration, name
     parts.tasks.extend(asyncio.create_task(informer.run()) for informer in informers)
     for informer in informers:
         await informer.synced.wait()
+
+
+async def beat(pulse: Pulse) -> None:
+    """Say again and again that the event loop turns."""
+    while True:
+        pulse.beat()
+        await asyncio.sleep(BEAT_S)
 
 
 async def until_served(connection: WatchClient, path: str) -> None:

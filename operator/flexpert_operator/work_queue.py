@@ -71,14 +71,10 @@ class WorkQueue:
         """Something about a key has changed."""
         with self._changed:
             entry = self._entry(key)
-            now = self._clock()
-            entry.wakes = min(entry.wakes + (now - entry.counted) * self._rate, self._burst)
-            entry.counted = now
-            entry.wakes -= 1
             if entry.working:
                 entry.again = True
             else:
-                self._schedule(key, entry, now + max(-entry.wakes, 0.0) / self._rate)
+                self._schedule_wake(key, entry)
 
     def get(self) -> Key | None:
         """The next key that is due, once there is one; None when the queue is closed."""
@@ -101,7 +97,8 @@ class WorkQueue:
         with self._changed:
             entry = self._finish(key)
             entry.failures = 0
-            self._schedule(key, entry, self._next(entry, after_s))
+            self._schedule(key, entry, self._clock() + after_s)
+            self._settle(key, entry)
 
     def failed(self, key: Key) -> float:
         """Work on a key failed; it is tried again after the pause that is returned."""
@@ -117,9 +114,8 @@ class WorkQueue:
         """A key that somebody works on is not to be worked on any more, unless it was added meanwhile."""
         with self._changed:
             entry = self._finish(key)
-            if entry.again:
-                self._schedule(key, entry, self._next(entry, 0.0))
-            else:
+            self._settle(key, entry)
+            if entry.due is None:
                 del self._entries[key]
 
     def hold(self, seconds: float) -> None:
@@ -143,12 +139,21 @@ class WorkQueue:
         entry.working = False
         return entry
 
-    def _next(self, entry: Entry, after_s: float) -> float:
+    def _settle(self, key: Key, entry: Entry) -> None:
+        """A wake that came while the key was worked on counts now."""
+        if entry.again:
+            entry.again = False
+            self._schedule_wake(key, entry)
+
+    def _schedule_wake(self, key: Key, entry: Entry) -> None:
+        """As soon as the rate allows, unless that is soon enough already."""
         now = self._clock()
-        if not entry.again:
-            return now + after_s
-        entry.again = False
-        return now + min(max(-entry.wakes, 0.0) / self._rate, after_s)
+        entry.wakes = min(entry.wakes + (now - entry.counted) * self._rate, self._burst)
+        entry.counted = now
+        due = now + max(1.0 - entry.wakes, 0.0) / self._rate
+        if entry.due is None or entry.due > due:
+            entry.wakes -= 1
+            self._schedule(key, entry, due)
 
     def _is_current(self, item: tuple[float, int, Key]) -> bool:
         entry = self._entries.get(item[2])

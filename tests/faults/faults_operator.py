@@ -14,6 +14,6 @@ SETTINGS = Settings(resync_s=0.5, busy_s=0.1, provision_deadline_s=180, retry_s=
 def main(arguments: list[str]) -> int:
     """Run until killed: `KUBECONFIG NAMESPACE`."""
     kubeconfig, namespace = Path(arguments[0]), arguments[1]
-    registry, _ = assemble(api_client(kubeconfig), SETTINGS, Scope((namespace,)))
+    registry = assemble(api_client(kubeconfig), SETTINGS, Scope((namespace,)))
     kopf.run(registry=registry, standalone=True, namespaces=[namespace])
     return 0

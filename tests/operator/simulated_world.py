@@ -52,7 +52,7 @@ class Operator:
 
     def _run(self) -> None:
         scope = Scope((NAMESPACE,), self.nodes)
-        registry, _ = assemble(api_client(self._kubeconfig), SETTINGS, scope, self.metrics)
+        registry = assemble(api_client(self._kubeconfig), SETTINGS, scope, self.metrics)
         asyncio.run(kopf.operator(registry=registry, standalone=True, namespaces=[NAMESPACE], stop_flag=self._stop))
 
 

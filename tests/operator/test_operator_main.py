@@ -98,7 +98,7 @@ def test_every_field_is_described() -> None:
 def test_where_metrics_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(names.ENV_SERVICES, raising=False)
     options = parser().parse_args([])
-    assert (options.metrics, options.watch_nodes) == ("0.0.0.0:8081", True)
+    assert (options.metrics, options.watch_nodes) == ("0.0.0.0:8081", None)
     assert not parser().parse_args(["--no-watch-nodes"]).watch_nodes
     monkeypatch.setenv(names.ENV_SERVICES, "/somewhere/services.json")
     assert parser().parse_args([]).metrics == "", "fixed ports are for clusters"
@@ -117,6 +117,6 @@ def test_the_operator_may_do_what_it_calls_and_no_more() -> None:
     for resource in (MOE_DEPLOYMENTS, RAY_CLUSTERS, DEPLOYMENTS, DISRUPTION_BUDGETS, SERVICES, PODS):
         assert (resource.group, resource.plural) in granted
     assert granted["", "nodes"] == {"list", "watch"}
-    assert granted["", "pods"] == {"list"}
+    assert granted["", "pods"] == {"list", "watch"}
     assert ("", "secrets") not in granted
     assert not any("*" in verbs for verbs in granted.values())
