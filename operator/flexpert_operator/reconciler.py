@@ -12,15 +12,17 @@ from typing import Any
 
 from flexpert_operator.api import names
 from flexpert_operator.api.conditions import PROGRESSING
+from flexpert_operator.api.reasons import DegradedReason
 from flexpert_operator.api.spec import Model, MoEDeployment, parse_deployment
 from flexpert_operator.cached import CachedKube
 from flexpert_operator.children import delete_children, ensure_children
 from flexpert_operator.decide import difference, drains, model, placing, progress, status, terms
 from flexpert_operator.decide.loads import SmoothedLoads, counter_of, observe_loads
-from flexpert_operator.decide.observation import Event, Observation, Pool
+from flexpert_operator.decide.observation import Event, Observation, Pool, Problem
 from flexpert_operator.decide.persistence import persistence_condition
+from flexpert_operator.decide.requests import requests_problem
 from flexpert_operator.decide.sizing import Size, decide_size
-from flexpert_operator.errors import KubeConflict, PoolError, PoolUnavailable
+from flexpert_operator.errors import KubeConflict, KubeRefused, PoolError, PoolUnavailable
 from flexpert_operator.finalizer import add_finalizer, is_still_there, remove_finalizer
 from flexpert_operator.inspector import ModelInspector
 from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, Object
@@ -115,8 +117,9 @@ class Reconciler:
             observed, size = self._size(deployment, seen)
         problem = model.model_problem(deployment, observed) or size.problem
         serving = model.model_to_serve(deployment, observed)
-        changes = ensure_children(self._kube, self._settings, deployment, seen.raw, size, serving)
-        for event in size.events + changes:
+        refused, changes = self._ensure(deployment, seen, size, serving)
+        problem = problem or refused
+        for event in changes:
             self._tell(body, event)
         placed, due = Placed(), False
         if serving is not None and observed.pool is not None:
@@ -134,6 +137,20 @@ class Reconciler:
     def _size(self, deployment: MoEDeployment, seen: Seen) -> tuple[Observation, Size]:
         observed = self._observe(deployment, seen)
         return observed, decide_size(deployment, observed, self._settings.provision_deadline_s, self._settings.retry_s)
+
+    def _ensure(
+        self, deployment: MoEDeployment, seen: Seen, size: Size, serving: Model | None
+    ) -> tuple[Problem | None, tuple[Event, ...]]:
+        """Have the children be as they should, unless they cannot be: then what there is stays."""
+        problem = requests_problem(deployment)
+        if problem is not None:
+            return problem, ()
+        try:
+            changes = ensure_children(self._kube, self._settings, deployment, seen.raw, size, serving)
+        except KubeRefused as refusal:
+            why = f"the API server refuses what the spec asks for: {refusal}"
+            return Problem(DegradedReason.CHILD_REFUSED, why), ()
+        return None, size.events + changes
 
     def _observe(self, deployment: MoEDeployment, seen: Seen) -> Observation:
         observed = Observation(self._clock(), seen.cluster, ingress_ready=seen.ingress_ready)

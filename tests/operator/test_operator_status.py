@@ -49,6 +49,7 @@ def test_all_is_well(deployment: MoEDeployment, pool: MakePool, observed: Observ
         "Ready": "True",
         "Progressing": "False",
         "Degraded": "False",
+        "ModelLoaded": "True",
         "Rebalancing": "False",
     }
     assert status["experts"] == {
@@ -160,6 +161,7 @@ def test_idle(with_workers: Callable[..., MoEDeployment], pool: MakePool, observ
         "Ready": ("False", "Idle"),
         "Progressing": ("False", "Settled"),
         "Degraded": ("False", "AsExpected"),
+        "ModelLoaded": ("False", "Idle"),
         "Rebalancing": ("False", "NotLookedYet"),
     }
 

@@ -9,6 +9,7 @@ READY = "Ready"
 PROGRESSING = "Progressing"
 DEGRADED = "Degraded"
 REBALANCING = "Rebalancing"
+MODEL_LOADED = "ModelLoaded"
 HEAD_PERSISTENT = "HeadPersistent"
 
 
@@ -52,7 +53,7 @@ def merge_conditions(
                 "status": str(condition.status),
                 "observedGeneration": generation,
                 "lastTransitionTime": previous["lastTransitionTime"] if previous is not None and unchanged else now,
-                "reason": condition.reason,
+                "reason": str(condition.reason),
                 "message": condition.message,
             }
         )

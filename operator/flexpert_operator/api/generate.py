@@ -1,4 +1,4 @@
-"""Writes the chart's CustomResourceDefinitions from the models; `make generate` and `make check` call it.
+"""Writes the chart's CustomResourceDefinitions and docs/api.md from the models, for `make generate` and `make check`.
 
 `python -m flexpert_operator.api.generate` rewrites; with `--check` it only compares and exits with 1 when stale.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from flexpert_operator.api import crd
+from flexpert_operator.api import crd, names, reference
 from flexpert_operator.api.core_schema import core_schema
 
 ROOT = Path(__file__).parents[3]
@@ -39,7 +39,11 @@ def as_yaml(document: dict[str, Any]) -> str:
 def documents() -> dict[str, str]:
     """Text of every generated file, by its path in the repository."""
     definition = crd.moe_deployment(core_schema)
-    return {f"charts/flexpert/crds/flexpert.io_{definition['spec']['names']['plural']}.yaml": as_yaml(definition)}
+    plural = definition["spec"]["names"]["plural"]
+    return {
+        f"charts/flexpert/crds/{names.GROUP}_{plural}.yaml": as_yaml(definition),
+        "docs/api.md": reference.page(),
+    }
 
 
 def main() -> int:

@@ -177,7 +177,11 @@ class Status:
         None
     )
     conditions: Annotated[
-        tuple[ConditionFields, ...] | None, Field("Ready, Progressing, Degraded and Rebalancing.", keys=("type",))
+        tuple[ConditionFields, ...] | None,
+        Field(
+            "What is to be said about it: Ready, Progressing, Degraded, ModelLoaded, Rebalancing, HeadPersistent.",
+            keys=("type",),
+        ),
     ] = None
     selector: Annotated[str | None, Field("Label selector of the expert workers' pods.")] = None
     endpoints: Annotated[Endpoints | None, Field("Where clients reach the ingress.")] = None

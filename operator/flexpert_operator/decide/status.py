@@ -16,7 +16,9 @@ from flexpert_operator.api.conditions import (
     merge_conditions,
 )
 from flexpert_operator.api.fields import Json
+from flexpert_operator.api.reasons import DegradedReason, ProgressingReason, ReadyReason, RebalancingReason
 from flexpert_operator.api.spec import MoEDeployment
+from flexpert_operator.decide.loading import loaded_condition
 from flexpert_operator.decide.observation import (
     UNDONE_PHASES,
     MemberState,
@@ -31,10 +33,10 @@ from flexpert_operator.decide.rebalancing import Action, Decision, percent_above
 from flexpert_operator.decide.sizing import Size, count_ready, count_standby
 
 STEP_NAMES = {
-    Phase.PENDING: "Preparing",
-    Phase.PREPARE: "Preparing",
-    Phase.COMMIT: "Committing",
-    Phase.RETIRE: "Retiring",
+    Phase.PENDING: ProgressingReason.PREPARING,
+    Phase.PREPARE: ProgressingReason.PREPARING,
+    Phase.COMMIT: ProgressingReason.COMMITTING,
+    Phase.RETIRE: ProgressingReason.RETIRING,
 }
 """The steps of a running reconfiguration; the operator's own are Provisioning, Draining and Deprovisioning."""
 
@@ -235,11 +237,12 @@ def ready_engines(pool: Pool) -> int:
 
 
 def decide_conditions(deployment: MoEDeployment, observed: Observation, outcome: Outcome) -> tuple[Condition, ...]:
-    """Ready, Progressing, Degraded, Rebalancing, and those of the outcome."""
+    """Ready, Progressing, Degraded, ModelLoaded, Rebalancing, and those of the outcome."""
     return (
         ready_condition(deployment, observed),
         progressing_condition(deployment, observed, outcome),
         degraded_condition(deployment, observed, outcome.problem),
+        loaded_condition(deployment, observed),
         rebalancing_condition(deployment, outcome.decision),
         *outcome.conditions,
     )
@@ -254,7 +257,9 @@ def rebalancing_condition(deployment: MoEDeployment, decision: Decision | None) 
         if condition["type"] == REBALANCING:
             status = ConditionStatus(condition["status"])
             return Condition(REBALANCING, status, condition["reason"], condition["message"])
-    return Condition(REBALANCING, ConditionStatus.FALSE, "NotLookedYet", "no look was taken at the loads yet")
+    return Condition(
+        REBALANCING, ConditionStatus.FALSE, RebalancingReason.NOT_LOOKED_YET, "no look was taken at the loads yet"
+    )
 
 
 def ready_condition(deployment: MoEDeployment, observed: Observation) -> Condition:
@@ -265,26 +270,33 @@ def ready_condition(deployment: MoEDeployment, observed: Observation) -> Conditi
         served = was.get(READY) in (ConditionStatus.TRUE, ConditionStatus.UNKNOWN)
         status = ConditionStatus.UNKNOWN if served else no
         return Condition(
-            READY, status, "ControllerUnreachable", f"the pool controller does not answer: {observed.pool_error}"
+            READY,
+            status,
+            ReadyReason.CONTROLLER_UNREACHABLE,
+            f"the pool controller does not answer: {observed.pool_error}",
         )
     if deployment.experts.workers == 0 and count_ready(pool) == 0:
-        return Condition(READY, no, "Idle", "spec.experts.workers is 0; requests wait until there are workers")
+        return Condition(
+            READY, no, ReadyReason.IDLE, "spec.experts.workers is 0; requests wait until there are workers"
+        )
     if not pool.placement:
-        return Condition(READY, no, "WaitingForPlacement", f"no expert is placed yet{suffix(pool.message)}")
+        return Condition(READY, no, ReadyReason.WAITING_FOR_PLACEMENT, f"no expert is placed yet{suffix(pool.message)}")
     if pool.lost:
-        return Condition(READY, no, "ExpertsLost", f"{len(pool.lost)} experts have no live replica; requests wait")
+        return Condition(
+            READY, no, ReadyReason.EXPERTS_LOST, f"{len(pool.lost)} experts have no live replica; requests wait"
+        )
     if ready_engines(pool) == 0:
-        return Condition(READY, no, "WaitingForEngines", f"no engine is ready{suffix(pool.message)}")
+        return Condition(READY, no, ReadyReason.WAITING_FOR_ENGINES, f"no engine is ready{suffix(pool.message)}")
     if observed.ingress_ready == 0:
-        return Condition(READY, no, "WaitingForIngress", "no ingress is ready")
-    return Condition(READY, ConditionStatus.TRUE, "Serving", "requests are answered")
+        return Condition(READY, no, ReadyReason.WAITING_FOR_INGRESS, "no ingress is ready")
+    return Condition(READY, ConditionStatus.TRUE, ReadyReason.SERVING, "requests are answered")
 
 
 def progressing_condition(deployment: MoEDeployment, observed: Observation, outcome: Outcome) -> Condition:
     """Whether something is under way to bring about what the spec asks for."""
     step = step_under_way(deployment, observed, outcome)
     if step is None:
-        return Condition(PROGRESSING, ConditionStatus.FALSE, "Settled", "nothing is under way")
+        return Condition(PROGRESSING, ConditionStatus.FALSE, ProgressingReason.SETTLED, "nothing is under way")
     return Condition(PROGRESSING, ConditionStatus.TRUE, *step)
 
 
@@ -292,29 +304,35 @@ def step_under_way(deployment: MoEDeployment, observed: Observation, outcome: Ou
     """Reason and message of what is under way, or None."""
     pool, size = observed.pool, outcome.size
     if pool is None:
-        return "WaitingForController", f"the pool controller does not answer yet: {observed.pool_error}"
+        return (
+            ProgressingReason.WAITING_FOR_CONTROLLER,
+            f"the pool controller does not answer yet: {observed.pool_error}",
+        )
     if observed.inspection is not None and observed.inspection.pending:
-        return "InspectingModel", f"the checkpoint {deployment.model.source} is being looked at"
+        return ProgressingReason.INSPECTING_MODEL, f"the checkpoint {deployment.model.source} is being looked at"
     if outcome.problem is not None and pool.generation == 0:
         return None
     if pool.operation is not None and pool.operation.running:
         return STEP_NAMES[pool.operation.phase], f"{pool.operation.cause} {pool.operation.id}"
     if size.sizing.victims:
-        return "Draining", draining_message(observed, size.sizing.victims)
+        return ProgressingReason.DRAINING, draining_message(observed, size.sizing.victims)
     wanted = size.pods * deployment.experts.workers_per_pod
     if count_ready(pool) < wanted:
-        return "Provisioning", f"{count_ready(pool)} of {wanted} workers are ready"
+        return ProgressingReason.PROVISIONING, f"{count_ready(pool)} of {wanted} workers are ready"
     total = wanted + deployment.experts.standby_pods * deployment.experts.workers_per_pod
     if len(pool.alive) > total:
-        return "Deprovisioning", f"{len(pool.alive) - total} workers are going"
+        return ProgressingReason.DEPROVISIONING, f"{len(pool.alive) - total} workers are going"
     if ready_engines(pool) != deployment.engines.replicas:
-        return "WaitingForEngines", f"{ready_engines(pool)} of {deployment.engines.replicas} engines are ready"
+        return (
+            ProgressingReason.WAITING_FOR_ENGINES,
+            f"{ready_engines(pool)} of {deployment.engines.replicas} engines are ready",
+        )
     if outcome.due or (outcome.problem is None and pool.generation != deployment.generation):
-        return "WaitingForPlacement", "the pool controller is about to be told what to do"
+        return ProgressingReason.WAITING_FOR_PLACEMENT, "the pool controller is about to be told what to do"
     if observed.ingress_ready == 0:
-        return "WaitingForIngress", "no ingress is ready"
+        return ProgressingReason.WAITING_FOR_INGRESS, "no ingress is ready"
     standby, found = total - wanted, count_standby(pool)
-    return ("Replenishing", f"{found} of {standby} workers stand by") if found < standby else None
+    return (ProgressingReason.REPLENISHING, f"{found} of {standby} workers stand by") if found < standby else None
 
 
 def draining_message(observed: Observation, victims: tuple[str, ...]) -> str:
@@ -331,10 +349,10 @@ def degraded_condition(deployment: MoEDeployment, observed: Observation, problem
         return Condition(DEGRADED, yes, problem.reason, problem.message)
     if pool is not None and pool.operation is not None and pool.operation.phase in UNDONE_PHASES:
         message = f"{pool.operation.id} came to nothing and is tried again: {pool.operation.message}"
-        return Condition(DEGRADED, yes, "ReconfigurationFailed", message)
+        return Condition(DEGRADED, yes, DegradedReason.RECONFIGURATION_FAILED, message)
     if pool is not None and pool.message and pool.placement and deployment.experts.workers > 0:
-        return Condition(DEGRADED, yes, "PoolDegraded", pool.message)
-    return Condition(DEGRADED, ConditionStatus.FALSE, "AsExpected", "the spec can be carried out")
+        return Condition(DEGRADED, yes, DegradedReason.POOL_DEGRADED, pool.message)
+    return Condition(DEGRADED, ConditionStatus.FALSE, DegradedReason.AS_EXPECTED, "the spec can be carried out")
 
 
 def suffix(message: str) -> str:

@@ -1,0 +1,183 @@
+"""Every condition, every reason that it can have, and every Event, each with what it means.
+
+`decide` takes its words from here, docs/api.md is made of it, and a test sees to it that no reason is said that does
+not stand here. A reason is part of the API: people write alerts by it.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from flexpert_operator.api.conditions import (
+    DEGRADED,
+    HEAD_PERSISTENT,
+    MODEL_LOADED,
+    PROGRESSING,
+    READY,
+    REBALANCING,
+)
+from flexpert_operator.api.words import Reason as LookReason
+
+
+class Documented(StrEnum):
+    """A word with its meaning."""
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str) -> "Documented":
+        """A member that knows what it means."""
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.meaning = meaning
+        return member
+
+
+class ReadyReason(Documented):
+    """Whether a request that comes now is answered."""
+
+    SERVING = "Serving", "Requests are answered."
+    CONTROLLER_UNREACHABLE = (
+        "ControllerUnreachable",
+        "The pool controller does not answer the operator. Unknown where the model was served before, since engines "
+        "and workers go on without it; False before that.",
+    )
+    IDLE = "Idle", "`spec.experts.workers` is 0; requests wait until there are workers."
+    WAITING_FOR_PLACEMENT = "WaitingForPlacement", "No expert is placed yet."
+    EXPERTS_LOST = "ExpertsLost", "Experts have no live replica; requests wait while they are placed anew."
+    WAITING_FOR_ENGINES = "WaitingForEngines", "No engine takes requests."
+    WAITING_FOR_INGRESS = "WaitingForIngress", "No ingress pod is ready."
+
+
+class ProgressingReason(Documented):
+    """Whether something is under way to bring about what the spec asks for."""
+
+    SETTLED = "Settled", "Nothing is under way."
+    WAITING_FOR_CONTROLLER = "WaitingForController", "The head or its pool controller is not up yet."
+    INSPECTING_MODEL = "InspectingModel", "The checkpoint is being looked at."
+    PROVISIONING = "Provisioning", "Pods of expert workers are waited for."
+    PREPARING = "Preparing", "Experts are copied and warmed up where the next routing table will have them."
+    COMMITTING = "Committing", "The next routing table is being published."
+    RETIRING = "Retiring", "Copies that the routing table names no longer are freed."
+    DRAINING = "Draining", "Workers that are to go lose their experts."
+    DEPROVISIONING = "Deprovisioning", "Pods that hold nothing any more are taken away."
+    WAITING_FOR_ENGINES = "WaitingForEngines", "Fewer or more engines are ready than the spec asks for."
+    WAITING_FOR_PLACEMENT = "WaitingForPlacement", "A placement is being computed, or about to be sent."
+    WAITING_FOR_INGRESS = "WaitingForIngress", "No ingress pod is ready."
+    REPLENISHING = "Replenishing", "Standby workers are being started; serving does not wait for them."
+
+
+class DegradedReason(Documented):
+    """Whether the spec cannot be carried out, or the pool is less than it says; what runs goes on."""
+
+    AS_EXPECTED = "AsExpected", "Nothing is wrong."
+    UNSUPPORTED_SOURCE = "UnsupportedSource", "This version does not serve from such a source."
+    MODEL_NOT_FOUND = "ModelNotFound", "There is no checkpoint where `spec.model.source` says."
+    MODEL_REFUSED = "ModelRefused", "The checkpoint cannot be served; the message says why."
+    MODEL_CHANGE_UNSUPPORTED = (
+        "ModelChangeUnsupported",
+        "`spec.model` was changed while the model is served. The old one goes on being served: set it back, or make "
+        "another MoEDeployment.",
+    )
+    EXPERTS_DO_NOT_FIT = (
+        "ExpertsDoNotFit",
+        "The experts do not fit into the workers' memory; the message says which size would do.",
+    )
+    PROVISION_FAILED = (
+        "ProvisionFailed",
+        "Pods did not come within the deadline. The old size is restored, and it is tried again later.",
+    )
+    PLAN_REFUSED = "PlanRefused", "The pool controller cannot carry the placement out; the message says why."
+    RECONFIGURATION_FAILED = "ReconfigurationFailed", "The last reconfiguration came to nothing and is tried again."
+    POOL_DEGRADED = "PoolDegraded", "The pool controller says that something is wrong; the message has its words."
+    REQUESTS_EXCEED_LIMITS = (
+        "RequestsExceedLimits",
+        "A container requests more of a resource than its limit; the message names the field. What runs is left.",
+    )
+    CHILD_REFUSED = (
+        "ChildRefused",
+        "The API server refused an object that the spec asks for (a RayCluster, a Deployment, a budget); the message "
+        "names the field. What runs is left as it is.",
+    )
+
+
+class LoadedReason(Documented):
+    """Whether the model of the spec is in the engines and the expert workers."""
+
+    LOADED = "Loaded", "Every expert has a live replica and an engine is ready."
+    CONTROLLER_UNREACHABLE = "ControllerUnreachable", "The pool controller does not answer, so nobody knows."
+    INSPECTING_MODEL = "InspectingModel", "The checkpoint is being looked at."
+    IDLE = "Idle", "`spec.experts.workers` is 0: no expert is loaded."
+    LOADING_EXPERTS = "LoadingExperts", "Expert workers are filled; the message says how far they are."
+    EXPERTS_LOST = "ExpertsLost", "Experts lost their last replica and are loaded again."
+    LOADING_ENGINES = "LoadingEngines", "Engines load the dense weights."
+
+
+class RebalancingReason(Documented):
+    """Whether experts are moved for balance, round by round."""
+
+    NOT_LOOKED_YET = "NotLookedYet", "No look was taken at the loads yet."
+
+
+class PersistentReason(Documented):
+    """Whether a head that is lost comes back with Ray's tables."""
+
+    GCS_IN_MEMORY = "GcsInMemory", "They are in the head's memory: a lost head is a lost pool."
+    GCS_IN_REDIS = "GcsInRedis", "They are in Redis."
+    GCS_ON_VOLUME = "GcsOnVolume", "They are on a volume of the head."
+
+
+LOOK_REASONS: Mapping[str, str] = {
+    LookReason.GAIN_EXCEEDS_COST: "What is gained by moving experts exceeds what the moves cost.",
+    LookReason.DISABLED: "`spec.placement.rebalance.enabled` is false.",
+    LookReason.NO_TRAFFIC: "No tokens came since the last look.",
+    LookReason.WATCHING: "The loads have not been watched for a half-life yet.",
+    LookReason.COOLING_DOWN: "Experts were moved less than `cooldownSeconds` ago.",
+    LookReason.BALANCED: "Perfect balance would not gain enough.",
+    LookReason.GAIN_TOO_SMALL: "The best placement found gains less than `minGainPercent` (or `stopGainPercent`).",
+    LookReason.UNCERTAIN: "The gain is smaller than the error of the loads.",
+    LookReason.COST_EXCEEDS_GAIN: "The moves cost more serving time than they gain.",
+    LookReason.OVER_BUDGET: "The plan needs more than `maxMoves` or `maxBytes`.",
+    LookReason.REFUSED: "The pool controller cannot carry the plan out.",
+    LookReason.INFEASIBLE: "No placement satisfies the spec.",
+}
+"""Reasons of a look at the loads, which are those of Rebalancing and of `status.placement.lastDecision`."""
+
+
+class EventReason(Documented):
+    """Events about a MoEDeployment; a reason of Degraded is told as a Warning too."""
+
+    CREATED = "Created", "The RayCluster was made."
+    SCALING = "Scaling", "A group of pods gets another size."
+    PROVISIONING = "Provisioning", "Pods of expert workers are waited for."
+    PROVISIONED = "Provisioned", "They came."
+    PROVISION_FAILED = "ProvisionFailed", "They did not come in time."
+    DEPROVISIONING = "Deprovisioning", "Pods are taken away."
+    DEPROVISIONED = "Deprovisioned", "They are gone."
+    REPLENISHING = "Replenishing", "Standby workers are being started."
+    REPLENISHED = "Replenished", "They stand by."
+    READY = "Ready", "Requests are answered."
+    REBALANCING = "Rebalancing", "A rebalancing begins."
+    PREPARE = "ReconfigurationPrepare", "A reconfiguration copies experts."
+    COMMIT = "ReconfigurationCommit", "It publishes the next routing table."
+    RETIRE = "ReconfigurationRetire", "It frees the old copies."
+    SUCCEEDED = "ReconfigurationSucceeded", "It is done; the message says what was moved, and how long it took."
+    ROLLED_BACK = "ReconfigurationRolledBack", "It came to nothing; the old placement stands."
+    CANCELLED = "ReconfigurationCancelled", "It was cancelled; the old placement stands."
+    FAILED = "ReconfigurationFailed", "It failed; the message says why."
+    WORKER_LOST = "WorkerLost", "A worker that served is gone; its experts are placed anew."
+    WORKER_LEAVING = "WorkerLeaving", "A pod is about to go; its experts are moved off first."
+
+
+def meanings(words: type[Documented]) -> dict[str, str]:
+    """Words and what they mean."""
+    return {str(word): word.meaning for word in words}
+
+
+CONDITIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    READY: (ReadyReason.__doc__ or "", meanings(ReadyReason)),
+    PROGRESSING: (ProgressingReason.__doc__ or "", meanings(ProgressingReason)),
+    DEGRADED: (DegradedReason.__doc__ or "", meanings(DegradedReason)),
+    MODEL_LOADED: (LoadedReason.__doc__ or "", meanings(LoadedReason)),
+    REBALANCING: (RebalancingReason.__doc__ or "", meanings(RebalancingReason) | dict(LOOK_REASONS)),
+    HEAD_PERSISTENT: (PersistentReason.__doc__ or "", meanings(PersistentReason)),
+}
+"""What each condition says, and its reasons."""
