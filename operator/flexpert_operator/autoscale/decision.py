@@ -1,0 +1,213 @@
+"""The decision of autoscaling: `(observation, state, policy) → (decision, state)`, pure.
+
+One after the other: learn from the observation (`fit`, `demand`), ask the queueing model for the cheapest pools that
+keep the objectives, raise them to floors, keep them within bounds, and go there as fast as behavior and budget allow.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from flexpert_operator.autoscale.observation import Observation, finite, is_sound
+from flexpert_operator.autoscale.policy import Behavior, Bounds, Policy
+from flexpert_operator.autoscale.queueing import Demand, Need, need
+from flexpert_operator.autoscale.schedule import floors
+from flexpert_operator.autoscale.sizes import Change, Sizes, Wish, limited, stabilised, trimmed, within_budget
+from flexpert_operator.autoscale.state import Decision, Limit, State
+
+HOT = 1.15
+"""Imbalance over what a new placement would have, from which a replica is the cure."""
+
+_Event = TypeVar("_Event", Wish, Change)
+
+REMEMBERED_S = 3600.0
+MOST_REMEMBERED = 512
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What should be, and why."""
+
+    sizes: Sizes
+    why: str
+    bottleneck: str = "experts"
+    limits: frozenset[Limit] = frozenset()
+    hot: bool = False
+    wakes: bool = False
+
+
+def decide(observation: Observation, state: State, policy: Policy) -> tuple[Decision, State]:
+    """How many engines and workers there should be from now on.
+
+    Args:
+        observation: What is seen; anything in it may be missing or absurd.
+        state: What the last decision left behind.
+        policy: What is wanted; `policy.check` has passed it.
+
+    Returns:
+        The decision, and the state for the next one.
+    """
+    at = _time(observation, state)
+    observation = replace(observation, at=at)
+    present = _present(observation, state, policy)
+    if policy.pause:
+        return Decision(present, present, "paused", limits=frozenset({Limit.PAUSED}), acts=False), replace(state, at=at)
+    state = _learnt(observation, state, policy)
+    wanted = _stale(observation, state, policy, present) or _wanted(observation, state, policy)
+    sizes, limits, state = _step(observation, state, policy, present, wanted)
+    decision = Decision(
+        sizes=sizes,
+        wanted=wanted.sizes,
+        reason=_sentence(present, sizes, wanted, limits),
+        bottleneck=wanted.bottleneck,
+        limits=limits,
+        rebalance=wanted.hot,
+        acts=not policy.dry_run,
+    )
+    change = Change(at, sizes.engines - present.engines, sizes.experts - present.experts)
+    changes = state.changes if not (change.engines or change.experts) else (*state.changes, change)
+    return decision, replace(state, at=at, sizes=sizes, changes=_lately(changes, at))
+
+
+def _time(observation: Observation, state: State) -> float:
+    """Now; a clock that went back stands still until it has caught up, one that is no number too."""
+    before = state.at
+    at = finite(observation.at, before or 0.0)
+    return at if before is None else max(at, before)
+
+
+def _present(observation: Observation, state: State, policy: Policy) -> Sizes:
+    if state.sizes is not None and not policy.dry_run:
+        return state.sizes
+    return Sizes(observation.engines.existing, observation.experts.existing)
+
+
+def _is_fresh(observation: Observation, policy: Policy) -> bool:
+    measured = observation.measured_at
+    return measured is not None and observation.at - finite(measured, -1e18, -1e18) <= policy.stale.after_s
+
+
+def _learnt(observation: Observation, state: State, policy: Policy) -> State:
+    if not _is_fresh(observation, policy) or not is_sound(observation):
+        return state if state.fresh_at is not None else replace(state, fresh_at=observation.at)
+    newer = state.traffic.at is None or (observation.measured_at or observation.at) > state.traffic.at
+    return replace(
+        state,
+        fit=state.fit.updated(observation) if newer else state.fit,
+        traffic=state.traffic.updated(observation, policy.forecast),
+        fresh_at=observation.at,
+    )
+
+
+def _stale(observation: Observation, state: State, policy: Policy, present: Sizes) -> _Wanted | None:
+    """Without fresh metrics: hold, and after a while not less than the safe floor. None when they are fresh."""
+    if _is_fresh(observation, policy) and is_sound(observation):
+        return None
+    since = observation.at - (state.fresh_at if state.fresh_at is not None else observation.at)
+    sizes, why = present, f"no fresh metrics for {since:.0f} s, so sizes are held"
+    if since >= policy.stale.safe_after_s:
+        sizes = _at_least(present, Sizes(policy.stale.engines, policy.stale.experts))
+        why = f"no fresh metrics for {since:.0f} s, so sizes are held, at the safe floor at least"
+    sizes = _bounded(_at_least(sizes, floors(policy.schedule, observation.at, observation.scale_up_s)), policy)
+    return _Wanted(sizes, why, limits=frozenset({Limit.STALE}))
+
+
+def _wanted(observation: Observation, state: State, policy: Policy) -> _Wanted:
+    """What the objectives ask for, with floors and bounds."""
+    demand = state.traffic.demand(observation, policy.forecast)
+    floor = floors(policy.schedule, observation.at, finite(observation.scale_up_s, 0.0))
+    least = Sizes(max(policy.engines.minimum, floor.engines), max(policy.experts.minimum, floor.experts))
+    if _is_idle(observation, state, policy):
+        return _Wanted(_bounded(least, policy), f"idle for {policy.idle.after_s if policy.idle else 0:.0f} s")
+    reachable = max(finite(observation.reachable_imbalance, 1.0, 1.0), 1.0)
+    found = need(state.fit.service(), demand, policy, reachable, (policy.engines.maximum, policy.experts.maximum))
+    sizes = _bounded(_at_least(Sizes(found.engines, found.experts), least), policy)
+    hot = finite(observation.imbalance, 1.0, 1.0) > HOT * reachable and sizes.experts <= observation.experts.ready
+    limits = frozenset() if found.is_enough else frozenset({_what_lacks(found, policy)})
+    wakes = observation.engines.existing == 0 or observation.experts.existing == 0
+    return _Wanted(sizes, _why(demand, found), found.bottleneck, limits, hot, wakes and not demand.is_none)
+
+
+def _is_idle(observation: Observation, state: State, policy: Policy) -> bool:
+    if policy.idle is None or observation.running > 0 or observation.queued > 0:
+        return False
+    active_at = state.traffic.active_at
+    return active_at is None or observation.at - active_at >= policy.idle.after_s
+
+
+def _step(
+    observation: Observation, state: State, policy: Policy, present: Sizes, wanted: _Wanted
+) -> tuple[Sizes, frozenset[Limit], State]:
+    """How far towards what is wanted it goes now."""
+    at = observation.at
+    state = replace(state, wishes=_lately((*state.wishes, Wish(at, wanted.sizes)), at))
+    calm = wanted.sizes
+    if not wanted.wakes:
+        calm = Sizes(
+            _calm(state, at, present.engines, policy.engines_behavior, "engines"),
+            _calm(state, at, present.experts, policy.experts_behavior, "experts"),
+        )
+    slow = Sizes(
+        _limited(state, at, present.engines, calm.engines, policy.engines_behavior, "engines"),
+        _limited(state, at, present.experts, calm.experts, policy.experts_behavior, "experts"),
+    )
+    slow = trimmed(_bounded(slow, policy), policy, wanted.bottleneck)
+    existing = Sizes(observation.engines.existing, observation.experts.existing)
+    sizes = within_budget(present, existing, slow, policy, wanted.bottleneck)
+    limits = set(wanted.limits)
+    if calm != wanted.sizes:
+        limits.add(Limit.STABILISED)
+    if slow != calm:
+        limits.add(Limit.RATE)
+    if sizes != slow:
+        limits.add(Limit.BUDGET)
+    return sizes, frozenset(limits), state
+
+
+def _calm(state: State, at: float, size: int, behavior: Behavior, pool: str) -> int:
+    """Stabilised; and what has just grown does not shrink within the window for shrinking."""
+    wished = [(one.at, int(getattr(one.sizes, pool))) for one in state.wishes]
+    found = stabilised(size, wished, at, behavior.up, behavior.down)
+    grew = any(getattr(one, pool) > 0 for one in state.changes if one.at > at - behavior.down.stabilisation_s)
+    return size if found < size and grew else found
+
+
+def _limited(state: State, at: float, size: int, wanted: int, behavior: Behavior, pool: str) -> int:
+    changed = [(one.at, int(getattr(one, pool))) for one in state.changes]
+    return limited(size, wanted, changed, at, behavior.up if wanted > size else behavior.down)
+
+
+def _lately(events: tuple[_Event, ...], at: float) -> tuple[_Event, ...]:
+    return tuple(one for one in events if one.at > at - REMEMBERED_S)[-MOST_REMEMBERED:]
+
+
+def _at_least(one: Sizes, other: Sizes) -> Sizes:
+    return Sizes(max(one.engines, other.engines), max(one.experts, other.experts))
+
+
+def _bounded(sizes: Sizes, policy: Policy) -> Sizes:
+    return Sizes(_clamped(sizes.engines, policy.engines), _clamped(sizes.experts, policy.experts))
+
+
+def _clamped(size: int, bounds: Bounds) -> int:
+    return min(max(size, bounds.minimum), bounds.maximum)
+
+
+def _what_lacks(found: Need, policy: Policy) -> Limit:
+    at_bounds = found.engines >= policy.engines.maximum and found.experts >= policy.experts.maximum
+    return Limit.BOUNDS if at_bounds or policy.devices is None else Limit.BUDGET
+
+
+def _why(demand: Demand, found: Need) -> str:
+    if demand.is_none:
+        return "nothing comes"
+    tokens = f"{demand.prompt:.0f} prompt and {demand.generated:.0f} generated tokens/s"
+    other = "" if found.is_enough else ", which is more than bounds and budget allow"
+    need_of = f"{demand.requests:.3g} requests/s ({tokens}) need {Sizes(found.engines, found.experts)}{other}"
+    return f"{need_of}; the bottleneck is the {found.bottleneck}"
+
+
+def _sentence(present: Sizes, sizes: Sizes, wanted: _Wanted, limits: frozenset[Limit]) -> str:
+    does = f"{present} stay" if sizes == present else f"from {present} to {sizes}"
+    held = "" if sizes == wanted.sizes or not limits else f" ({', '.join(sorted(limits))})"
+    hot = "; an expert is hot: a replica cures that, not a worker" if wanted.hot else ""
+    return f"{does}{held}: {wanted.why}{hot}"
