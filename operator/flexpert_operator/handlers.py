@@ -8,7 +8,6 @@ the objects: the finalizer is ours.
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +19,8 @@ from flexpert_operator.api import names
 from flexpert_operator.backoff import Backoff
 from flexpert_operator.cached import CachedKube, no_fence
 from flexpert_operator.controller import Controller
-from flexpert_operator.decide.observation import Event
-from flexpert_operator.decide.status import rfc3339
 from flexpert_operator.errors import KubeError, KubeNotFound
+from flexpert_operator.events import EventWriter
 from flexpert_operator.health import Pulse
 from flexpert_operator.informers import Informer, WatchClient
 from flexpert_operator.kube import (
@@ -34,7 +32,6 @@ from flexpert_operator.kube import (
     RAY_CLUSTERS,
     READ_TIMEOUT_S,
     SERVICES,
-    Object,
     Resource,
 )
 from flexpert_operator.metrics import Metrics
@@ -51,8 +48,6 @@ STOP_TIMEOUT_S = 1.0
 BEAT_S = 1.0
 KOPF_IDLE_S = 0.2
 """kopf keeps a task for every object that it has seen lately."""
-
-EVENTS = Resource("", "v1", "events")
 
 
 @dataclass(frozen=True)
@@ -74,6 +69,7 @@ class Parts:
 
     kube: CachedKube
     controller: Controller
+    events: EventWriter
     pulse: Pulse
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     open: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
@@ -102,13 +98,12 @@ def assemble(
     kube = CachedKube(api, watched_stores(), fence)
     around = Surroundings(scope.nodes or NodeNotices(), metrics or Metrics())
 
-    def tell(body: Object, event: Event) -> None:
-        post_event(kube, body, event)
+    events = EventWriter(kube)
 
     def make(namespace: str, name: str) -> Reconciler:
-        return Reconciler(namespace, name, kube, settings, tell, around)
+        return Reconciler(namespace, name, kube, settings, events.tell, around)
 
-    parts = Parts(kube, Controller(kube, make, settings.threads), pulse or Pulse())
+    parts = Parts(kube, Controller(kube, make, settings.threads), events, pulse or Pulse())
     return operator_registry(parts, api.configuration, scope)
 
 
@@ -132,6 +127,7 @@ def operator_registry(parts: Parts, configuration: client.Configuration, scope: 
         await parts.open.aclose()
         parts.pulse.stop()
         await asyncio.to_thread(controller.stop)
+        await asyncio.to_thread(parts.events.close)
 
     @kopf.on.login(registry=registry)
     def login(**_: Any) -> kopf.ConnectionInfo:
@@ -195,31 +191,6 @@ def watch_nodes(registry: kopf.OperatorRegistry, nodes: NodeNotices, controller:
             nodes.forget(name or "")
         elif nodes.note(body):
             controller.wake_all()
-
-
-def post_event(kube: CachedKube, body: Object, event: Event) -> None:
-    """Post an Event about an object; where that fails, it is only logged."""
-    metadata = body["metadata"]
-    now = rfc3339(time.time())
-    posted = {
-        "metadata": {"generateName": "flexpert-", "namespace": metadata["namespace"]},
-        "involvedObject": {
-            **{key: body[key] for key in ("apiVersion", "kind")},
-            **{key: metadata[key] for key in ("namespace", "name", "uid")},
-        },
-        "reason": event.reason,
-        "message": event.message[:1024],
-        "type": "Warning" if event.warning else "Normal",
-        "source": {"component": "flexpert-operator"},
-        "reportingComponent": "flexpert-operator",
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-    }
-    try:
-        kube.create(EVENTS, metadata["namespace"], posted)
-    except KubeError as failure:
-        log.warning("an Event was not posted: %s", failure)
 
 
 class Pauses:

@@ -116,6 +116,7 @@ def test_the_operator_may_do_what_it_calls_and_no_more() -> None:
     }
     for resource in (MOE_DEPLOYMENTS, RAY_CLUSTERS, DEPLOYMENTS, DISRUPTION_BUDGETS, SERVICES, PODS):
         assert (resource.group, resource.plural) in granted
+    assert granted["", "events"] == {"create", "patch"}
     assert granted["", "nodes"] == {"list", "watch"}
     assert granted["", "pods"] == {"list", "watch"}
     assert ("", "secrets") not in granted
