@@ -363,3 +363,24 @@ async def test_an_engine_that_breaks_over_a_request_is_a_server_error(
         with pytest.raises(openai.InternalServerError, match="NaN") as caught:
             await client.completions.create(model="tiny", prompt=[1], stream=True)
     assert caught.value.type == "server_error"
+
+
+async def complete_for_ever(client: openai.AsyncOpenAI) -> None:
+    while True:
+        await client.completions.create(model="tiny", prompt=[1], max_tokens=1)
+
+
+async def test_draining_lets_open_answers_end(
+    pool: FakePool, start_engine: Start, start_ingress: Start, tokenizer: Tokenizer
+) -> None:
+    pool.set_engines({"a": start_engine(delay_s=0.005).endpoint})
+    async with start_ingress(drain_grace_s=60.0) as ingress, client_of(ingress) as client:
+        stream = await client.completions.create(model="tiny", prompt=[1, 2], max_tokens=80, seed=3, stream=True)
+        chunks = aiter(stream)
+        text = (await anext(chunks)).choices[0].text
+        stopping = asyncio.create_task(ingress.stop())
+        with pytest.raises(openai.APIConnectionError):
+            await complete_for_ever(client)
+        text += "".join([chunk.choices[0].text async for chunk in chunks])
+        await stopping
+    assert text == said(tokenizer, [1, 2], 3, 80)

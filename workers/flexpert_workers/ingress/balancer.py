@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 
 from flexpert_workers.errors import FlexpertError, InvalidRequest
-from flexpert_workers.ingress.fleet import Event, Fleet, Lost
+from flexpert_workers.ingress.fleet import Fleet
+from flexpert_workers.ingress.member import Attempt, Event, Lost
 from flexpert_workers.ingress.streams import Delta, Stream, TokenGap, merge
 from flexpert_workers.messages.generation import Finish, Rejected
 
@@ -67,9 +68,7 @@ class Balancer:
         num_attempts = num_losses = 0
         waiting_since = self._clock()
         while stream.finish is None:
-            wait_s = max(0.0, waiting_since + self._engine_wait_s - self._clock())
-            resumed = num_attempts > 0 or bool(stream.output_ids)
-            attempt = await self._fleet.submit(stream.submission, wait_s=wait_s, resumed=resumed)
+            attempt = await self._submit(stream, waiting_since, resumed=num_attempts > 0 or bool(stream.output_ids))
             num_attempts += 1
             outcome = Outcome.RUNNING
             try:
@@ -90,6 +89,17 @@ class Balancer:
                 self.num_resubmissions += 1
             if num_losses >= MAX_LOSSES_WITHOUT_PROGRESS:
                 raise RequestBroke(f"{num_losses} engines in a row were lost while they ran this request")
+
+    async def _submit(self, stream: Stream, waiting_since: float, *, resumed: bool) -> Attempt:
+        wait_s = max(0.0, waiting_since + self._engine_wait_s - self._clock())
+        patience_s = stream.caller.patience_s
+        return await self._fleet.submit(
+            stream.submission,
+            wait_s=wait_s if patience_s is None else min(wait_s, patience_s),
+            resumed=resumed,
+            client=stream.caller.client,
+            tokens=(*stream.request.prompt_ids, *stream.output_ids),
+        )
 
 
 def read(stream: Stream, events: Iterable[Event]) -> Step:

@@ -32,7 +32,7 @@ class IngressConfig(msgspec.Struct, frozen=True, kw_only=True):
     grpc_port: int = 0
     http_port: int = 0
     max_streams: int = 1024
-    max_waiting: int = 256
+    max_waiting: int = 1024
     engine_wait_s: float = 60.0
     hang_timeout_s: float = 60.0
     drain_grace_s: float = 25.0

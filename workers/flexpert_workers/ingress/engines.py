@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from flexpert_proto import names, pool_pb2, pool_pb2_grpc
-from flexpert_workers.ingress.fleet import EngineFacts
+from flexpert_workers.ingress.member import EngineFacts
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,14 @@ def engine_facts(engines: pool_pb2.EngineList) -> list[EngineFacts]:
 
     One that the controller has given up is left out; the fleet uses it only while it has no other.
     """
+    token_bytes = engines.info.kv_bytes_per_token
     return [
         EngineFacts(
             id=engine.id,
             endpoint=engine.endpoint,
             ready=engine.state == pool_pb2.Engine.READY,
             load=engine.running + engine.waiting,
+            cache_tokens=engine.kv_bytes // token_bytes if token_bytes and engine.kv_bytes else None,
         )
         for engine in engines.engines
         if engine.endpoint and engine.state != pool_pb2.Engine.LOST

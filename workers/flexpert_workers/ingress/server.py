@@ -54,12 +54,7 @@ class Ingress:
         self._context = zmq.asyncio.Context()
         self._models = ModelHolder()
         self._admission = Admission(config.max_streams, time.monotonic)
-        self._fleet = Fleet(
-            self._connect,
-            time.monotonic,
-            max_waiting=config.max_waiting,
-            retry_after_s=self._admission.retry_after_s,
-        )
+        self._fleet = Fleet(self._connect, time.monotonic, max_waiting=config.max_waiting)
         self._balancer = Balancer(self._fleet, time.monotonic, engine_wait_s=config.engine_wait_s)
         self._intake = Intake(self._models, self._balancer, self._admission, engine_wait_s=config.engine_wait_s)
         self._health = health_aio.HealthServicer()
@@ -117,6 +112,7 @@ class Ingress:
             "flexpert_ingress_resubmissions_total": self._balancer.num_resubmissions,
             "flexpert_ingress_streams": self._admission.num_open,
             "flexpert_ingress_waiting": self._fleet.num_waiting,
+            "flexpert_ingress_predicted_wait_seconds": self._fleet.wait_s() or 0.0,
             "flexpert_ingress_engines": self._fleet.num_up,
             **{f'flexpert_ingress_ended_total{{how="{how}"}}': count for how, count in counts.ended.items()},
         }
