@@ -65,7 +65,7 @@ class Bounds:
         layers, experts, workers = self._instance.shape
         if experts > MOST_EXPERTS or (self._instance.fewest > 1).any():
             return None
-        most = min(self.spare, workers - 1) if self._alike and int(self._instance.most.max(initial=1)) > 1 else 0
+        most = min(self._spare_of(0), workers - 1) if self._alike and int(self._instance.most.max(initial=1)) > 1 else 0
         fitting = (m for m in range(most, -1, -1) if layers * work(experts, workers, m, self._alike) <= MOST_WORK)
         return next(fitting, None)
 
@@ -90,9 +90,14 @@ class Bounds:
         lacking = np.maximum(self._instance.fewest, 1) - self._instance.current.sum(axis=2)
         return np.asarray(np.maximum(lacking, 0).sum(axis=1))
 
+    def _spare_of(self, layer: int) -> int:
+        """Replicas beyond the fewest that the slots of a layer have room for."""
+        needed = int(np.maximum(self._instance.fewest[layer], 1).sum())
+        return min(self.spare, max(0, int(self._instance.layer_slots.sum()) - needed))
+
     def _trail(self, layer: int) -> list[float]:
-        trail = layer_bounds(self._instance, layer, self.spare)
-        slots = np.minimum(self._instance.slots, self._instance.shape[1])
+        trail = layer_bounds(self._instance, layer, self._spare_of(layer))
+        slots = self._instance.layer_slots
         exact = self.best_groups(layer, np.full_like(slots, slots.max()) if self._alike else slots)
         if exact is None or self.exact_merges is None:
             return trail

@@ -14,7 +14,7 @@ from flexpert_placement.evaluate import move_prices
 from flexpert_placement.groups import Partition, arrange, partition
 from flexpert_placement.instance import Bools, Instance, Ints
 from flexpert_placement.layer import Layer, layer_of
-from flexpert_placement.memory import fair_slots, fit_together, share_by_gain
+from flexpert_placement.memory import fair_slots, fit_together, most_kept, share_by_gain
 from flexpert_placement.packing import packed
 from flexpert_placement.shares import share_out
 from flexpert_placement.timing import Timer
@@ -33,6 +33,12 @@ LONGEST_TURN = 2.0
 
 WORTH_ALL = 1e-3
 """What packing, which uses all slots, must be better than groups, as a fraction: groups take no replica in vain."""
+
+NAMING_S = 2.0
+"""Wall time of the program that names clusters, at most."""
+
+NAMING_PART = 0.1
+"""The same as a part of the time left."""
 
 UNBEARABLE = 1e6
 """Times its makespan: what a packed layer without other groups counts as when it does not get its replicas."""
@@ -69,7 +75,7 @@ def from_nothing(instance: Instance, known: Bounds, timer: Timer) -> list[Bools]
         return None
     drafts = _Drafts(instance, known, timer)
     alike = bool(np.ptp(instance.speeds) == 0 and np.ptp(instance.slots) == 0)
-    shared = drafts.sharing_memory() if alike else None
+    shared = drafts.sharing_memory() if alike and instance.problem.slots_per_layer is None else None
     return shared if shared is not None else drafts.by_parts()
 
 
@@ -115,7 +121,12 @@ class _Drafts:
     def __init__(self, instance: Instance, known: Bounds, timer: Timer) -> None:
         self._instance, self._known, self._timer = instance, known, timer
         self._layers = _layers(instance)
-        self._fair: Ints = fair_slots(instance.slots, instance.shape[0])
+        fixed = instance.problem.slots_per_layer is not None
+        self._fair: Ints = (
+            np.tile(instance.layer_slots, (instance.shape[0], 1))
+            if fixed
+            else fair_slots(instance.slots, instance.shape[0])
+        )
         self._packed = [self._pack(number) for number in range(instance.shape[0])]
 
     def sharing_memory(self) -> list[Bools] | None:
@@ -142,7 +153,25 @@ class _Drafts:
     def _together(self, drafts: list[_Draft], layers: list[Layer], spare: list[int]) -> list[Bools] | None:
         held = [draft.held(layer, extra) for draft, layer, extra in zip(drafts, layers, spare, strict=True)]
         found = [one for one in held if one is not None]
-        return fit_together(found, self._instance) if len(found) == len(layers) else None
+        return self._named(found) if len(found) == len(layers) else None
+
+    def _named(self, held: list[Bools]) -> list[Bools] | None:
+        """Workers change places until memory fits, as near to what is there as can be."""
+        instance = self._instance
+        fitted = fit_together(held, instance)
+        if fitted is not None:
+            kept = int((np.stack(fitted) & instance.current).sum())
+            if not instance.current.any() or kept >= most_kept(held, instance):
+                return fitted
+        from flexpert_placement.models.clusters import clusters_to_workers, fits_clusters
+
+        limit = min(NAMING_S, self._timer.seconds_left() * NAMING_PART)
+        if not fits_clusters(instance) or self._timer():
+            return fitted
+        named = clusters_to_workers(held, instance, limit, self._timer)[0]
+        if named is None or fitted is None:
+            return named if fitted is None else fitted
+        return max((fitted, named), key=lambda one: int((np.stack(one) & instance.current).sum()))
 
     def _fairly(self, number: int) -> Layer:
         layer = self._layers[number]

@@ -32,6 +32,7 @@ def check(instance: Instance) -> None:
     _check_replicas(instance)
     _check_domains(instance)
     _check_pins(instance)
+    _check_layer_slots(instance)
     _check_memory(instance)
     _check_distinct(instance)
     _check_budget(instance)
@@ -105,20 +106,60 @@ def _check_memory(instance: Instance) -> None:
     )
 
 
+def _check_layer_slots(instance: Instance) -> None:
+    """Where every layer has its own slots, each worker has memory for them, and they are enough for the layer."""
+    slots, size = instance.problem.slots_per_layer, instance.problem.expert_bytes
+    if slots is None:
+        return
+    layers = instance.shape[0]
+    for worker in instance.problem.workers:
+        if worker.memory_bytes < slots * layers * size:
+            raise InfeasiblePlacement(
+                f"{slots} slots in each of {layers} layers take {slots * layers * size} bytes and worker {worker.id} "
+                f"has {worker.memory_bytes}: give it {slots * layers * size - worker.memory_bytes} bytes more or take "
+                f"{worker.memory_bytes // (layers * size)} slots a layer"
+            )
+    needed, room = required(instance).sum(axis=1), int(instance.layer_slots.sum())
+    if int(needed.max(initial=0)) > room:
+        layer = int(np.argmax(needed))
+        least = -(-int(needed[layer]) // len(instance.slots))
+        raise InfeasiblePlacement(
+            f"layer {layer} needs {int(needed[layer])} replicas and {slots} slots a layer on {len(instance.slots)} "
+            f"workers hold {room}: give at least {least} slots a layer, or more workers"
+        )
+    pins = instance.pinned.sum(axis=1)
+    if (pins > instance.layer_slots).any():
+        layer, at = (int(value) for value in np.argwhere(pins > instance.layer_slots)[0])
+        raise InfeasiblePlacement(
+            f"{int(pins[layer, at])} experts of layer {layer} are pinned to worker {instance.problem.workers[at].id}, "
+            f"which has {slots} slots for a layer: take {int(pins[layer, at] - instance.layer_slots[at])} pins away"
+        )
+
+
 def _check_distinct(instance: Instance) -> None:
+    """Checks `_check_spread` for all layers together, or for each where it has slots of its own."""
+    wanted = required(instance)
+    if instance.problem.slots_per_layer is None:
+        _check_spread(instance, wanted.ravel(), instance.slots)
+        return
+    for row in wanted:
+        _check_spread(instance, row, instance.layer_slots)
+
+
+def _check_spread(instance: Instance, needed: Ints, slots: Ints) -> None:
     """Every set of k experts needs its replicas on different workers, and in different failure domains (Gale, Ryser).
 
     k experts find at most min(slots, k) places on a worker, and Σ min(slots of its workers, k · most of one expert
     there) in a failure domain, where an expert with r replicas in D domains at least has at most r - D + 1 of them.
     """
-    wanted = np.sort(required(instance).ravel())[::-1]
+    wanted = np.sort(needed)[::-1]
     counts = np.arange(1, len(wanted) + 1)
     needs = np.cumsum(wanted)
-    places = np.minimum(instance.slots[None, :], counts[:, None]).sum(axis=1)
+    places = np.minimum(slots[None, :], counts[:, None]).sum(axis=1)
     domains = np.unique(instance.domains)
     apart = instance.problem.min_failure_domains
     together = np.maximum(wanted - apart + 1, 1)
-    of_domain = np.array([instance.slots[instance.domains == domain].sum() for domain in domains])
+    of_domain = np.array([slots[instance.domains == domain].sum() for domain in domains])
     domain_places = np.minimum(of_domain[None, :], np.cumsum(together)[:, None]).sum(axis=1)
     for available, what in ((places, "workers"), (domain_places, "failure domains")):
         short = np.flatnonzero(available < needs)

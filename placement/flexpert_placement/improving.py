@@ -43,7 +43,7 @@ def improve_layers(
     for number in _most_to_gain_first(instance, layers):
         held = layers[number]
         before = held.sum(axis=0)
-        layer = rows[number] = rows[number].with_slots(np.minimum(before + room, instance.shape[1]))
+        layer = rows[number] = rows[number].with_slots(np.minimum(before + room, instance.layer_slots))
         limits = Limits(
             steps=MOST_STEPS,
             moves=_most_moves(instance, layer, held),

@@ -19,9 +19,11 @@ class Instance:
     """A problem as arrays; L layers, E experts a layer, W workers.
 
     Attributes:
-        loads: [L, E], positive somewhere in every layer (ones where a layer's loads are unknown).
+        loads: [L, E], positive somewhere in every layer (ones where a layer's loads are unknown); with the problem's
+            caution, see `cautious`.
         speeds: [W].
         slots: [W] replicas that each worker holds at most, all layers together.
+        layer_slots: [W] replicas of any one layer that each worker holds at most.
         current: [L, E, W] what is resident.
         fewest: [L, E] replicas at least.
         most: [L, E] replicas at most.
@@ -35,6 +37,7 @@ class Instance:
     loads: Floats
     speeds: Floats
     slots: Ints
+    layer_slots: Ints
     current: Bools
     fewest: Ints
     most: Ints
@@ -92,6 +95,8 @@ def instance_of(problem: PlacementProblem) -> Instance:
     """A problem as arrays; nothing is checked (see `feasibility`)."""
     loads = np.array(problem.loads, dtype=np.float64).reshape(len(problem.loads), -1)
     loads[loads.sum(axis=1) <= 0] = 1.0
+    if problem.caution and problem.traffic.deviation is not None:
+        loads = cautious(loads, problem.traffic.deviation, problem.caution)
     num_workers = len(problem.workers)
     most = min(problem.max_replicas or num_workers, num_workers)
     fewest_of = np.full(loads.shape, problem.min_replicas, dtype=np.int64)
@@ -99,11 +104,15 @@ def instance_of(problem: PlacementProblem) -> Instance:
     for (layer, index), (low, high) in problem.replica_bounds.items():
         fewest_of[layer, index], most_of[layer, index] = low, min(high, num_workers)
     workers = problem.workers
+    slots = np.array([worker.memory_bytes // problem.expert_bytes for worker in workers], dtype=np.int64)
+    if problem.slots_per_layer is not None:
+        slots = np.minimum(slots, problem.slots_per_layer * len(loads))
     return Instance(
         problem=problem,
         loads=loads,
         speeds=np.array([worker.speed for worker in workers], dtype=np.float64),
-        slots=np.array([worker.memory_bytes // problem.expert_bytes for worker in workers], dtype=np.int64),
+        slots=slots,
+        layer_slots=np.minimum(slots, min(problem.slots_per_layer or loads.shape[1], loads.shape[1])),
         current=~np.isnan(dense_of(problem.current, problem).shares),
         fewest=fewest_of,
         most=most_of,
@@ -114,6 +123,22 @@ def instance_of(problem: PlacementProblem) -> Instance:
         nodes=_numbers([worker.node for worker in workers]),
         zones=_numbers([worker.zone for worker in workers], apart=False),
     )
+
+
+def cautious(loads: Floats, deviation: Floats, caution: float) -> Floats:
+    """Loads as they are in a bad interval: mean + caution · standard deviation, in the total of each layer's mean.
+
+    The standard deviation of what a worker serves is at most the sum of its parts', however they go together, so that
+    Σ_e share · (mean + k · deviation) is at least mean + k · deviation of its load. That is exceeded with probability
+    1 / (1 + k²) at most (Cantelli).
+
+    Args:
+        loads: [layers, experts] means, positive somewhere in every layer.
+        deviation: [layers, experts].
+        caution: k.
+    """
+    bad = loads + caution * deviation
+    return np.asarray(bad * (loads.sum(axis=1) / bad.sum(axis=1))[:, None])
 
 
 def dense_of(placement: Mapping[ExpertId, Mapping[str, float]], problem: PlacementProblem) -> Dense:

@@ -37,6 +37,10 @@ class _Keeping:
             while self._held[layer, expert].sum() > self._instance.most[layer, expert]:
                 if not self._drop_one(int(layer), int(expert)):
                     return False
+        for layer, worker in np.argwhere(self._held.sum(axis=1) > self._instance.layer_slots):
+            while self._held[layer, :, worker].sum() > self._instance.layer_slots[worker]:
+                if not self._relieve(int(worker), int(layer)):
+                    return False
         for worker in np.flatnonzero(self._room < 0):
             while self._room[worker] < 0:
                 if not self._relieve(int(worker)):
@@ -75,9 +79,14 @@ class _Keeping:
         self._set(layer, expert, int(np.argmin(key)), False)
         return True
 
-    def _relieve(self, worker: int) -> bool:
-        """Drop what a worker holds too much: spare replicas first, then the lightest experts, which go elsewhere."""
+    def _relieve(self, worker: int, only: int | None = None) -> bool:
+        """Drop what a worker holds too much: spare replicas first, then the lightest experts, which go elsewhere.
+
+        `only`: the layer that it holds too much of, None for all together.
+        """
         free = self._held[:, :, worker] & ~self._instance.pinned[:, :, worker]
+        if only is not None:
+            free[np.arange(len(free)) != only] = False
         if not free.any():
             return False
         spare = self._held.sum(axis=2) > self._needed
@@ -111,12 +120,14 @@ class _Keeping:
         """Where a replica goes: the idlest worker with room, or one that gives up a spare replica for it."""
         load = self._instance.loads[layer, expert] / max(int(self._needed[layer, expert]), 1)
         times = self._times[layer] + load / self._instance.speeds
-        open_ = allowed & (self._room > 0)
+        full = self._held[layer].sum(axis=0) >= self._instance.layer_slots
+        open_ = allowed & (self._room > 0) & ~full
         if open_.any():
             return int(np.argmin(np.where(open_, times, np.inf)))
         spare = (self._held.sum(axis=2) > self._needed)[:, :, None] & self._held & ~self._instance.pinned
         for worker in np.argsort(np.where(allowed, times, np.inf), kind="stable"):
-            if allowed[worker] and spare[:, :, worker].any():
-                self._relieve(int(worker))
+            only = layer if full[worker] else None
+            if allowed[worker] and (spare[:, :, worker] if only is None else spare[layer, :, worker]).any():
+                self._relieve(int(worker), only)
                 return int(worker)
         return None

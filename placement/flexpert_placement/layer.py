@@ -74,7 +74,7 @@ def layer_of(instance: Instance, number: int, slots: Ints, prices: Floats) -> La
     return Layer(
         loads=instance.loads[number],
         speeds=instance.speeds,
-        slots=np.minimum(slots, instance.shape[1]),
+        slots=np.minimum(slots, instance.layer_slots),
         fewest=instance.fewest[number],
         most=instance.most[number],
         pinned=instance.pinned[number],

@@ -87,6 +87,13 @@ def fit_together(layers: list[Bools], instance: Instance) -> list[Bools] | None:
     return [held[:, places[layer]] for layer, held in enumerate(layers)]
 
 
+def most_kept(layers: list[Bools], instance: Instance) -> int:
+    """Replicas that stay where they are, at most, if workers of one speed change places and memory is no matter."""
+    places = _nearest(layers, instance)
+    rows = (held[:, places[n]] & instance.current[n] for n, held in enumerate(layers))
+    return sum(int(row.sum()) for row in rows)
+
+
 def _nearest(layers: list[Bools], instance: Instance) -> Ints:
     speeds = instance.speeds
     return np.array([nearest_places(held, instance.current[layer], speeds) for layer, held in enumerate(layers)])

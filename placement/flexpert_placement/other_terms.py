@@ -4,6 +4,7 @@ The makespans may grow by the problem's slack. What comes back is taken only if 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,8 +14,29 @@ from flexpert_placement.instance import Dense, Instance
 Accept = Callable[[Dense], bool]
 
 
-def improve_other_terms(instance: Instance, dense: Dense, seconds_left: Callable[[], float], accept: Accept) -> Dense:
-    """A placement whose weighted terms are worth at least as much.
+SMALL_BOUND = 20_000
+"""Pairs of experts of neighbouring layers, all layers together, that transitions are bounded for; about a second."""
+
+
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """A placement whose other terms were improved.
+
+    Attributes:
+        dense: It.
+        transitions_bound: Proven lower bound of `Terms.transitions` within the makespans that the slack allows.
+        bound: Proven lower bound of the objective within the same; -inf where only its parts are bounded.
+    """
+
+    dense: Dense
+    transitions_bound: float = 0.0
+    bound: float = -np.inf
+
+
+def improve_other_terms(
+    instance: Instance, dense: Dense, seconds_left: Callable[[], float], accept: Accept
+) -> Followed:
+    """A placement whose weighted terms are worth at least as much, and what is proven of them.
 
     Args:
         instance: The problem.
@@ -27,9 +49,10 @@ def improve_other_terms(instance: Instance, dense: Dense, seconds_left: Callable
     best = dense
     if weights.fan_out + weights.cross_node + weights.cross_zone:
         best = _better(instance, best, _closer_together(instance, best, limits, seconds_left), accept)
-    if traffic.transitions is not None and len(traffic.transitions) and weights.transitions:
-        best = _better(instance, best, _fewer_transitions(instance, best, limits, seconds_left), accept)
-    return best
+    if traffic.transitions is None or not len(traffic.transitions) or not weights.transitions:
+        return Followed(best)
+    found = _fewer_transitions(instance, best, limits, seconds_left)
+    return replace(found, dense=_better(instance, best, found.dense, accept))
 
 
 def _closer_together(
@@ -48,15 +71,22 @@ def _closer_together(
 
 def _fewer_transitions(
     instance: Instance, dense: Dense, limits: np.typing.NDArray[np.float64], seconds_left: Callable[[], float]
-) -> Dense:
-    from flexpert_placement.transitions import improve_transitions
-    from flexpert_placement.transitions_model import fits_model, solve_transitions
+) -> Followed:
+    from flexpert_placement.transitions import improve_transitions, transitions_bound
+    from flexpert_placement.transitions_model import fits_model, is_complete, solve_transitions
 
+    layers, experts, _ = instance.shape
     swept = improve_transitions(instance, dense, limits, max(seconds_left() / 2, 0.0))
+    fewest, bound = 0.0, -np.inf
+    if layers * experts**2 <= SMALL_BOUND and seconds_left() > 0:
+        fewest = transitions_bound(instance, limits, instance.layer_slots)
     if not fits_model(instance) or seconds_left() <= 0:
-        return swept
-    exact = solve_transitions(instance, limits, instance.problem.solver, seconds_left() / 2).dense
-    return min((one for one in (swept, exact) if one is not None), key=lambda one: objective_of(instance, one))
+        return Followed(swept, fewest)
+    exact = solve_transitions(instance, limits, instance.problem.solver, seconds_left() / 2)
+    if is_complete(instance):
+        bound = exact.bound
+    best = min((one for one in (swept, exact.dense) if one is not None), key=lambda one: objective_of(instance, one))
+    return Followed(best, fewest, bound)
 
 
 def _better(instance: Instance, best: Dense, found: Dense, accept: Accept) -> Dense:

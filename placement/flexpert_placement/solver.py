@@ -80,10 +80,12 @@ def solve(
         layers, proven = improve_by_programs(instance, known, answer.layers, timer.seconds_left, timer)
         answer = min(answer, _answer(instance, layers), key=_objective)
         bound = max(bound, float(proven.sum()))
-    dense = improve_other_terms(
+    followed = improve_other_terms(
         instance, answer.dense, timer.seconds_left, lambda found: keeps_rules(instance, list(found.held))
     )
-    return _result(instance, known, dense, bound, timer.seconds())
+    bound += problem.weights.transitions * float(instance.even.sum()) * followed.transitions_bound
+    bound = max(bound, followed.bound) if np.isfinite(followed.bound) else bound
+    return _result(instance, known, followed.dense, bound, timer.seconds())
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +160,7 @@ def keeps_rules(instance: Instance, layers: list[Bools]) -> bool:
         (copies >= np.maximum(instance.fewest, 1)).all()
         and (copies <= instance.most).all()
         and (held.sum(axis=(0, 1)) <= instance.slots).all()
+        and (held.sum(axis=1) <= instance.layer_slots).all()
         and (held | ~instance.pinned).all()
         and (apart.sum(axis=0) >= instance.problem.min_failure_domains).all()
     )
@@ -224,6 +227,11 @@ def _notes(instance: Instance, dense: Dense) -> tuple[str, ...]:
         busiest = int(np.argmax(moves))
         notes.append(
             f"{int(moves.sum())} replicas are copied; {ids[busiest]} gets most, {int(moves[busiest]) * size} bytes"
+        )
+    if instance.problem.caution and instance.traffic.deviation is not None:
+        notes.append(
+            f"every load counts {instance.problem.caution:g} standard deviations above its mean: makespan and bound "
+            f"are those of a bad interval"
         )
     budget = instance.problem.budget
     if instance.current.any() and budget.moves is not None and int(moves.sum()) >= budget.moves:

@@ -1,4 +1,4 @@
-"""The fewest transitions of small shapes, exactly, by dynamic programming over the partitions of each layer.
+"""The best placement of small shapes by transitions, by dynamic programming over the partitions of each layer.
 
 Where workers are alike their names mean nothing: a layer's placement is a partition of its experts into as many sets
 as there are workers, and between two layers the sets may be matched in any way. So the best placement is the longest
@@ -31,13 +31,17 @@ def fits_chain(instance: Instance) -> bool:
     return partitions**2 <= MOST_MATCHINGS or (workers <= 4 and partitions <= MOST_PARTITIONS)
 
 
-def longest_chain(instance: Instance, steps: Floats, limits: Floats) -> Ints | None:
-    """[layers, experts] workers of the placement with the most stays, or None when none keeps to the limits.
+def longest_chain(instance: Instance, steps: Floats, limits: Floats, price: float = 0.0) -> Ints | None:
+    """[layers, experts] workers of the placement in which steps that stay are worth most, less what makespans cost.
 
     Args:
         instance: A problem that `fits_chain`.
-        steps: [layers - 1, experts, experts].
+        steps: [layers - 1, experts, experts] what a pair is worth that stays on its worker.
+        price: Of a unit of a layer's makespan.
         limits: [layers] time that no worker may exceed.
+
+    Returns:
+        None when no placement keeps to the limits.
     """
     layers, experts, workers = instance.shape
     sets = np.array(list(combinations(range(experts), experts // workers)))
@@ -45,13 +49,14 @@ def longest_chain(instance: Instance, steps: Floats, limits: Floats) -> Ints | N
     np.put_along_axis(member, sets, 1.0, axis=1)
     number = {tuple(members): index for index, members in enumerate(sets.tolist())}
     states = np.array([[number[part] for part in parts] for parts in _partitions(tuple(range(experts)), workers)])
-    late = (instance.loads @ member.T > (limits * instance.speeds[0])[:, None] * (1 + 1e-9))[:, states].any(axis=2)
-    value, came = np.where(late[0], -np.inf, 0.0), []
+    times = (instance.loads @ member.T / instance.speeds[0])[:, states].max(axis=2)
+    own = np.where(times > limits[:, None] * (1 + 1e-9), -np.inf, -price * times)
+    value, came = own[0], []
     for layer, flow in enumerate(steps):
         worth = _matchings(member @ flow @ member.T, states)
         total = value[:, None] + worth
         came.append(total.argmax(axis=0))
-        value = np.where(late[layer + 1], -np.inf, total.max(axis=0))
+        value = own[layer + 1] + total.max(axis=0)
     if not np.isfinite(value.max()):
         return None
     path = [int(value.argmax())]

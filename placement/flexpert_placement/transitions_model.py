@@ -12,6 +12,8 @@ import numpy as np
 import pulp
 
 from flexpert_placement.instance import Dense, Floats, Instance, Ints
+from flexpert_placement.models.runner import Found, run
+from flexpert_placement.transitions import transitions
 from flexpert_placement.transitions_chain import fits_chain, longest_chain
 from flexpert_placement.types import SolverName
 
@@ -29,11 +31,45 @@ class TransitionsSolution:
         dense: The placement, or None when none was found in time.
         transitions: Its fraction of steps that change worker.
         proven: Whether no placement is better, or, without one, whether there is none.
+        bound: Proven lower bound of what is minimised; -inf where nothing is known.
     """
 
     dense: Dense | None
     transitions: float
     proven: bool
+    bound: float = -np.inf
+
+
+@dataclass(frozen=True, eq=False)
+class _Worth:
+    """What is minimised: `most` less the `steps` [layers - 1, experts, experts] that stay, and `price` per makespan."""
+
+    steps: Floats
+    most: float
+    price: float
+
+    def value(self, instance: Instance, homes: Ints) -> float:
+        held = np.zeros(instance.shape)
+        np.put_along_axis(held, homes[..., None], 1.0, axis=2)
+        stay = float(np.einsum("leg,lej,ljg->", held[:-1], self.steps, held[1:], optimize=True))
+        times = np.einsum("leg,le->lg", held, instance.loads) / instance.speeds
+        return self.most - stay + self.price * float(times.max(axis=1).sum())
+
+
+def _worth_of(instance: Instance) -> _Worth:
+    """As `evaluate.objective_of` has it; transitions alone where the problem does not weigh them."""
+    steps, weights = instance.traffic.transitions, instance.problem.weights
+    assert steps is not None
+    most = float(instance.even.sum()) * weights.transitions if weights.transitions else 1.0
+    total = steps.sum(axis=(1, 2), keepdims=True)
+    worth = steps / np.where(total > 0, total, 1.0) * (most / len(steps))
+    return _Worth(worth, most, weights.makespan if weights.transitions else 0.0)
+
+
+def is_complete(instance: Instance) -> bool:
+    """Whether the model knows every placement there is: each layer has just the slots that its experts take."""
+    experts, layer_slots = instance.shape[1], instance.layer_slots
+    return bool(layer_slots.sum() == experts and np.ptp(layer_slots) == 0)
 
 
 def fits_model(instance: Instance) -> bool:
@@ -50,7 +86,7 @@ def solve_transitions(
     With x[l,e,g] ∈ {0,1} (expert e of layer l is on worker g) and 0 ≤ s[l,e,j,g] ≤ 1 (e of layer l and j of the next
     one are both on g):
 
-        maximise     Σ N[l,e,j] · s[l,e,j,g]
+        minimise     − Σ N[l,e,j] · s[l,e,j,g]
         once_l_e:    Σ_g x[l,e,g] = 1
         even_l_g:    Σ_e x[l,e,g] = S
         time_l_g:    Σ_e load[l,e] · x[l,e,g] ≤ speed[g] · limit[l]
@@ -61,41 +97,51 @@ def solve_transitions(
     the one before; they say more than s ≤ x does for each pair, and make the program close. Where workers are alike
     their names mean nothing, so that expert e of layer 0 may be kept to the workers 0 … e (`named`).
 
-    Where workers are alike and the partitions few, dynamic programming answers instead (`transitions_chain`).
+    Where the problem weighs transitions, its makespans count as well, so that what is minimised is the objective:
+    t[l] takes the place of limit[l], and is at most that. Where workers are alike and the partitions few, dynamic
+    programming answers instead (`transitions_chain`).
 
     Args:
         instance: A problem with transitions that `fits_model`.
         limits: [layers] time that no worker may exceed.
         solver: CBC by PuLP's binary, or HiGHS by `highspy`.
-        time_limit_s: Wall time; the solvers may take twice as long.
+        time_limit_s: Wall time.
     """
-    steps = instance.traffic.transitions
-    assert steps is not None
+    worth = _worth_of(instance)
     if fits_chain(instance):
-        homes = longest_chain(instance, steps, limits)
-        return TransitionsSolution(None, 1.0, proven=True) if homes is None else _solution(instance, homes, steps)
-    program, x = _program(instance, steps, limits)
-    program.solve(_command(solver, time_limit_s))
-    # PuLP calls a timed-out run "Optimal" in `status`; only `sol_status` tells the two apart.
-    if program.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
-        return TransitionsSolution(None, 1.0, proven=False)
+        homes = longest_chain(instance, worth.steps, limits, worth.price)
+        if homes is None:
+            return TransitionsSolution(None, 1.0, proven=True, bound=np.inf)
+        return _solution(instance, homes, True, worth.value(instance, homes))
+    program, x = _program(instance, worth, limits)
+    outcome = run(program, solver, time_limit_s)
+    bound = -np.inf if outcome.bound is None else worth.most + outcome.bound / _scale(worth)
+    if outcome.found is Found.INFEASIBLE:
+        return TransitionsSolution(None, 1.0, proven=True, bound=np.inf)
+    if not outcome.is_answer or outcome.values is None:
+        return TransitionsSolution(None, 1.0, proven=False, bound=bound)
     homes = np.zeros(instance.shape[:2], dtype=np.int64)
     for (layer, expert, worker), variable in x.items():
-        if (variable.value() or 0.0) > 0.5:
+        if outcome.values.get(variable.name, 0.0) > 0.5:
             homes[layer, expert] = worker
-    return _solution(instance, homes, steps, program.sol_status == pulp.LpSolutionOptimal)
+    return _solution(instance, homes, outcome.found is Found.OPTIMAL, bound)
 
 
-def _solution(instance: Instance, homes: Ints, steps: Floats, proven: bool = True) -> TransitionsSolution:
+def _solution(instance: Instance, homes: Ints, proven: bool, bound: float) -> TransitionsSolution:
     shares = np.full(instance.shape, np.nan)
     np.put_along_axis(shares, homes[..., None], 1.0, axis=2)
-    return TransitionsSolution(Dense(shares), _changed(Dense(shares), steps), proven)
+    return TransitionsSolution(Dense(shares), transitions(instance, Dense(shares)), proven, bound)
 
 
-def _program(instance: Instance, steps: Floats, limits: Floats) -> tuple[pulp.LpProblem, Variables]:
+def _scale(worth: _Worth) -> float:
+    """By which the program's objective is multiplied, so that solvers' tolerances do not matter."""
+    return 1000.0 / max(worth.most, 1e-300)
+
+
+def _program(instance: Instance, worth: _Worth, limits: Floats) -> tuple[pulp.LpProblem, Variables]:
     layers, experts, workers = instance.shape
     each = experts // workers
-    program = pulp.LpProblem("transitions", pulp.LpMaximize)
+    program = pulp.LpProblem("transitions", pulp.LpMinimize)
     x = {
         (layer, expert, worker): pulp.LpVariable(f"x_{layer}_{expert}_{worker}", cat=pulp.LpBinary)
         for layer, expert, worker in np.ndindex(layers, experts, workers)
@@ -104,14 +150,17 @@ def _program(instance: Instance, steps: Floats, limits: Floats) -> tuple[pulp.Lp
         place: pulp.LpVariable("s_" + "_".join(map(str, place)), 0, 1)
         for place in np.ndindex(layers - 1, experts, experts, workers)
     }
-    program += pulp.lpSum(float(steps[layer, e, j]) * s[layer, e, j, g] for layer, e, j, g in s)
+    t = [pulp.LpVariable(f"t_{layer}", 0, float(limit)) for layer, limit in enumerate(limits)]
+    scale = _scale(worth)
+    stays = [(s[layer, e, j, g], -scale * float(worth.steps[layer, e, j])) for layer, e, j, g in s]
+    program += pulp.LpAffineExpression([*stays, *((time, scale * worth.price) for time in t)])
     for layer in range(layers):
         for e in range(experts):
             program += pulp.lpSum(x[layer, e, g] for g in range(workers)) == 1, f"once_{layer}_{e}"
         for g in range(workers):
             busy = pulp.lpSum(float(instance.loads[layer, e]) * x[layer, e, g] for e in range(experts))
             program += pulp.lpSum(x[layer, e, g] for e in range(experts)) == each, f"even_{layer}_{g}"
-            program += busy <= float(instance.speeds[g] * limits[layer]), f"time_{layer}_{g}"
+            program += busy <= float(instance.speeds[g]) * t[layer], f"time_{layer}_{g}"
     for layer, e, g in np.ndindex(layers - 1, experts, workers):
         ahead = pulp.lpSum(s[layer, e, j, g] for j in range(experts))
         back = pulp.lpSum(s[layer, j, e, g] for j in range(experts))
@@ -121,15 +170,3 @@ def _program(instance: Instance, steps: Floats, limits: Floats) -> tuple[pulp.Lp
         for e, g in combinations(range(workers), 2):
             program += x[0, e, g] == 0, f"named_{e}_{g}"
     return program, x
-
-
-def _command(solver: SolverName, time_limit_s: float) -> pulp.LpSolver:
-    if solver is SolverName.HIGHS:
-        return pulp.HiGHS(msg=False, threads=1, timeLimit=time_limit_s)
-    return pulp.PULP_CBC_CMD(msg=False, threads=1, timeLimit=time_limit_s)
-
-
-def _changed(dense: Dense, steps: Floats) -> float:
-    held = dense.held.astype(np.float64)
-    stay = np.einsum("leg,lej,ljg->l", held[:-1], steps, held[1:], optimize=True)
-    return float(np.mean(1.0 - stay / steps.sum(axis=(1, 2))))

@@ -119,7 +119,11 @@ class PlacementProblem:
         replica_bounds: (fewest, most) copies of single experts, in place of the two above.
         min_failure_domains: Different failure domains that an expert's replicas must lie in.
         pinned: Workers that must hold an expert.
+        slots_per_layer: Slots that every worker has for every layer, as SGLang and vLLM lay out memory; None is
+            memory that all layers share.
         traffic: What else is known of the tokens.
+        caution: Standard deviations (`traffic.deviation`) that every load counts above its mean: workers are balanced
+            by what they have to serve in a bad interval.
         makespan_slack: How much of the makespan, as a fraction, may be given up for the other terms.
         time_limit_s: Wall time the solver may take altogether.
         seed: Of all that is drawn; the same problem and seed give the same answer where time does not run out.
@@ -134,7 +138,9 @@ class PlacementProblem:
     replica_bounds: Mapping[ExpertId, tuple[int, int]] = field(default_factory=dict)
     min_failure_domains: int = 1
     pinned: Mapping[ExpertId, frozenset[str]] = field(default_factory=dict)
+    slots_per_layer: int | None = None
     traffic: Traffic = field(default_factory=Traffic)
+    caution: float = 0.0
     weights: Weights = Weights()
     makespan_slack: float = 0.0
     budget: Budget = Budget()
@@ -195,7 +201,7 @@ class PlacementResult:
 
     Attributes:
         objective: Sum over layers of the makespan and the prices of the other terms, in units of load / speed.
-        bound: Proven lower bound of `objective`.
+        bound: Proven lower bound of `objective`; with transitions, among the placements within `makespan_slack`.
         makespan: Sum over layers of the makespan alone.
         makespan_bound: Proven lower bound of `makespan`.
         imbalance: Mean over layers of busiest / average worker time (1.0 is balanced).

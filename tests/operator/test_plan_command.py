@@ -206,11 +206,8 @@ def test_without_matplotlib_a_png_is_refused_before_anything_is_solved(monkeypat
         (("--trace", "TRACE", "--workers", "4", "--memory-per-worker", "1Gi"), "give --expert-bytes"),
         (("--trace", "TRACE", "--workers", "4", "--objective", "cross-node"), "--nodes N"),
         (("--trace", "TRACE", "--workers", "4", "--heat-map", "map.pdf"), ".svg or .png"),
+        (("--trace", "TRACE", "--workers", "4", "--caution", "-1"), "K at least 0"),
         (("--trace", "TRACE", "--workers", "4", "--format", "sglang", "-o", "map.txt"), "ends in .json"),
-        (
-            ("--trace", "TRACE", "--workers", "4", "--format", "vllm", "--objective", "transitions"),
-            "each layer by itself",
-        ),
         (("--trace", "TRACE", "--workers", "4", "--from-placement", "absent.json"), "--from-placement absent.json"),
         (("--trace", "TRACE", "--workers", "4", "--from-placement", "TRACE"), "--from-placement"),
     ],

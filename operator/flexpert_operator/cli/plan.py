@@ -75,6 +75,9 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is wanted of the answer")
     group.add_argument("--objective", choices=sorted(OBJECTIVES), default="makespan")
     group.add_argument("--slack", type=float, metavar="PERCENT", help="of the makespan that other objectives may cost")
+    group.add_argument(
+        "--caution", type=float, default=0.0, metavar="K", help="standard deviations a load counts above its mean"
+    )
     group.add_argument("--solver", choices=[str(name) for name in SolverName], default=str(SolverName.CBC))
     group.add_argument("--time-limit", type=float, default=10.0, metavar="SECONDS")
     group.add_argument("--seed", type=int, default=0)
@@ -118,10 +121,6 @@ def _solved(options: argparse.Namespace, question: Question) -> PlacementResult:
 
 
 def _slots(options: argparse.Namespace, question: Question) -> int:
-    if options.objective == "transitions":
-        raise CliError(
-            f"--format {options.format} places each layer by itself, so --objective transitions cannot be honoured"
-        )
     if question.slots is None:
         raise CliError(f"--format {options.format} needs workers of one size: its devices have equally many slots")
     return question.slots

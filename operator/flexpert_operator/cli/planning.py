@@ -82,7 +82,8 @@ def question_of(options: argparse.Namespace, trace: RoutingTrace | None, pool: P
         workers=workers,
         current=current,
         min_replicas=options.min_replicas or 1,
-        traffic=trace.traffic() if trace is not None and options.objective != "makespan" else Traffic(),
+        traffic=_traffic(options, trace),
+        caution=options.caution,
         weights=weights,
         makespan_slack=slack if options.slack is None else options.slack / 100,
         budget=Budget(moves=options.budget_moves, bytes=options.budget_bytes),
@@ -107,6 +108,14 @@ def read_trace(path: str | None, num_experts: int | None) -> RoutingTrace | None
         return load_trace(path, num_experts)
     except InvalidTrace as error:
         raise CliError(str(error)) from error
+
+
+def _traffic(options: argparse.Namespace, trace: RoutingTrace | None) -> Traffic:
+    if options.caution < 0 or (options.caution and trace is None):
+        raise CliError("--caution K needs to know how loads vary: give --trace FILE, and K at least 0")
+    if trace is None or options.objective == "makespan":
+        return Traffic(deviation=trace.deviation()) if trace is not None and options.caution else Traffic()
+    return trace.traffic()
 
 
 def contiguous_placement(problem: PlacementProblem) -> Placement:

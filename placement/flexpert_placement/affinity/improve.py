@@ -128,7 +128,8 @@ class _Work:
 
     def wide_caps(self) -> Ints:
         """[workers] replicas of any one layer in the first pass."""
-        return np.ceil(UNEVEN * self._instance.slots / len(self._limits)).astype(np.int64)
+        fair = self._instance.slots / len(self._limits)
+        return np.minimum(np.ceil(UNEVEN * fair).astype(np.int64), self._instance.layer_slots)
 
     def searched(self, start: _Draft, caps: Ints | None, out_of_time: Callable[[], bool]) -> _Draft:
         """Every layer searched; within `caps` a layer, or, without, within the slots that all layers share."""
@@ -139,7 +140,7 @@ class _Work:
                 break
             here = draft.held[layer].sum(axis=0)
             free = np.maximum(instance.slots - draft.used(), 0) if caps is None else np.maximum(caps - here, 0)
-            room = self.room(draft, layer, here + free)
+            room = self.room(draft, layer, np.minimum(here + free, instance.layer_slots))
             state = self.state(draft, layer)
             search(state, room, rng, STEPS, PATIENCE if caps is not None else SECOND_PATIENCE, out_of_time)
             if caps is None:

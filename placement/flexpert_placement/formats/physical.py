@@ -1,8 +1,8 @@
 """Placements for engines whose devices all have the same number of slots in every layer, as SGLang and vLLM do.
 
 There every slot holds an expert, and an expert's tokens go to all of its replicas alike, whatever shares a solver found
-best. So each layer is solved by itself, free slots are filled with further replicas, and the result is judged, and
-improved by exchanging replicas, under equal shares. `sglang` and `vllm` write what comes of it.
+best. So the solver keeps to `slots_per_layer`, free slots are filled with further replicas, and the result is judged,
+and improved by exchanging replicas, under equal shares. `sglang` and `vllm` write what comes of it.
 """
 
 from dataclasses import dataclass, replace
@@ -16,9 +16,6 @@ from flexpert_placement.types import (
     Placement,
     PlacementProblem,
     PlacementResult,
-    SolveStatus,
-    Terms,
-    Traffic,
 )
 
 _EXCHANGES = 400
@@ -61,36 +58,14 @@ class PhysicalMap:
 
 
 def solve_layerwise(problem: PlacementProblem, slots: int) -> PlacementResult:
-    """Solve each layer by itself, with `slots` replicas of every layer on every worker.
+    """Solve with `slots` slots for every layer on every worker.
 
     Raises:
         InfeasiblePlacement: A layer's experts do not fit.
     """
-    workers = tuple(replace(worker, memory_bytes=slots * problem.expert_bytes) for worker in problem.workers)
-    results = [
-        solve(
-            replace(_layer_of(problem, layer), workers=workers, time_limit_s=problem.time_limit_s / len(problem.loads))
-        )
-        for layer in range(len(problem.loads))
-    ]
-    proven = all(result.status is SolveStatus.OPTIMAL for result in results)
-    return PlacementResult(
-        status=SolveStatus.OPTIMAL if proven else SolveStatus.FEASIBLE,
-        placement={
-            ExpertId(layer, expert.index): row
-            for layer, result in enumerate(results)
-            for expert, row in result.placement.items()
-        },
-        objective=sum(result.objective for result in results),
-        bound=sum(result.bound for result in results),
-        makespan=sum(result.makespan for result in results),
-        imbalance=sum(result.imbalance for result in results) / len(results),
-        solve_seconds=sum(result.solve_seconds for result in results),
-        makespan_bound=sum(result.makespan_bound for result in results),
-        terms=_mean_terms([result.terms for result in results]),
-        limiting=tuple(dict.fromkeys(worker for result in results for worker in result.limiting[:1])),
-        notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
-    )
+    memory = slots * len(problem.loads) * problem.expert_bytes
+    workers = tuple(replace(worker, memory_bytes=memory) for worker in problem.workers)
+    return solve(replace(problem, workers=workers, slots_per_layer=slots))
 
 
 def physical_map(problem: PlacementProblem, placement: Placement, slots: int) -> PhysicalMap:
@@ -119,36 +94,6 @@ def even_imbalance(loads: Floats, physical: PhysicalMap) -> float:
     used = np.where(loads.sum(axis=1, keepdims=True) > 0, loads, 1.0)
     times = np.stack([_even_times(copies, row) for copies, row in zip(physical.copies(), used, strict=True)])
     return float((times.max(axis=1) / times.mean(axis=1)).mean())
-
-
-def _layer_of(problem: PlacementProblem, layer: int) -> PlacementProblem:
-    traffic = problem.traffic
-    part = slice(layer, layer + 1)
-    return replace(
-        problem,
-        loads=problem.loads[part],
-        current={ExpertId(0, key.index): row for key, row in problem.current.items() if key.layer == layer},
-        pinned={ExpertId(0, key.index): row for key, row in problem.pinned.items() if key.layer == layer},
-        replica_bounds={
-            ExpertId(0, key.index): row for key, row in problem.replica_bounds.items() if key.layer == layer
-        },
-        traffic=Traffic(
-            deviation=None if traffic.deviation is None else traffic.deviation[part],
-            coactivation=None if traffic.coactivation is None else traffic.coactivation[part],
-            sample=None if traffic.sample is None else traffic.sample[:, part],
-        ),
-    )
-
-
-def _mean_terms(terms: list[Terms]) -> Terms:
-    count = len(terms)
-    return Terms(
-        makespan=sum(one.makespan for one in terms) / count,
-        fan_out=sum(one.fan_out for one in terms) / count,
-        cross_node=sum(one.cross_node for one in terms) / count,
-        cross_zone=sum(one.cross_zone for one in terms) / count,
-        moves=sum(one.moves for one in terms),
-    )
 
 
 def _held(problem: PlacementProblem, placement: Placement, layer: int) -> Ints:

@@ -1,4 +1,4 @@
-"""Integer programs over parts of a placement: a whole small problem, a layer, or the busiest and idlest workers.
+"""Integer programs over parts of a placement: a layer, the busiest and an idle worker, or all replicas of some experts.
 
 `solver` calls `improve_by_programs` where a gap is left, and stops as soon as it is closed or programs no longer help.
 """
@@ -10,14 +10,14 @@ import numpy as np
 
 from flexpert_placement.bounds import Bounds
 from flexpert_placement.evaluate import move_prices
-from flexpert_placement.instance import Bools, Floats, Instance
+from flexpert_placement.instance import Bools, Floats, Instance, Ints
 from flexpert_placement.models.program import Neighbourhood, is_proof, solve_exactly
 from flexpert_placement.shares import share_out
 
 MOST_FREE = 1024
 """Replicas that may be free in one program; larger ones do not beat the search in any time one would wait."""
 
-MOST_IN_VAIN = 2
+MOST_IN_VAIN = 3
 """Programs without a gain after which improvement has stalled."""
 
 PROGRAM_S = 1.5
@@ -90,8 +90,37 @@ def _neighbourhoods(instance: Instance, held: Bools, values: Floats, proven: Flo
         else:
             shared = share_out(held[layer], instance.loads[layer], instance.speeds)
             order = np.argsort(shared.loads / instance.speeds, kind="stable")
-            for idle in order[: max(1, min(3, num_workers - 1))]:
+            for number, idle in enumerate(order[: max(1, min(3, num_workers - 1))]):
                 yield _free(held, int(layer), np.array([int(order[-1]), int(idle)]))
+                if number == 0:
+                    yield replica_set(instance, held, int(layer), shared.limiting, order)
+
+
+def replica_set(instance: Instance, held: Bools, layer: int, limiting: Bools, order: Ints) -> Neighbourhood:
+    """All replicas of some experts: which of the slots that they have together, and of the free ones, each gets.
+
+    Half of them are the heaviest on the limiting workers, which are to be relieved; the rest are the lightest of the
+    idlest workers, which give up slots.
+
+    Args:
+        instance: The problem.
+        held: [L, E, W].
+        layer: The layer.
+        limiting: [W] workers whose experts are too many (`shares.Shared.limiting`).
+        order: [W] workers, the idlest first.
+    """
+    most = max(2, MOST_FREE // held.shape[2])
+    loads = instance.loads[layer]
+    burden = np.flatnonzero(held[layer][:, limiting].any(axis=1))
+    chosen = list(burden[np.argsort(-loads[burden], kind="stable")][: most // 2])
+    for worker in order:
+        if limiting[worker] or len(chosen) >= most:
+            continue
+        mine = np.setdiff1d(np.flatnonzero(held[layer][:, worker]), chosen)
+        chosen += list(mine[np.argsort(loads[mine], kind="stable")][: most - len(chosen)])
+    free = np.zeros_like(held)
+    free[layer, chosen] = True
+    return Neighbourhood(held, free)
 
 
 def _free(held: Bools, layer: int, workers: np.typing.NDArray[np.int64]) -> Neighbourhood:
@@ -107,5 +136,5 @@ def _is_alone(instance: Instance, held: Bools, around: Neighbourhood) -> bool:
         return instance.shape[0] == 1 and bool(around.free.all())
     layer = around.layers[0]
     others = held.sum(axis=(0, 1)) - held[layer].sum(axis=0)
-    roomy = (instance.slots - others >= instance.shape[1]).all() or instance.shape[0] == 1
+    roomy = (instance.slots - others >= instance.layer_slots).all() or instance.shape[0] == 1
     return bool(around.free[layer].all() and roomy)

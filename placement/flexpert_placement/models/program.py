@@ -47,6 +47,7 @@ def build(instance: Instance, around: Neighbourhood, least: Floats) -> tuple[pul
         held_l_e_w:    y[l,e,w] ≤ load[l,e] · x[l,e,w]
         busy_l_w:      Σ_e y[l,e,w] ≤ speed[w] · t[l]
         memory_w:      Σ_l,e x[l,e,w] ≤ slots[w], all layers together
+        slots_l_w:     Σ_e x[l,e,w] ≤ slots_per_layer, where the problem has it
         fewest_l_e:    Σ_w x[l,e,w] ≥ fewest[l,e]
         most_l_e:      Σ_w x[l,e,w] ≤ most[l,e]
         domain_l_e_d:  z[l,e,d] ≤ Σ_{w in d} x[l,e,w]
@@ -176,6 +177,18 @@ class _Parts:
             mine = [variable for (_, _, at), variable in self.x.items() if at == w]
             if mine:
                 rows.append((f"memory_{w}", pulp.lpSum(mine) <= int(self._instance.slots[w] - fixed[w])))
+        if self._instance.problem.slots_per_layer is not None:
+            rows += [row for layer in self._layers for row in self._layer_slots(layer)]
+        return rows
+
+    def _layer_slots(self, layer: int) -> list[tuple[str, pulp.LpConstraint]]:
+        fixed = (self._around.held & ~self._around.free)[layer].sum(axis=0)
+        limits = self._instance.layer_slots - fixed
+        rows = []
+        for w in range(self._instance.shape[2]):
+            mine = [variable for (m, _, at), variable in self.x.items() if (m, at) == (layer, w)]
+            if mine:
+                rows.append((f"slots_{layer}_{w}", pulp.lpSum(mine) <= int(limits[w])))
         return rows
 
     def _moves(self) -> list[tuple[str, pulp.LpConstraint]]:
