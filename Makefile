@@ -31,13 +31,16 @@ check: $(STAMP)
 	$(BIN)/mypy
 	MYPYPATH=examples/demo $(BIN)/mypy examples/demo/*.py
 	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py
+	$(BIN)/mypy charts/readme.py
 	$(BIN)/lint-imports
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m flexpert_proto.generate --check
 	$(BIN)/python -m flexpert_operator.api.generate --check
+	$(BIN)/python charts/readme.py --check
 
 generate: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m flexpert_proto.generate
 	$(BIN)/python -m flexpert_operator.api.generate
+	$(BIN)/python charts/readme.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -57,13 +57,13 @@ class Operator:
 
 
 class World:
-    """The API, the simulated cluster, the operator, and what tests do with them."""
+    """The API, the simulated cluster, the operator (one in a thread, or whatever has `stop`), and what tests do."""
 
-    def __init__(self, kubeconfig: Path, cluster: SimulatedCluster) -> None:
+    def __init__(self, kubeconfig: Path, cluster: SimulatedCluster, operator: Any = None) -> None:
         self.kubeconfig = kubeconfig
         self.kube = Kube(api_client(kubeconfig))
         self.cluster = cluster
-        self.operator = Operator(kubeconfig)
+        self.operator: Any = operator or Operator(kubeconfig)
         self.servers: list[WSGIServer] = []
         self._pause = threading.Event()
 

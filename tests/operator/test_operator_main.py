@@ -1,4 +1,3 @@
-import re
 from pathlib import Path
 
 import pytest
@@ -8,12 +7,6 @@ from flexpert_operator import crds
 from flexpert_operator.__main__ import parser, settings_of
 from flexpert_operator.handlers import connection_info
 from flexpert_operator.kube import (
-    DEPLOYMENTS,
-    DISRUPTION_BUDGETS,
-    MOE_DEPLOYMENTS,
-    PODS,
-    RAY_CLUSTERS,
-    SERVICES,
     api_client,
 )
 from flexpert_operator.settings import GcsStore, Settings
@@ -102,22 +95,3 @@ def test_where_metrics_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not parser().parse_args(["--no-watch-nodes"]).watch_nodes
     monkeypatch.setenv(names.ENV_SERVICES, "/somewhere/services.json")
     assert parser().parse_args([]).metrics == "", "fixed ports are for clusters"
-
-
-def test_the_operator_may_do_what_it_calls_and_no_more() -> None:
-    text = (Path(crds.__file__).parents[2] / "charts/flexpert/templates/rbac.yaml").read_text()
-    objects = list(yaml.safe_load_all(re.sub(r"\{\{[^}]*\}\}", "flexpert", text)))
-    (role,) = [one for one in objects if one["kind"] == "ClusterRole"]
-    granted = {
-        (group, resource): set(rule["verbs"])
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-    }
-    for resource in (MOE_DEPLOYMENTS, RAY_CLUSTERS, DEPLOYMENTS, DISRUPTION_BUDGETS, SERVICES, PODS):
-        assert (resource.group, resource.plural) in granted
-    assert granted["", "events"] == {"create", "patch"}
-    assert granted["", "nodes"] == {"list", "watch"}
-    assert granted["", "pods"] == {"list", "watch"}
-    assert ("", "secrets") not in granted
-    assert not any("*" in verbs for verbs in granted.values())

@@ -27,7 +27,7 @@ async def _main(arguments: argparse.Namespace, token: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     tls_folder = arguments.tls_dir or arguments.token_file.resolve().parent
-    config = ServerConfig(arguments.host, arguments.port, token, arguments.state_file, tls_folder)
+    config = ServerConfig(arguments.host, arguments.port, token, state_file=arguments.state_file, tls_folder=tls_folder)
     async with serve(config) as url:
         if arguments.ready_file:
             _write_whole(arguments.ready_file, url)

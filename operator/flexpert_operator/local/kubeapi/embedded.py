@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import secrets
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from aiohttp import web
 
 from flexpert_operator.local.kubeapi import tls
 from flexpert_operator.local.kubeapi.api import Api
+from flexpert_operator.local.kubeapi.authorization import ADMINISTRATOR, Audit, User
 from flexpert_operator.local.kubeapi.kubeconfig import write_kubeconfig
 from flexpert_operator.local.kubeapi.server import application
 
@@ -29,7 +30,9 @@ class ServerConfig:
 
     Attributes:
         port: 0 is one that the system chooses.
-        token: what clients must show.
+        token: what clients show to be administrators.
+        users: who else may come, by the token that they show; they may do what roles let them.
+        audit: told of every request for a resource, on the server's thread.
         state_file: where objects survive a restart; None keeps them in memory only.
         tls_folder: where the certificate survives a restart; None makes a new one.
         history: events of each resource that a watch can start from.
@@ -38,6 +41,8 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 0
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    users: Mapping[str, User] = field(default_factory=dict)
+    audit: Audit | None = None
     state_file: Path | None = None
     tls_folder: Path | None = None
     history: int = 2048
@@ -53,7 +58,8 @@ async def serve(config: ServerConfig) -> AsyncIterator[str]:
         ValueError: the state file cannot be read.
     """
     api = Api(state_file=config.state_file, history=config.history)
-    app = application(api, config.token, bookmark_interval_s=config.bookmark_interval_s)
+    users = {**config.users, config.token: ADMINISTRATOR}
+    app = application(api, users, bookmark_interval_s=config.bookmark_interval_s, audit=config.audit)
     keep = config.tls_folder
     certificate = tls.load_or_create(keep, config.host) if keep else tls.create(config.host)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S)
@@ -99,9 +105,9 @@ class KubeApiServer:
         """What clients must show."""
         return self.config.token
 
-    def write_kubeconfig(self, path: Path | str) -> Path:
-        """Write a kubeconfig for this server; returns its path."""
-        return write_kubeconfig(path, self.url, self.token)
+    def write_kubeconfig(self, path: Path | str, token: str | None = None) -> Path:
+        """Write a kubeconfig for this server, of the user of `token` or of an administrator; returns its path."""
+        return write_kubeconfig(path, self.url, self.token if token is None else token)
 
     def start(self) -> "KubeApiServer":
         """Start serving; returns when it listens."""

@@ -6,13 +6,21 @@
 import asyncio
 import hmac
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
 
 from flexpert_operator.local.kubeapi import bodies, deletion, discovery, openapi, parameters, reads, tables, urls
 from flexpert_operator.local.kubeapi.api import Api
+from flexpert_operator.local.kubeapi.authorization import (
+    Attributes,
+    Audit,
+    Authorizer,
+    User,
+    newly_blocked_owners,
+    verb_of,
+)
 from flexpert_operator.local.kubeapi.builtin_kinds import RETURN_DELETED
 from flexpert_operator.local.kubeapi.errors import ApiError, MethodNotAllowed, NotFound, TooLarge, Unauthorized
 from flexpert_operator.local.kubeapi.objects import JsonObject, name_of
@@ -31,14 +39,17 @@ VERSION = {
 }
 MAX_BODY_BYTES = 8 << 20
 
+_USER = web.RequestKey("user", User)
 _OPEN_PATHS = frozenset({"/healthz", "/livez", "/readyz", "/version"})
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def application(api: Api, token: str, *, bookmark_interval_s: float) -> web.Application:
-    """The web application that serves `api` to whoever shows `token`."""
-    handlers = _Handlers(api, bookmark_interval_s)
-    app = web.Application(middlewares=[_authentication(token), _errors], client_max_size=MAX_BODY_BYTES)
+def application(
+    api: Api, users: Mapping[str, User], *, bookmark_interval_s: float, audit: Audit | None = None
+) -> web.Application:
+    """The web application that serves `api` to whoever shows one of the tokens of `users`."""
+    handlers = _Handlers(api, bookmark_interval_s, audit)
+    app = web.Application(middlewares=[_authentication(users), _errors], client_max_size=MAX_BODY_BYTES)
     for path in ("/healthz", "/livez", "/readyz", "/healthz/{check}", "/livez/{check}", "/readyz/{check}"):
         app.router.add_get(path, handlers.health)
     app.router.add_get("/version", handlers.version)
@@ -64,13 +75,16 @@ def _compact(body: Any) -> str:
     return json.dumps(body, separators=(",", ":"))
 
 
-def _authentication(token: str) -> Any:
-    expected = f"Bearer {token}".encode()
+def _authentication(users: Mapping[str, User]) -> Any:
+    known = [(f"Bearer {token}".encode(), user) for token, user in users.items()]
 
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").encode()
-        if request.path in _OPEN_PATHS or hmac.compare_digest(given, expected):
+        shown = [user for header, user in known if hmac.compare_digest(given, header)]
+        if shown:
+            request[_USER] = shown[0]
+        if shown or request.path in _OPEN_PATHS:
             return await handler(request)
         error = Unauthorized("Unauthorized")
         response = json_response(error.status(), error.code)
@@ -94,9 +108,11 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 class _Handlers:
     """One method for each kind of URL."""
 
-    def __init__(self, api: Api, bookmark_interval_s: float) -> None:
+    def __init__(self, api: Api, bookmark_interval_s: float, audit: Audit | None) -> None:
         self._api = api
         self._bookmark_interval_s = bookmark_interval_s
+        self._authorizer = Authorizer(api.store)
+        self._audit = audit
 
     async def health(self, request: web.Request) -> web.Response:
         return web.Response(text="ok")
@@ -145,7 +161,26 @@ class _Handlers:
         handler = verbs.get((request.method, bool(target.name)))
         if handler is None or (resource.namespaced and target.name and target.namespace is None):
             raise MethodNotAllowed("the server does not allow this method on the requested resource")
+        watch = parameters.is_true(request.query.get("watch", "false"))
+        self._authorize(request, target, verb_of(request.method, named=bool(target.name), watch=watch))
         return await handler(request, resource, target)
+
+    def _authorize(self, request: web.Request, target: urls.Target, verb: str) -> None:
+        asked = Attributes(
+            request[_USER], verb, target.group, target.plural, target.subresource, target.namespace or "", target.name
+        )
+        if self._audit is not None:
+            self._audit(asked)
+        self._authorizer.check(asked)
+
+    def _authorize_owners(self, request: web.Request, target: urls.Target, body: Any, live: JsonObject | None) -> None:
+        """Whoever makes an owner's deletion wait for an object must be able to write the owner's finalizers."""
+        for owner in newly_blocked_owners(body, live):
+            kind = self._api.registry.of_kind(str(owner.get("apiVersion")), str(owner.get("kind")))
+            if kind is not None:
+                name, subresource = str(owner.get("name")), "finalizers"
+                blocked = urls.Target(kind.group, kind.version, kind.plural, target.namespace, name, subresource)
+                self._authorize(request, blocked, "update")
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -212,6 +247,7 @@ class _Handlers:
 
     async def _create(self, request: web.Request, resource: ResourceType, target: urls.Target) -> web.Response:
         body = bodies.parse(await request.read(), request.content_type)
+        self._authorize_owners(request, target, body.value, None)
         options = self._write_options(request, body)
         written = self._api.operations.create(resource, target.namespace, body.value, options)
         return self._written(request, resource, target, written)
@@ -219,6 +255,7 @@ class _Handlers:
     async def _update(self, request: web.Request, resource: ResourceType, target: urls.Target) -> web.Response:
         body = bodies.parse(await request.read(), request.content_type)
         key = resource.key(target.namespace, target.name)
+        self._authorize_owners(request, target, body.value, self._api.store.get(key))
         options = self._write_options(request, body)
         written = self._api.operations.update(resource, key, body.value, target.subresource, options)
         return self._written(request, resource, target, written)
@@ -226,6 +263,10 @@ class _Handlers:
     async def _patch(self, request: web.Request, resource: ResourceType, target: urls.Target) -> web.Response:
         body = bodies.parse(await request.read(), request.content_type)
         key = resource.key(target.namespace, target.name)
+        live = self._api.store.get(key)
+        if live is None and request.content_type == APPLY_PATCH:
+            self._authorize(request, target, "create")
+        self._authorize_owners(request, target, body.value, live)
         options = self._write_options(request, body)
         written = self._api.operations.patch(
             resource, key, request.content_type, body.value, target.subresource, options

@@ -1,0 +1,45 @@
+"""The chart as Helm renders it. Where Helm's engine (helm-python-sdk) has no wheel the tests are skipped."""
+
+import contextlib
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+HERE = Path(__file__).parent
+HELPERS = (HERE, HERE.parent / "operator", HERE.parents[1] / "charts")
+sys.path[:0] = map(str, HELPERS)  # beside the tests; the simulated cluster; what writes the chart's README
+
+if TYPE_CHECKING:
+    from chart_release import Chart
+
+
+@pytest.fixture(scope="session")
+def chart() -> "Iterator[Chart]":
+    """The chart of this checkout."""
+    from chart_release import CHART, Chart
+
+    if importlib.util.find_spec("helm_python") is None:
+        pytest.skip("Helm's engine is not installed: helm-python-sdk has no wheel for this platform")
+    command = [sys.executable, str(HERE / "chart_engine.py"), str(CHART)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as engine:
+        yield Chart(engine)
+        with contextlib.suppress(BrokenPipeError):
+            assert engine.stdin is not None
+            engine.stdin.close()
+        engine.wait(30)
+
+
+@pytest.fixture
+def container(chart: "Chart") -> Callable[..., dict[str, Any]]:
+    """The operator's container for some values."""
+
+    def get(values: dict[str, Any] | None = None) -> dict[str, Any]:
+        (found,) = chart.one("Deployment", values)["spec"]["template"]["spec"]["containers"]
+        return dict(found)
+
+    return get
