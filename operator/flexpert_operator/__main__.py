@@ -39,6 +39,18 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--resync-seconds", type=float, default=2.0 if local else default.resync_s)
     options.add_argument("--provision-deadline-seconds", type=float, default=default.provision_deadline_s)
     options.add_argument("--drain-deadline-seconds", type=float, default=default.drain_deadline_s)
+    options.add_argument(
+        "--max-surge",
+        type=int,
+        default=default.max_surge,
+        help="pods of a group that are replaced at a time when their template changes",
+    )
+    options.add_argument(
+        "--headroom-wait-seconds",
+        type=float,
+        default=default.headroom_wait_s,
+        help="for how long a new pod may look for a node before an older one makes place for it",
+    )
     options.add_argument("--liveness", help="address of the liveness probe, e.g. http://0.0.0.0:8080/healthz")
     options.add_argument(
         "--metrics", default="" if local else "0.0.0.0:8081", help="HOST:PORT of Prometheus metrics; empty: none"
@@ -124,6 +136,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
         ingress_replicas=options.ingress_replicas,
         provision_deadline_s=options.provision_deadline_seconds,
         drain_deadline_s=options.drain_deadline_seconds,
+        max_surge=max(options.max_surge, 1),
+        headroom_wait_s=options.headroom_wait_seconds,
         gcs=gcs_of(options),
     )
 

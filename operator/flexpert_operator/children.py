@@ -1,6 +1,5 @@
 """Makes the objects of a MoEDeployment be as the manifests say; `reconciler` calls it once a reconciliation."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -9,15 +8,23 @@ from typing import Any
 from flexpert_operator import manifests
 from flexpert_operator.api import names
 from flexpert_operator.api.spec import Model, MoEDeployment
+from flexpert_operator.cached import CachedKube
+from flexpert_operator.decide import drift
 from flexpert_operator.decide.difference import covers, merge_patch
 from flexpert_operator.decide.observation import Event
 from flexpert_operator.decide.sizing import Size
-from flexpert_operator.kube import DEPLOYMENTS, DISRUPTION_BUDGETS, RAY_CLUSTERS, SERVICES, Kube, Object, Resource
+from flexpert_operator.errors import KubeConflict
+from flexpert_operator.kube import DEPLOYMENTS, DISRUPTION_BUDGETS, PODS, RAY_CLUSTERS, SERVICES, Kube, Object, Resource
 from flexpert_operator.settings import Settings
 
 
 def ensure_children(
-    kube: Kube, settings: Settings, deployment: MoEDeployment, cluster: Object | None, size: Size, model: Model | None
+    kube: CachedKube,
+    settings: Settings,
+    deployment: MoEDeployment,
+    cluster: Object | None,
+    size: Size,
+    model: Model | None,
 ) -> tuple[Event, ...]:
     """Create what is missing, correct what differs.
 
@@ -46,14 +53,19 @@ def ensure_children(
 
 
 def ensure(kube: Kube, resource: Resource, body: Mapping[str, Any]) -> None:
-    """Create an object, or patch it where it lacks something of `body`, or was written by another one."""
+    """Create an object, or patch it where it lacks something of `body`, selects by more or was written by another."""
     wanted = with_digest(body)
     namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
     live = kube.find(resource, namespace, name)
     if live is None:
         kube.create(resource, namespace, wanted)
-    elif not covers(live, wanted):
-        kube.patch(resource, namespace, name, correction(live, wanted))
+        return
+    surplus = surplus_selectors(live, wanted) if resource is SERVICES else {}
+    if surplus or not covers(live, wanted):
+        patch = correction(live, wanted)
+        if surplus:
+            patch["spec"] = {**patch["spec"], "selector": {**patch["spec"]["selector"], **surplus}}
+        kube.patch(resource, namespace, name, patch)
 
 
 def with_digest(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,8 +85,18 @@ def correction(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
     return {**wanted, "spec": {**spec, "template": template}}
 
 
+def surplus_selectors(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, None]:
+    """What a live Service selects by beside what is wanted, as a merge patch that takes it away."""
+    return {key: None for key in live["spec"].get("selector") or {} if key not in wanted["spec"]["selector"]}
+
+
 def ensure_ray_cluster(
-    kube: Kube, settings: Settings, deployment: MoEDeployment, live: Object | None, size: Size, model: Model | None
+    kube: CachedKube,
+    settings: Settings,
+    deployment: MoEDeployment,
+    live: Object | None,
+    size: Size,
+    model: Model | None,
 ) -> tuple[Event, ...]:
     """Create the RayCluster, or replace its spec if it is still as it was read."""
     wanted = with_digest(
@@ -82,22 +104,53 @@ def ensure_ray_cluster(
     )
     namespace, name = deployment.namespace, names.ray_cluster(deployment.name)
     if live is None:
-        kube.create(RAY_CLUSTERS, namespace, wanted)
+        wanted["metadata"]["annotations"][names.WRITTEN_ANNOTATION] = "1"
+        note_generation(kube, kube.create(RAY_CLUSTERS, namespace, wanted))
         return (
             Event(
                 "Created",
                 f"RayCluster {name} with {size.engines.replicas} engines and {size.experts.replicas} expert pods",
             ),
         )
-    if covers(live, wanted):
+    restored = drift.is_foreign(live) and not drift.is_tolerated(live)
+    if "deletionTimestamp" in live["metadata"] or (covers(live, wanted) and not restored):
         return ()
-    body = copy.deepcopy(live)
-    body["spec"] = wanted["spec"]
-    for key in ("labels", "annotations"):
-        body["metadata"][key] = {**(body["metadata"].get(key) or {}), **wanted["metadata"][key]}
-    body["metadata"]["ownerReferences"] = wanted["metadata"]["ownerReferences"]
-    kube.replace(RAY_CLUSTERS, namespace, name, body)
-    return scale_events(live, wanted)
+    check_shrink(kube.live, deployment, live, wanted)
+    note_generation(kube, kube.replace(RAY_CLUSTERS, namespace, name, drift.replacement(live, wanted)))
+    said = Event("RayClusterRestored", f"somebody else changed RayCluster {name}: it is put right", warning=True)
+    return (*((said,) if restored else ()), *scale_events(live, wanted))
+
+
+def note_generation(kube: Kube, written: Object) -> None:
+    """Have the annotation say the generation that was written, where it was foreseen wrongly."""
+    metadata = written["metadata"]
+    if drift.is_foreign(written):
+        body = {
+            "metadata": {
+                "resourceVersion": metadata["resourceVersion"],
+                "annotations": {names.WRITTEN_ANNOTATION: str(metadata["generation"])},
+            }
+        }
+        kube.patch(RAY_CLUSTERS, metadata["namespace"], metadata["name"], body)
+
+
+def check_shrink(kube: Kube, deployment: MoEDeployment, live: Object, wanted: Mapping[str, Any]) -> None:
+    """Look at the pods once more before any goes: KubeRay deletes one of its own choice where a name is stale.
+
+    Raises:
+        KubeConflict: The pods are not those that were decided on.
+    """
+    before = {group["groupName"]: group for group in live["spec"].get("workerGroupSpecs", ())}
+    for group in wanted["spec"]["workerGroupSpecs"]:
+        role, named = group["groupName"], set(group["scaleStrategy"]["workersToDelete"])
+        then = before.get(role, {})
+        fresh = named - set((then.get("scaleStrategy") or {}).get("workersToDelete") or ())
+        if not fresh and group["replicas"] >= then.get("replicas", 0):
+            continue
+        pods = kube.list(PODS, deployment.namespace, names.selector(deployment.name, role))
+        there = {pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]}
+        if fresh - there or len(there - named) > group["replicas"]:
+            raise KubeConflict(f"pods of {role} have changed since they were listed: {sorted(there)}")
 
 
 def scale_events(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Event, ...]:

@@ -13,6 +13,24 @@ from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_operator.decide.status import from_rfc3339
 from flexpert_operator.kube import PODS, RAY_CLUSTERS, Kube, Object
 
+FAILURES = frozenset(
+    {
+        "CrashLoopBackOff",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "ErrImageNeverPull",
+        "ErrImagePull",
+        "ImageInspectError",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "RunContainerError",
+    }
+)
+"""Reasons with which the kubelet lets a container wait that hardly ends by itself."""
+
+VAIN_RESTARTS = 3
+"""Restarts of a container that does not serve, after which it is taken not to come up."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -76,6 +94,10 @@ def parse_pod(pod: Mapping[str, Any], why_leaving: Callable[[str], str]) -> Pod:
         created_at=from_rfc3339(metadata.get("creationTimestamp")),
         node=node,
         leaving=disruption(pod.get("status") or {}) or (why_leaving(node) if node else ""),
+        revision=str((metadata.get("labels") or {}).get(names.REVISION_LABEL, "")),
+        ready=is_ready(pod),
+        unschedulable=is_unschedulable(pod.get("status") or {}),
+        failing=is_failing(pod.get("status") or {}),
     )
 
 
@@ -83,12 +105,46 @@ def hindrance(status: Mapping[str, Any]) -> str:
     """Why a pod does not run: it cannot be scheduled, or a container waits for something; empty when it runs."""
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return str(condition.get("message", ""))
-    for container in status.get("containerStatuses") or ():
+            return str(condition.get("message") or condition.get("reason") or "no node takes it")
+    for container in containers_of(status):
         waiting = (container.get("state") or {}).get("waiting") or {}
+        reason = waiting.get("reason", "Waiting")
         if waiting.get("message"):
-            return f"{waiting.get('reason', 'Waiting')}: {waiting['message']}"
+            return f"{reason}: {waiting['message']}"
+        if reason in FAILURES or restarts_in_vain(container):
+            return f"{reason if reason in FAILURES else 'CrashLoop'}: {ending_of(container)}"
     return ""
+
+
+def is_unschedulable(status: Mapping[str, Any]) -> bool:
+    """Whether the scheduler found no node."""
+    conditions = status.get("conditions") or ()
+    return any(condition["type"] == "PodScheduled" and condition["status"] == "False" for condition in conditions)
+
+
+def is_failing(status: Mapping[str, Any]) -> bool:
+    """Whether a container cannot be started, or ends again and again."""
+    waiting = ((one.get("state") or {}).get("waiting") or {} for one in containers_of(status))
+    known = any(one.get("reason") in FAILURES for one in waiting)
+    return known or any(restarts_in_vain(one) for one in containers_of(status))
+
+
+def containers_of(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The statuses of a pod's containers, in the order in which they start."""
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def restarts_in_vain(container: Mapping[str, Any]) -> bool:
+    """Whether a container was started several times and does not serve."""
+    return container.get("restartCount", 0) >= VAIN_RESTARTS and not container.get("ready", False)
+
+
+def ending_of(container: Mapping[str, Any]) -> str:
+    """How a container ended last."""
+    ended = (container.get("lastState") or {}).get("terminated") or {}
+    code, reason = ended.get("exitCode"), ended.get("message") or ended.get("reason", "")
+    how = f"exit code {code}{f' ({reason})' if reason else ''}" if code is not None else "no exit code is told"
+    return f"container {container.get('name', '')} ended {container.get('restartCount', 0)} times, {how}"
 
 
 def role_of(pod: Mapping[str, Any]) -> str:

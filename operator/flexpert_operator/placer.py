@@ -52,11 +52,13 @@ class Placer:
     ) -> placing.PlacementRequest | None:
         """What the solver has to be asked now; what it answered with "leave it" is not asked again."""
         settled = observed.cluster.sizing.settled if observed.cluster else 0
-        cause = placing.placement_cause(deployment, observed, size.pods, settled, size.sizing.victims)
+        victims, rolling = size.sizing.victims, size.sizing.rolling
+        cause = placing.placement_cause(deployment, observed, size.pods, settled, victims, size.rolled, rolling)
         if cause is None:
             return None
         away = (*size.sizing.victims, *observed.leaving_pods)
-        request = placing.placement_request(deployment, pool, cause, away, observed.loads)
+        wanted = size.pods * deployment.experts.workers_per_pod
+        request = placing.placement_request(deployment, pool, cause, away, observed.loads, wanted)
         known = self._known
         left = known is not None and known.problem is None and known.question == placing.question_of(request)
         return None if left else request

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from flexpert_operator import manifests
 from flexpert_operator.api import names
 from flexpert_operator.api.conditions import PROGRESSING
 from flexpert_operator.api.reasons import DegradedReason
 from flexpert_operator.api.spec import Model, MoEDeployment, parse_deployment
 from flexpert_operator.cached import CachedKube
 from flexpert_operator.children import delete_children, ensure_children
-from flexpert_operator.decide import difference, drains, model, placing, progress, status, terms
+from flexpert_operator.decide import difference, drains, model, placing, progress, rollout, status, terms
 from flexpert_operator.decide.loads import SmoothedLoads, counter_of, observe_loads
 from flexpert_operator.decide.observation import Event, Observation, Pool, Problem
 from flexpert_operator.decide.persistence import persistence_condition
@@ -117,7 +118,8 @@ class Reconciler:
             observed, size = self._size(deployment, seen)
         problem = model.model_problem(deployment, observed) or size.problem
         serving = model.model_to_serve(deployment, observed)
-        refused, changes = self._ensure(deployment, seen, size, serving)
+        shown = replace(deployment, model=serving or deployment.model)
+        refused, changes = self._ensure(shown, seen, size, serving)
         problem = problem or refused
         for event in changes:
             self._tell(body, event)
@@ -131,12 +133,15 @@ class Reconciler:
             problem = problem or placed.problem
         endpoints, due = local_endpoints(deployment), due and problem is None
         said = (persistence_condition(self._settings.gcs),)
-        outcome = status.Outcome(size, problem, placed.solution, endpoints, due, placed.decision, said)
+        replaced = rollout.progress_of(observed, rules_of(shown, self._settings))
+        outcome = status.Outcome(size, problem, placed.solution, endpoints, due, placed.decision, said, replaced)
         return self._report(body, deployment, observed, outcome)
 
     def _size(self, deployment: MoEDeployment, seen: Seen) -> tuple[Observation, Size]:
-        observed = self._observe(deployment, seen)
-        return observed, decide_size(deployment, observed, self._settings.provision_deadline_s, self._settings.retry_s)
+        observed, own = self._observe(deployment, seen), self._settings
+        serving = model.model_to_serve(deployment, observed)
+        rules = rules_of(replace(deployment, model=serving or deployment.model), own)
+        return observed, decide_size(deployment, observed, own.provision_deadline_s, own.retry_s, rules)
 
     def _ensure(
         self, deployment: MoEDeployment, seen: Seen, size: Size, serving: Model | None
@@ -201,6 +206,7 @@ class Reconciler:
         conditions = status.decide_conditions(deployment, observed, outcome)
         events = progress.worker_events(self._before.pool, observed.pool)
         events += progress.leaving_events(self._before.cluster, observed.cluster)
+        events += progress.waiting_events(self._before.cluster, observed.cluster)
         events += progress.operation_events(told.get("id"), told.get("phase"), operation)
         events += progress.condition_events(deployment.status.get("conditions", ()), conditions)
         for event in events:
@@ -278,6 +284,18 @@ def resizes(live: Object | None, size: Size) -> bool:
         or tuple((group.get("scaleStrategy") or {}).get("workersToDelete") or ()) != wanted.workers_to_delete
         for role, wanted in ((names.ENGINES_ROLE, size.engines), (names.EXPERTS_ROLE, size.experts))
         if (group := groups.get(role)) is not None
+    )
+
+
+def rules_of(deployment: MoEDeployment, settings: Settings) -> rollout.Rules:
+    """Which templates the pods of a MoEDeployment should have, and how those that do not are replaced."""
+    revisions = manifests.template_revisions(deployment, settings.image)
+    return rollout.Rules(
+        engines=revisions[names.ENGINES_ROLE],
+        experts=revisions[names.EXPERTS_ROLE],
+        max_surge=settings.max_surge,
+        headroom_wait_s=settings.headroom_wait_s,
+        provision_deadline_s=settings.provision_deadline_s,
     )
 
 

@@ -50,6 +50,8 @@ class Settings:
         retry_s: Time after which a failed growth is tried again.
         inspect_retry_s: Time after which a checkpoint that was refused is looked at again.
         drain_deadline_s: Time that running requests have to end when a MoEDeployment is deleted.
+        max_surge: Pods of a group that are replaced at a time when their template changes.
+        headroom_wait_s: Time that a new pod has to find a node, before an older one makes place for it.
         gcs: Where Ray's heads keep their tables; None: in memory, and a lost head is a lost pool.
         threads: MoEDeployments that are reconciled at once.
     """
@@ -62,5 +64,7 @@ class Settings:
     retry_s: float = 300.0
     inspect_retry_s: float = 15.0
     drain_deadline_s: float = 60.0
+    max_surge: int = 1
+    headroom_wait_s: float = 120.0
     gcs: GcsStore | None = None
     threads: int = 8

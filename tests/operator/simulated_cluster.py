@@ -21,6 +21,13 @@ TICK_S = 0.02
 
 Object = dict[str, Any]
 
+UNSCHEDULABLE: Object = {
+    "phase": "Pending",
+    "conditions": [
+        {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available: 3 Insufficient cpu"}
+    ],
+}
+
 
 class SimulatedCluster:
     """A thread that makes pods for every RayCluster and ingress Deployment of the namespace.
@@ -29,12 +36,16 @@ class SimulatedCluster:
         pools: By name of the MoEDeployment.
         random_deletions: Pods that went without being named.
         unschedulable: Names of MoEDeployments whose new expert pods stay pending.
+        broken_cores: Limits of cores with which a container's image cannot be pulled.
+        room: How many expert pods of a MoEDeployment find a node; the others stay pending until one goes.
     """
 
     def __init__(self, kube: Kube, services: Path) -> None:
         self.pools: dict[str, SimulatedPool] = {}
         self.random_deletions: list[str] = []
         self.unschedulable: set[str] = set()
+        self.broken_cores: set[str] = set()
+        self.room: dict[str, int] = {}
         self._kube = kube
         self._services = services
         self._stop = threading.Event()
@@ -90,6 +101,7 @@ class SimulatedCluster:
         pool = self.pools[name]
         for group in cluster["spec"]["workerGroupSpecs"]:
             self._play_group(cluster, group, with_role(pods, group["groupName"]))
+        self._schedule(name, with_role(pods, names.EXPERTS_ROLE))
         running = [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]
         pool.set_pods(named(with_role(running, names.EXPERTS_ROLE)), named(with_role(running, names.ENGINES_ROLE)))
 
@@ -102,7 +114,8 @@ class SimulatedCluster:
         for pod in staying[: max(len(staying) - group["replicas"], 0)]:
             self.random_deletions.append(pod["metadata"]["name"])
             self._kube.delete(PODS, NAMESPACE, pod["metadata"]["name"])
-        stuck = group["groupName"] == names.EXPERTS_ROLE and cluster["metadata"]["name"] in self.unschedulable
+        experts, name = group["groupName"] == names.EXPERTS_ROLE, cluster["metadata"]["name"]
+        stuck = experts and (name in self.unschedulable or name in self.room)
         for _ in range(group["replicas"] - len(staying)):
             self._create(cluster, group["template"], ready=not stuck)
 
@@ -120,10 +133,38 @@ class SimulatedCluster:
             "spec": template["spec"] | {"nodeName": self._place()},
         }
         self._kube.create(PODS, NAMESPACE, pod)
-        stuck = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available: 3 Insufficient cpu"}
-        up = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
-        status = up if ready else {"phase": "Pending", "conditions": [stuck]}
+        self._set_status(name, self._started(template) if ready else UNSCHEDULABLE)
+
+    def _set_status(self, name: str, status: Object) -> None:
         self._kube.patch(PODS, NAMESPACE, name, {"status": status}, subresource="status")
+
+    def _started(self, template: Object) -> Object:
+        """What becomes of a pod that has a node."""
+        container = template["spec"]["containers"][0]
+        if container["resources"]["limits"]["cpu"] not in self.broken_cores:
+            return {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+        waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}
+        return {
+            "phase": "Pending",
+            "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "False"}],
+            "containerStatuses": [
+                {
+                    "name": container["name"],
+                    "image": container["image"],
+                    "imageID": "",
+                    "ready": False,
+                    "restartCount": 0,
+                    "state": {"waiting": waiting},
+                }
+            ],
+        }
+
+    def _schedule(self, name: str, pods: list[Object]) -> None:
+        """Pending pods get the room that there is."""
+        pending = [pod for pod in pods if pod.get("status", {}).get("conditions") == UNSCHEDULABLE["conditions"]]
+        free = self.room.get(name, 0) - (len(pods) - len(pending))
+        for pod in pending[: max(free, 0)]:
+            self._set_status(pod["metadata"]["name"], self._started(pod))
 
     def _place(self) -> str:
         """A node that takes pods, in turn; where there are no Nodes, there is one without an object."""

@@ -32,6 +32,9 @@ class SimulatedPool(PoolControlServicer):
         requests: Every Reconfigure that was accepted, in order.
         seen_terms: Every term that was granted, by incarnation.
         seconds_per_move: What the dry run says that each copy takes.
+        most_pods: Expert pods that ran at the same time.
+        fewest_holders: Workers that the placement named, from the first one on.
+        killed_holders: Workers that went with experts on them.
     """
 
     def __init__(self) -> None:
@@ -45,6 +48,9 @@ class SimulatedPool(PoolControlServicer):
         self.specs: list[pb.PoolSpec] = []
         self.engine_requests = 0
         self.seconds_per_move = 0.01
+        self.most_pods = 0
+        self.fewest_holders = 10**6
+        self.killed_holders: list[str] = []
         self._rates = [0.0] * (LAYERS * EXPERTS)
         self._counted = [0.0] * (LAYERS * EXPERTS)
         self._counted_at = self._started_at = time.time()
@@ -114,6 +120,7 @@ class SimulatedPool(PoolControlServicer):
         """The pods that run now."""
         with self.lock:
             self._engine_pods = engines
+            self.most_pods = max(self.most_pods, len(experts))
             for worker in list(self._workers.values()):
                 if worker.pod not in experts:
                     self._forget(worker.id)
@@ -236,6 +243,7 @@ class SimulatedPool(PoolControlServicer):
             self._placement.setdefault(pair, {})[replica.worker] = replica.share
         self._epoch = (self._term, self._epoch[1] + 1)
         operation.phase = pb.SUCCEEDED
+        self.fewest_holders = min(self.fewest_holders, len(self.holders()))
 
     def _advance(self, identity: str, cause: pb.Cause.ValueType) -> None:
         base = pb.Epoch(term=self._epoch[0], sequence=self._epoch[1])
@@ -261,6 +269,8 @@ class SimulatedPool(PoolControlServicer):
         self._workers[name] = pb.Worker(id=name, pod=pod, state=pb.Worker.STARTING, memory_bytes=memory)
 
     def _forget(self, worker: str) -> None:
+        if worker in self.holders():
+            self.killed_holders.append(worker)
         del self._workers[worker]
         for row in self._placement.values():
             row.pop(worker, None)

@@ -28,7 +28,14 @@ from flexpert_proto import names as pool_names
 
 ROOT = Path(__file__).parents[2]
 EVENTS = Resource("", "v1", "events")
-SETTINGS = Settings(resync_s=0.5, busy_s=0.05, provision_deadline_s=1.5, inspect_retry_s=0.2, drain_deadline_s=20)
+SETTINGS = Settings(
+    resync_s=0.5,
+    busy_s=0.05,
+    provision_deadline_s=1.5,
+    inspect_retry_s=0.2,
+    drain_deadline_s=20,
+    headroom_wait_s=0.5,
+)
 
 Object = dict[str, Any]
 
@@ -153,6 +160,6 @@ def run_world(folder: Path) -> Iterator[World]:
     patch.undo()
 
 
-def pool_pods(world: World, name: str) -> list[Object]:
-    selector = f"flexpert.io/moedeployment={name},flexpert.io/role=experts"
+def pool_pods(world: World, name: str, role: str = "experts") -> list[Object]:
+    selector = f"flexpert.io/moedeployment={name},flexpert.io/role={role}"
     return world.kube.list(PODS, NAMESPACE, selector)

@@ -16,6 +16,8 @@ RAY_KIND = "RayCluster"
 
 DEPLOYMENT_LABEL = f"{GROUP}/moedeployment"
 ROLE_LABEL = f"{GROUP}/role"
+REVISION_LABEL = f"{GROUP}/revision"
+"""Label of a pod: which template of its group it was made from."""
 
 HEAD_ROLE = "head"
 ENGINES_ROLE = "engines"
@@ -28,6 +30,12 @@ MODEL_ANNOTATION = f"{GROUP}/served-model"
 SIZING_ANNOTATION = f"{GROUP}/sizing"
 DIGEST_ANNOTATION = f"{GROUP}/digest"
 """Of a child as it was written: what was taken out of a spec does not show otherwise, beside what Kubernetes adds."""
+
+WRITTEN_ANNOTATION = f"{GROUP}/written-generation"
+"""Generation of a RayCluster's spec that the operator wrote; where it is another one, somebody else wrote it."""
+
+RESTORED_ANNOTATION = f"{GROUP}/restored"
+"""Digest of a spec that somebody else wrote and the operator put right; it is put right once."""
 
 RAY_TOKEN_KEY = "auth_token"
 """Key of KubeRay's Secret (named after the RayCluster) that holds the cluster's token."""

@@ -63,6 +63,7 @@ class ProgressingReason(Documented):
     WAITING_FOR_PLACEMENT = "WaitingForPlacement", "A placement is being computed, or about to be sent."
     WAITING_FOR_INGRESS = "WaitingForIngress", "No ingress pod is ready."
     REPLENISHING = "Replenishing", "Standby workers are being started; serving does not wait for them."
+    ROLLING_OUT = "RollingOut", "Pods of an older template are being replaced; the message says how far that is."
 
 
 class DegradedReason(Documented):
@@ -88,6 +89,16 @@ class DegradedReason(Documented):
     PLAN_REFUSED = "PlanRefused", "The pool controller cannot carry the placement out; the message says why."
     RECONFIGURATION_FAILED = "ReconfigurationFailed", "The last reconfiguration came to nothing and is tried again."
     POOL_DEGRADED = "PoolDegraded", "The pool controller says that something is wrong; the message has its words."
+    ROLLOUT_STUCK = (
+        "RolloutStuck",
+        "New pods of a changed template do not come up; the message has what the kubelet says. The older pods go on "
+        "serving: mend what was changed, or set it back.",
+    )
+    ROLLOUT_BLOCKED = (
+        "RolloutBlocked",
+        "No node takes a pod of a changed template, and no older pod can go before it is there. The message says what "
+        "to do.",
+    )
     REQUESTS_EXCEED_LIMITS = (
         "RequestsExceedLimits",
         "A container requests more of a resource than its limit; the message names the field. What runs is left.",
@@ -154,6 +165,11 @@ class EventReason(Documented):
     DEPROVISIONED = "Deprovisioned", "They are gone."
     REPLENISHING = "Replenishing", "Standby workers are being started."
     REPLENISHED = "Replenished", "They stand by."
+    ROLLING_OUT = "RollingOut", "Pods of an older template are being replaced."
+    ROLLED_OUT = "RolledOut", "They are replaced."
+    POD_UNSCHEDULABLE = "PodUnschedulable", "No node takes a pod; the message is the scheduler's."
+    POD_FAILING = "PodFailing", "A container of a pod cannot be started, or ends again and again."
+    RAY_CLUSTER_RESTORED = "RayClusterRestored", "Somebody else changed the RayCluster; it is put right."
     READY = "Ready", "Requests are answered."
     REBALANCING = "Rebalancing", "A rebalancing begins."
     PREPARE = "ReconfigurationPrepare", "A reconfiguration copies experts."

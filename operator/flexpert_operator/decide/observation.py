@@ -190,6 +190,10 @@ class Pod:
         created_at: Seconds since the Unix epoch.
         node: Where it runs; empty while it is not scheduled.
         leaving: Why it is about to go (its node is being drained, or taken away), or empty.
+        revision: Of the template that it was made from, as its label says.
+        ready: Its readiness probes pass.
+        unschedulable: No node takes it; `message` is the scheduler's.
+        failing: A container cannot be started, or ends again and again.
     """
 
     name: str
@@ -198,6 +202,10 @@ class Pod:
     created_at: float = 0.0
     node: str = ""
     leaving: str = ""
+    revision: str = ""
+    ready: bool = False
+    unschedulable: bool = False
+    failing: bool = False
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,13 @@ class Solution:
 
 
 def placement_cause(
-    deployment: MoEDeployment, observed: Observation, pods: int, settled: int, victims: tuple[str, ...]
+    deployment: MoEDeployment,
+    observed: Observation,
+    pods: int,
+    settled: int,
+    victims: tuple[str, ...],
+    rolled: tuple[str, ...] = (),
+    rolling: bool = False,
 ) -> Cause | None:
     """Why experts have to be placed anew, or None when they need not, or cannot yet.
 
@@ -86,22 +92,38 @@ def placement_cause(
         settled: Expert pods that the pool last ran with.
         victims: Pods that are to lose their experts because fewer are wanted. Those of `observed` that leave lose
             theirs too, and do not wait for what comes in their place where the others have room.
+        rolled: Those of the victims whose template is an older one; they wait for what comes in their place, if
+            anything does.
+        rolling: Whether pods of an older template are being replaced.
     """
     pool = observed.pool
     if pool is None or pool.model is None or pool.term == 0:
         return None
     leaving = observed.leaving_pods
-    targets, wanted = target_workers(pool, victims + leaving), pods * deployment.experts.workers_per_pod
-    if not targets or len(targets) > wanted:
+    wanted = pods * deployment.experts.workers_per_pod
+    targets = target_workers(pool, victims + leaving, wanted)
+    if not targets:
         return None
     evacuating = any(worker.pod in leaving and worker.id in pool.holders for worker in pool.workers)
     if evacuating:
         enough = len(targets) == wanted or has_room(pool.model, targets, deployment.placement.min_replicas)
         return Cause.DRAIN if enough else None
+    if any(worker.pod in rolled and worker.id in pool.holders for worker in pool.workers) and len(targets) < wanted:
+        room = not is_coming(pool, victims) and has_room(pool.model, targets, deployment.placement.min_replicas)
+        return Cause.UPGRADE if room else None
     if len(targets) < wanted:
         return None
     same_size = not victims and len(targets) == settled * deployment.experts.workers_per_pod
-    return why(pool, targets, deployment.placement, same_size)
+    cause = why(pool, targets, deployment.placement, same_size)
+    return Cause.UPGRADE if rolling and cause in (Cause.SCALE, Cause.FAILURE) and not pool.lost else cause
+
+
+def is_coming(pool: Pool, victims: tuple[str, ...]) -> bool:
+    """Whether a worker that is to stay starts, or stands by to be promoted."""
+    return any(
+        worker.state in (MemberState.STARTING, MemberState.STANDBY) and worker.pod not in victims
+        for worker in pool.workers
+    )
 
 
 def has_room(model: ModelFacts, workers: tuple[Worker, ...], min_replicas: int) -> bool:
@@ -116,11 +138,15 @@ def placement_request(
     cause: Cause,
     victims: tuple[str, ...],
     known: SmoothedLoads | None = None,
+    wanted: int | None = None,
 ) -> PlacementRequest | None:
-    """The question for the solver, or None when the model is not known yet; `known`: of the loads."""
+    """The question for the solver, or None when the model is not known yet.
+
+    `known`: of the loads; `wanted`: workers that are to have experts at most.
+    """
     if pool.model is None:
         return None
-    problem = problem_of(deployment, pool, pool.model, target_workers(pool, victims), known)
+    problem = problem_of(deployment, pool, pool.model, target_workers(pool, victims, wanted), known)
     if cause is Cause.REBALANCE:
         spec = deployment.placement.rebalance
         problem = replace(problem, budget=Budget(moves=spec.max_moves, bytes=spec.max_bytes))
@@ -132,9 +158,15 @@ def may_start(pool: Pool, now: float) -> bool:
     return not (pool.operation is not None and pool.operation.running) and not must_wait(pool, now)
 
 
-def target_workers(pool: Pool, victims: tuple[str, ...]) -> tuple[Worker, ...]:
-    """Ready workers that are to stay."""
-    return tuple(worker for worker in pool.workers if worker.state is MemberState.READY and worker.pod not in victims)
+def target_workers(pool: Pool, victims: tuple[str, ...], wanted: int | None = None) -> tuple[Worker, ...]:
+    """Ready workers that are to stay; where more than `wanted` of them hold experts, those that hold most.
+
+    The others are emptied and stand by: a worker that has experts serves, however many are wanted.
+    """
+    ready = [worker for worker in pool.workers if worker.state is MemberState.READY and worker.pod not in victims]
+    fullest = sorted(ready, key=lambda worker: (-worker.resident_bytes, worker.id))
+    kept = {worker.id for worker in (ready if wanted is None else fullest[:wanted])}
+    return tuple(worker for worker in ready if worker.id in kept)
 
 
 def why(pool: Pool, targets: tuple[Worker, ...], spec: PlacementSpec, same_size: bool) -> Cause | None:

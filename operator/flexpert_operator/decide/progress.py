@@ -4,12 +4,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flexpert_operator.api.conditions import DEGRADED, PROGRESSING, READY, REBALANCING, Condition
-from flexpert_operator.decide.observation import Cluster, Event, MemberState, Operation, Phase, Pool
+from flexpert_operator.api.reasons import EventReason
+from flexpert_operator.decide.observation import Cluster, Event, MemberState, Operation, Phase, Pod, Pool
 
 STEPS = (Phase.PREPARE, Phase.COMMIT, Phase.RETIRE, Phase.SUCCEEDED)
 """The phases that a reconfiguration goes through when all is well; a later one implies the earlier ones."""
 
-OWN_STEPS = {"Provisioning": "Provisioned", "Deprovisioning": "Deprovisioned", "Replenishing": "Replenished"}
+OWN_STEPS = {
+    "Provisioning": "Provisioned",
+    "Deprovisioning": "Deprovisioned",
+    "Replenishing": "Replenished",
+    "RollingOut": "RolledOut",
+}
 """The operator's own steps, as the reasons of the condition Progressing, and the Events that tell of their ends."""
 
 
@@ -76,6 +82,25 @@ def leaving_events(before: Cluster | None, after: Cluster | None) -> tuple[Event
         for pod in pods
         if pod.leaving and pod.name not in known
     )
+
+
+def waiting_events(before: Cluster | None, after: Cluster | None) -> tuple[Event, ...]:
+    """Pods that found no node or cannot be started, and of which that was not known when they were last seen."""
+    known = {pod.name for pod in pods_of(before) if pod.unschedulable or pod.failing}
+    return tuple(
+        Event(reason, f"pod {pod.name}: {pod.message}", warning=True)
+        for pod in pods_of(after)
+        for reason, holds in (
+            (EventReason.POD_UNSCHEDULABLE, pod.unschedulable),
+            (EventReason.POD_FAILING, pod.failing),
+        )
+        if holds and pod.name not in known
+    )
+
+
+def pods_of(cluster: Cluster | None) -> tuple[Pod, ...]:
+    """Pods of both groups that are there to stay."""
+    return (*cluster.experts.present, *cluster.engines.present) if cluster is not None else ()
 
 
 def condition_events(old: Iterable[Mapping[str, Any]], new: Iterable[Condition]) -> tuple[Event, ...]:

@@ -3,12 +3,14 @@
 Pods whose workers are to hold experts and those whose workers stand by are of one group; which worker is which the pool
 controller decides. Growth raises `replicas`. A shrink chooses victims, has them drained, and when they hold nothing
 takes them away in one patch that names them; names that are not in the fresh pod list are never sent, for KubeRay would
-then delete another pod. Growth that does not come in time is taken back.
+then delete another pod. Growth that does not come in time is taken back. Pods of an older template are replaced as
+`rollout` says.
 """
 
 from dataclasses import dataclass, replace
 
 from flexpert_operator.api.spec import Experts, MoEDeployment
+from flexpert_operator.decide import rollout
 from flexpert_operator.decide.model import facts_of, fit_problem
 from flexpert_operator.decide.observation import (
     Cluster,
@@ -20,6 +22,7 @@ from flexpert_operator.decide.observation import (
     Problem,
     Worker,
 )
+from flexpert_operator.decide.rollout import Rules, Step
 from flexpert_operator.decide.sizing_state import FailedGrowth, Sizing
 
 
@@ -38,7 +41,8 @@ class Size:
     Attributes:
         pods: Expert pods whose workers are to hold experts in the end; those of standbys come on top.
         sizing: To be remembered.
-        problem: Why `pods` is not what the spec asks for.
+        problem: Why `pods` is not what the spec asks for, or why a rollout does not go on.
+        rolled: Pods that lose their experts because their template is an older one.
     """
 
     engines: GroupSize
@@ -47,26 +51,39 @@ class Size:
     sizing: Sizing
     problem: Problem | None = None
     events: tuple[Event, ...] = ()
+    rolled: tuple[str, ...] = ()
 
 
-def decide_size(deployment: MoEDeployment, observed: Observation, provision_deadline_s: float, retry_s: float) -> Size:
-    """Sizes of both groups, given what is asked for and what is there."""
+def decide_size(
+    deployment: MoEDeployment,
+    observed: Observation,
+    provision_deadline_s: float,
+    retry_s: float,
+    rules: Rules | None = None,
+) -> Size:
+    """Sizes of both groups, given what is asked for and what is there; `rules`: the templates that pods should have."""
     if observed.cluster is None:
         return first_size(deployment, observed)
     cluster, spec = observed.cluster, deployment.experts
     sizing, events = note_failure(deployment, observed, cluster.sizing, provision_deadline_s, retry_s)
     pods, problem = effective_pods(deployment, observed, sizing)
+    rules = rules if rules is not None and problem is None else Rules()
+    total = pods + spec.standby_pods
+    rolling = rollout.decide_experts(deployment, observed, rules, sizing.victims, total)
     if sizing.failed is not None and cluster.sizing.failed is None and sizing.settled > 0:
         group, sizing = withdraw(cluster, observed.pool, sizing, spec.standby_pods)
     else:
-        group, sizing = step(cluster.experts, sizing, pods, spec, observed)
+        group, sizing = step(cluster.experts, sizing, pods, spec, observed, rolling)
     if group.replicas != cluster.experts.replicas or pods != sizing.aim:
         sizing = replace(sizing, since=observed.now)
-    sizing = replace(sizing, aim=pods)
-    if is_settled(group, sizing, pods, spec, observed.pool):
+    settled = is_settled(group, sizing, pods, spec, observed.pool)
+    sizing = replace(sizing, aim=pods, rolling=rolling.goes_on or (sizing.rolling and not settled))
+    if settled:
         sizing = replace(sizing, settled=pods)
-    engines = engine_size(deployment.engines.replicas, cluster.engines, observed.pool)
-    return Size(engines, group, pods, sizing, problem, events)
+    engines = engine_size(deployment.engines.replicas, cluster.engines, observed, rules)
+    problem = problem or rollout.rollout_problem(deployment, observed, rules)
+    rolled = tuple(name for name in sizing.victims if name in (*rolling.rolled, *rolling.chosen))
+    return Size(engines, group, pods, sizing, problem, events, rolled)
 
 
 def first_size(deployment: MoEDeployment, observed: Observation) -> Size:
@@ -124,35 +141,46 @@ def withdraw(cluster: Cluster, pool: Pool | None, sizing: Sizing, standby: int) 
     surplus = max(len(group.present) - total, 0)
     empty = [pod for pod in group.present if not holds(pool, pod.name)]
     newest = sorted(empty, key=lambda pod: (pod.created_at, pod.name), reverse=True)
-    return GroupSize(total, tuple(pod.name for pod in newest[:surplus])), replace(sizing, victims=())
+    gone = tuple(pod.name for pod in newest[:surplus])
+    return GroupSize(max(total, len(group.present) - len(gone)), gone), replace(sizing, victims=())
 
 
-def step(group: Group, sizing: Sizing, pods: int, spec: Experts, observed: Observation) -> tuple[GroupSize, Sizing]:
+def step(
+    group: Group, sizing: Sizing, pods: int, spec: Experts, observed: Observation, rolling: Step
+) -> tuple[GroupSize, Sizing]:
     """One step of the expert group towards `pods` and the pods of the standbys.
 
-    Pods that leave are victims whatever the size is: others are asked for in their place before they are gone.
+    Pods that leave are victims whatever the size is: others are asked for in their place before they are gone. So are
+    those that a rollout replaces.
     """
     present = {pod.name for pod in group.present}
     named = still_there(group)
     leaving = tuple(pod.name for pod in group.present if pod.leaving and pod.name not in named)
-    victims = leaving + tuple(name for name in sizing.victims if name in present and name not in leaving)
-    staying, total = group.replicas - len(victims), pods + spec.standby_pods
+    bound = leaving + tuple(name for name in rolling.rolled if name not in leaving)
+    victims = bound + tuple(name for name in sizing.victims if name in present and name not in bound)
+    staying, total = group.replicas - len(victims), pods + spec.standby_pods + rolling.surge
     if total > staying:
-        kept = max(len(victims) - (total - staying), len(leaving))
+        kept = max(len(victims) - (total - staying), len(bound))
         victims = victims[:kept]
         return GroupSize(total + kept, still_there(group)), replace(sizing, victims=victims)
     if total < staying and len(present) >= group.replicas and not still_there(group):
-        victims += choose_victims(group, observed.pool, victims, staying - total, pods)
+        victims += choose_victims(group, observed.pool, victims, staying - total, pods, rolling.old)
+    elif total == staying:
+        victims += rolling.chosen
     return dismiss(group, replace(sizing, victims=victims), pods, observed.pool)
 
 
-def choose_victims(group: Group, pool: Pool | None, chosen: tuple[str, ...], count: int, pods: int) -> tuple[str, ...]:
-    """`count` more pods to be drained: those whose workers hold least, the newest name first among equals.
+def choose_victims(
+    group: Group, pool: Pool | None, chosen: tuple[str, ...], count: int, pods: int, old: tuple[str, ...]
+) -> tuple[str, ...]:
+    """`count` more pods to be drained: those of an older template, then those whose workers hold least.
+
+    Among equals the newest name goes first.
 
     Pods whose workers serve go only in so far as more than `pods` of them are there: standbys stay standbys.
     """
     candidates = sorted((pod.name for pod in group.present if pod.name not in chosen), reverse=True)
-    candidates.sort(key=lambda name: resident_bytes(pool, name))
+    candidates.sort(key=lambda name: (name not in old, resident_bytes(pool, name)))
     serving = [name for name in candidates if serves(pool, name)]
     others = [name for name in candidates if name not in serving]
     surplus = serving[: max(len(serving) - pods, 0)]
@@ -172,9 +200,16 @@ def still_there(group: Group) -> tuple[str, ...]:
     return tuple(name for name in group.workers_to_delete if name in names)
 
 
-def engine_size(replicas: int, group: Group, pool: Pool | None) -> GroupSize:
-    """Size of the engine group: up at once; down by the pods whose engine is gone, once the pool has let it go."""
-    pending = still_there(group)
+def engine_size(replicas: int, group: Group, observed: Observation, rules: Rules) -> GroupSize:
+    """Size of the engine group: up at once; down by the pods whose engine is gone, once the pool has let it go.
+
+    While pods of an older template are replaced there is one more; those that go then need not be idle.
+    """
+    pending, pool = still_there(group), observed.pool
+    rolling = rollout.decide_engines(replicas, group, pool, rules, observed.now)
+    replicas += rolling.surge
+    if rolling.chosen and replicas == group.replicas:
+        return GroupSize(replicas - len(rolling.chosen), pending + rolling.chosen)
     if replicas >= group.replicas:
         return GroupSize(replicas, pending)
     if pool is None or len(group.present) < group.replicas or pending:

@@ -24,6 +24,7 @@ class Sizing:
         since: When the present size was asked for, seconds since the Unix epoch.
         victims: Pods that are drained to be deleted.
         failed: The last growth that failed, while it is not tried again.
+        rolling: Whether pods of an older template are being replaced.
     """
 
     settled: int = 0
@@ -31,6 +32,7 @@ class Sizing:
     since: float = 0.0
     victims: tuple[str, ...] = ()
     failed: FailedGrowth | None = None
+    rolling: bool = False
 
     def encode(self) -> str:
         """The state as JSON."""
@@ -49,4 +51,5 @@ class Sizing:
             since=raw["since"],
             victims=tuple(raw["victims"]),
             failed=failed,
+            rolling=raw.get("rolling", False),
         )

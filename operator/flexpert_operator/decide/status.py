@@ -51,6 +51,9 @@ STEP_FIELDS = {
 }
 """What the pool controller calls the steps of a reconfiguration, and what the status does."""
 
+MAX_PODS_TOLD = 3
+"""Pods that a message names at most."""
+
 IMBALANCE_STEP = 2
 """Percent by which the imbalance has to change before the status is written for it."""
 
@@ -68,6 +71,7 @@ class Outcome:
         due: Whether experts have to be placed anew.
         decision: The look at whether moving experts for balance pays, None when it was not time for one.
         conditions: To be said beside those that follow from what was observed.
+        rollout: How far the replacement of pods of an older template is; empty where there are none.
     """
 
     size: Size
@@ -77,6 +81,7 @@ class Outcome:
     due: bool = False
     decision: Decision | None = None
     conditions: tuple[Condition, ...] = ()
+    rollout: str = ""
 
 
 def rfc3339(seconds: float) -> str:
@@ -314,11 +319,16 @@ def step_under_way(deployment: MoEDeployment, observed: Observation, outcome: Ou
         return None
     if pool.operation is not None and pool.operation.running:
         return STEP_NAMES[pool.operation.phase], f"{pool.operation.cause} {pool.operation.id}"
+    if outcome.rollout and outcome.problem is None:
+        return ProgressingReason.ROLLING_OUT, outcome.rollout + waiting_pods(observed)
     if size.sizing.victims:
         return ProgressingReason.DRAINING, draining_message(observed, size.sizing.victims)
     wanted = size.pods * deployment.experts.workers_per_pod
     if count_ready(pool) < wanted:
-        return ProgressingReason.PROVISIONING, f"{count_ready(pool)} of {wanted} workers are ready"
+        return (
+            ProgressingReason.PROVISIONING,
+            f"{count_ready(pool)} of {wanted} workers are ready{waiting_pods(observed)}",
+        )
     total = wanted + deployment.experts.standby_pods * deployment.experts.workers_per_pod
     if len(pool.alive) > total:
         return ProgressingReason.DEPROVISIONING, f"{len(pool.alive) - total} workers are going"
@@ -333,6 +343,16 @@ def step_under_way(deployment: MoEDeployment, observed: Observation, outcome: Ou
         return ProgressingReason.WAITING_FOR_INGRESS, "no ingress is ready"
     standby, found = total - wanted, count_standby(pool)
     return (ProgressingReason.REPLENISHING, f"{found} of {standby} workers stand by") if found < standby else None
+
+
+def waiting_pods(observed: Observation) -> str:
+    """What keeps pods from running, each pod with what is said of it, to be put behind another message."""
+    if observed.cluster is None:
+        return ""
+    groups = (observed.cluster.experts, observed.cluster.engines)
+    said = sorted(f"{pod.name}: {pod.message}" for group in groups for pod in group.present if pod.message)
+    more = f"; and {len(said) - MAX_PODS_TOLD} more" if len(said) > MAX_PODS_TOLD else ""
+    return f" (waiting: {'; '.join(said[:MAX_PODS_TOLD])}{more})" if said else ""
 
 
 def draining_message(observed: Observation, victims: tuple[str, ...]) -> str:

@@ -4,6 +4,7 @@ Sizes are the operator's own business (`decide.sizing`), so Ray's in-tree autosc
 groups are so wide that they never act.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -69,11 +70,31 @@ def ray_cluster(
             **gcs_options(gcs),
             "headGroupSpec": head_group(deployment, image),
             "workerGroupSpecs": [
-                engines_group(deployment, image, engines),
-                experts_group(deployment, image, experts),
+                stamped(engines_group(deployment, image, engines)),
+                stamped(experts_group(deployment, image, experts)),
             ],
         },
     }
+
+
+def template_revisions(deployment: MoEDeployment, image: str) -> dict[str, str]:
+    """Revision of the template of each worker group, by its name: the same as long as its pods would be the same."""
+    groups = (engines_group(deployment, image, GroupSize(0)), experts_group(deployment, image, GroupSize(0)))
+    return {group["groupName"]: revision_of(group) for group in groups}
+
+
+def revision_of(group: Mapping[str, Any]) -> str:
+    """Digest of all that a pod of the group is made from."""
+    made_from = json.dumps([group["template"], group["rayStartParams"]], sort_keys=True)
+    return hashlib.sha256(made_from.encode()).hexdigest()[:10]
+
+
+def stamped(group: dict[str, Any]) -> dict[str, Any]:
+    """The group with the revision as a label of its pods."""
+    labels = group["template"]["metadata"]["labels"]
+    revision = revision_of(group)
+    group["template"]["metadata"]["labels"] = {**labels, names.REVISION_LABEL: revision}
+    return group
 
 
 def head_group(deployment: MoEDeployment, image: str) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""Somebody else at a pool's objects: the operator for real, the embedded API, a simulated KubeRay and pool."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from simulated_cluster import NAMESPACE
+from simulated_world import SETTINGS, World, pool_pods, run_world
+
+from flexpert_operator.kube import DEPLOYMENTS, RAY_CLUSTERS, SERVICES
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with run_world(tmp_path_factory.mktemp("world")) as world:
+        yield world
+
+
+@pytest.fixture(autouse=True)
+def clean(world: World) -> Iterator[None]:
+    yield
+    world.clean()
+
+
+def spec_of(world: World, name: str) -> dict[str, Any]:
+    spec: dict[str, Any] = world.kube.get(RAY_CLUSTERS, NAMESPACE, name)["spec"]
+    return spec
+
+
+def test_a_ray_cluster_is_brought_back_whatever_was_changed(world: World) -> None:
+    world.serve("edited")
+    before = spec_of(world, "edited")
+    without = [group for group in before["workerGroupSpecs"] if group["groupName"] != "engines"]
+    world.kube.patch(RAY_CLUSTERS, NAMESPACE, "edited", {"spec": {"workerGroupSpecs": without}})
+    world.until("the group is back", lambda: spec_of(world, "edited") == before)
+    changed = spec_of(world, "edited")["workerGroupSpecs"]
+    changed[1]["template"]["spec"]["containers"][0]["image"] = "another:1"
+    changed[1]["template"]["spec"]["nodeSelector"] = {"disk": "ssd"}
+    world.kube.patch(RAY_CLUSTERS, NAMESPACE, "edited", {"spec": {"workerGroupSpecs": changed}})
+    world.until("the template is back", lambda: spec_of(world, "edited") == before)
+    world.until("it is settled", lambda: world.is_settled("edited"))
+    assert "RayClusterRestored" in world.reasons("edited")
+    version = world.kube.get(RAY_CLUSTERS, NAMESPACE, "edited")["metadata"]["resourceVersion"]
+    threading.Event().wait(3 * SETTINGS.resync_s)
+    assert world.kube.get(RAY_CLUSTERS, NAMESPACE, "edited")["metadata"]["resourceVersion"] == version
+
+
+def test_what_somebody_adds_again_and_again_is_left_in_the_end(world: World) -> None:
+    world.serve("fought")
+    before = spec_of(world, "fought")
+    world.kube.patch(RAY_CLUSTERS, NAMESPACE, "fought", {"spec": {"suspend": True}})
+    world.until("it is taken away", lambda: spec_of(world, "fought") == before)
+    world.kube.patch(RAY_CLUSTERS, NAMESPACE, "fought", {"spec": {"suspend": True}})
+    threading.Event().wait(3 * SETTINGS.resync_s)
+    assert spec_of(world, "fought")["suspend"] is True
+
+
+def test_replicas_that_somebody_raised_go_with_their_experts_moved(world: World) -> None:
+    pool = world.serve("raised")
+    groups = spec_of(world, "raised")["workerGroupSpecs"]
+    groups[1]["replicas"] = 3
+    world.kube.patch(RAY_CLUSTERS, NAMESPACE, "raised", {"spec": {"workerGroupSpecs": groups}})
+    world.until("three pods", lambda: len(pool_pods(world, "raised")) == 3)
+    world.until("two pods", lambda: world.is_settled("raised") and len(pool_pods(world, "raised")) == 2)
+    assert not pool.killed_holders
+    assert world.cluster.random_deletions == []
+
+
+def test_what_is_deleted_is_made_again(world: World) -> None:
+    world.serve("deleted")
+    world.kube.delete(RAY_CLUSTERS, NAMESPACE, "deleted")
+    world.kube.delete(SERVICES, NAMESPACE, "deleted-ingress")
+    world.kube.delete(DEPLOYMENTS, NAMESPACE, "deleted-ingress")
+    world.until("all are back", lambda: world.is_settled("deleted") and len(pool_pods(world, "deleted")) == 2)
+    for resource, name in ((RAY_CLUSTERS, "deleted"), (SERVICES, "deleted-ingress"), (DEPLOYMENTS, "deleted-ingress")):
+        world.until(f"{name} is back", lambda resource=resource, name=name: world.kube.find(resource, NAMESPACE, name))
+
+
+def test_services_lead_where_they_should(world: World) -> None:
+    world.serve("served")
+    before = world.kube.get(SERVICES, NAMESPACE, "served-pool-control")["spec"]
+    change = {"spec": {"selector": {"flexpert.io/role": "engines", "extra": "label"}, "ports": [{"port": 1}]}}
+    world.kube.patch(SERVICES, NAMESPACE, "served-pool-control", change)
+    world.until("it is back", lambda: world.kube.get(SERVICES, NAMESPACE, "served-pool-control")["spec"] == before)
