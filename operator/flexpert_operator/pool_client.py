@@ -11,6 +11,7 @@ from flexpert_operator.decide.observation import (
     Epoch,
     MemberState,
     ModelFacts,
+    ModelFiles,
     Operation,
     Phase,
     Pool,
@@ -25,7 +26,7 @@ from flexpert_proto import pool_pb2 as pb
 from flexpert_proto.pool_pb2_grpc import PoolControlStub
 
 CALL_TIMEOUT_S = 10.0
-INSPECT_TIMEOUT_S = 120.0
+INSPECT_TIMEOUT_S = 600.0
 MAX_MESSAGE_BYTES = 64 * 2**20
 
 STATES = {0: MemberState.STARTING, 1: MemberState.READY, 2: MemberState.DRAINING, 3: MemberState.LOST}
@@ -53,6 +54,9 @@ MODEL_REFUSALS = {
     grpc.StatusCode.NOT_FOUND: "ModelNotFound",
     grpc.StatusCode.FAILED_PRECONDITION: "ModelRefused",
     grpc.StatusCode.INVALID_ARGUMENT: "ModelRefused",
+    grpc.StatusCode.PERMISSION_DENIED: "ModelAccessDenied",
+    grpc.StatusCode.OUT_OF_RANGE: "ModelUnreachable",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "ModelCacheUnusable",
 }
 UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
@@ -151,7 +155,7 @@ class PoolClient:
 
 def model_message(model: Model) -> pb.Model:
     """A model as the pool controller takes it."""
-    return pb.Model(source=model.source, revision=model.revision, dtype=model.dtype)
+    return pb.Model(source=model.source, revision=model.revision, dtype=model.dtype, resolved=model.resolved)
 
 
 def spec_message(deployment: MoEDeployment, model: Model, engines: int, workers: int) -> pb.PoolSpec:
@@ -225,6 +229,7 @@ def pool_of(message: pb.Pool) -> Pool:
         wanted_workers=message.wanted_workers if message.HasField("wanted_workers") else None,
         wanted_standby=message.wanted_standby_workers,
         table_operation=message.table_operation,
+        files=files_of(message.model_files),
     )
 
 
@@ -258,7 +263,29 @@ def engine_of(message: pb.Engine) -> Engine:
 
 def facts_of(message: pb.ModelInfo) -> ModelFacts:
     """A checkpoint's facts as decisions see them."""
-    return ModelFacts(message.architecture, message.digest, message.layers, message.experts, message.expert_bytes)
+    return ModelFacts(
+        message.architecture,
+        message.digest,
+        message.layers,
+        message.experts,
+        message.expert_bytes,
+        message.revision,
+        message.fetched_bytes,
+    )
+
+
+def files_of(message: pb.ModelFiles) -> ModelFiles:
+    """How far the model's files are, as decisions see it."""
+    return ModelFiles(
+        phase=message.phase,
+        bytes_done=message.bytes_done,
+        bytes_total=message.bytes_total,
+        nodes_ready=message.nodes_ready,
+        nodes=message.nodes,
+        error=message.error,
+        message=message.message,
+        newer_revision=message.newer_revision,
+    )
 
 
 def epoch_of(message: pb.Epoch) -> Epoch:

@@ -116,7 +116,7 @@ class Reconciler:
         if resizes(seen.raw, size):
             seen = read_cluster(self._kube.live, deployment, self._around.nodes.why_leaving)
             observed, size = self._size(deployment, seen)
-        problem = model.model_problem(deployment, observed) or size.problem
+        problem = model.model_problem(deployment, observed) or model.fetch_problem(observed.pool) or size.problem
         serving = model.model_to_serve(deployment, observed)
         shown = replace(deployment, model=serving or deployment.model)
         refused, changes = self._ensure(shown, seen, size, serving)
@@ -165,7 +165,7 @@ class Reconciler:
             return replace(observed, pool_error="; ".join((str(failure), *seen.hindrances)))
         self._loads = note_loads(self._loads, pool, observed.now, deployment.placement.rebalance.half_life_s)
         observed = replace(observed, pool=pool, loads=self._loads)
-        if observed.bound_model is not None or model.source_problem(deployment.model) is not None:
+        if observed.bound_model is not None:
             return observed
         return replace(observed, inspection=self._inspector.look(pool.incarnation, deployment.model, observed.now))
 

@@ -28,12 +28,14 @@ ENV_POLL_US = "FLEXPERT_POLL_MICROSECONDS"
 ENV_VOLUMES_ROOT = "FLEXPERT_VOLUMES_ROOT"
 ENV_POOL_CONTROL = "FLEXPERT_POOL_CONTROL"
 ENV_CHECKPOINT_CACHE = "FLEXPERT_CHECKPOINT_CACHE"
+ENV_MODEL_CACHE = "FLEXPERT_MODEL_CACHE"
 
 VOLUMES_ROOT = "/volumes"
 
 POOL_CONTROLLER_ACTOR = "pool-controller"
 WORKER_ACTOR_PREFIX = "worker-"
 OWNER_ACTOR_PREFIX = "owner-"
+FETCH_ACTOR_PREFIX = "fetch-"
 
 
 def ray_namespace(pool_uid: str) -> str:
@@ -102,4 +104,7 @@ def model_path(source: str) -> Path:
         return Path(path)
     if url.scheme == "pvc" and url.netloc and path.strip("/"):
         return Path(os.environ.get(ENV_VOLUMES_ROOT, VOLUMES_ROOT), url.netloc, path.strip("/"))
-    raise ModelSourceError(f"{source!r}: write file:///folder or pvc://claim/folder; nothing else is served yet")
+    raise ModelSourceError(
+        f"{source!r}: write file:///folder, pvc://claim/folder, hf://organisation/name, "
+        f"s3://bucket/folder or gs://bucket/folder"
+    )

@@ -126,21 +126,26 @@ class Model(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
+    RESOLVED_FIELD_NUMBER: _builtins.int
     source: _builtins.str
-    """"file:///path" of a Hugging Face checkpoint folder"""
+    """"file:///folder", "pvc://claim/folder", "hf://organisation/name", "s3://…", "gs://…" """
     revision: _builtins.str
+    """of a hub, as the user asked for it"""
     dtype: _builtins.str
     """"Auto", "Float32", "BFloat16" or "Float16" """
+    resolved: _builtins.str
+    """what `revision` was resolved to when the pool began to serve it; empty: resolve it now"""
     def __init__(
         self,
         *,
         source: _builtins.str = ...,
         revision: _builtins.str = ...,
         dtype: _builtins.str = ...,
+        resolved: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "revision", b"revision", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "resolved", b"resolved", "revision", b"revision", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -340,6 +345,9 @@ class ModelInfo(_message.Message):
     DENSE_BYTES_FIELD_NUMBER: _builtins.int
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    FETCHED_BYTES_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     digest: _builtins.str
     layers: _builtins.int
@@ -352,6 +360,12 @@ class ModelInfo(_message.Message):
     dense_bytes: _builtins.int
     kv_bytes_per_token: _builtins.int
     context_length: _builtins.int
+    source: _builtins.str
+    """what the pool's processes open: as it was asked for, and pinned where it is remote"""
+    revision: _builtins.str
+    """that names the state of the files: a hub's commit, else a digest"""
+    fetched_bytes: _builtins.int
+    """that every node fetches; 0 for a folder"""
     def __init__(
         self,
         *,
@@ -364,14 +378,66 @@ class ModelInfo(_message.Message):
         dense_bytes: _builtins.int = ...,
         kv_bytes_per_token: _builtins.int = ...,
         context_length: _builtins.int = ...,
+        source: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        fetched_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "dense_bytes", b"dense_bytes", "digest", b"digest", "expert_bytes", b"expert_bytes", "experts", b"experts", "experts_per_token", b"experts_per_token", "kv_bytes_per_token", b"kv_bytes_per_token", "layers", b"layers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "dense_bytes", b"dense_bytes", "digest", b"digest", "expert_bytes", b"expert_bytes", "experts", b"experts", "experts_per_token", b"experts_per_token", "fetched_bytes", b"fetched_bytes", "kv_bytes_per_token", b"kv_bytes_per_token", "layers", b"layers", "revision", b"revision", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
+
+@_typing.final
+class ModelFiles(_message.Message):
+    """How far the model's files are on the nodes of the pool, and whether the source still is what is served."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    NODES_READY_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    NEWER_REVISION_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    """Where the node that is furthest behind is; "Failed" where one failed. Empty while nothing is known.
+    "Waiting", "Downloading", "Verifying", "Ready", "Failed"
+    """
+    bytes_done: _builtins.int
+    """of all nodes together"""
+    bytes_total: _builtins.int
+    nodes_ready: _builtins.int
+    nodes: _builtins.int
+    error: _builtins.str
+    """class of the error of a node that failed, or empty"""
+    message: _builtins.str
+    """what to do about it"""
+    newer_revision: _builtins.str
+    """what the source names now, where that is not what is served; else empty"""
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        bytes_done: _builtins.int = ...,
+        bytes_total: _builtins.int = ...,
+        nodes_ready: _builtins.int = ...,
+        nodes: _builtins.int = ...,
+        error: _builtins.str = ...,
+        message: _builtins.str = ...,
+        newer_revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "error", b"error", "message", b"message", "newer_revision", b"newer_revision", "nodes", b"nodes", "nodes_ready", b"nodes_ready", "phase", b"phase"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelFiles: _TypeAlias = ModelFiles  # noqa: Y015
 
 @_typing.final
 class Worker(_message.Message):
@@ -589,6 +655,7 @@ class Pool(_message.Message):
     LOST_FIELD_NUMBER: _builtins.int
     WANTED_WORKERS_FIELD_NUMBER: _builtins.int
     WANTED_STANDBY_WORKERS_FIELD_NUMBER: _builtins.int
+    MODEL_FILES_FIELD_NUMBER: _builtins.int
     TABLE_OPERATION_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     incarnation: _builtins.str
@@ -632,6 +699,8 @@ class Pool(_message.Message):
     def lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___Expert]:
         """experts without a live replica"""
 
+    @_builtins.property
+    def model_files(self) -> Global___ModelFiles: ...
     def __init__(
         self,
         *,
@@ -651,11 +720,12 @@ class Pool(_message.Message):
         lost: _abc.Iterable[Global___Expert] | None = ...,
         wanted_workers: _builtins.int | None = ...,
         wanted_standby_workers: _builtins.int = ...,
+        model_files: Global___ModelFiles | None = ...,
         table_operation: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "epoch", b"epoch", "model", b"model", "operation", b"operation", "wanted_workers", b"wanted_workers"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "epoch", b"epoch", "model", b"model", "model_files", b"model_files", "operation", b"operation", "wanted_workers", b"wanted_workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "engines", b"engines", "epoch", b"epoch", "generation", b"generation", "incarnation", b"incarnation", "loads", b"loads", "loads_since", b"loads_since", "lost", b"lost", "message", b"message", "model", b"model", "operation", b"operation", "placement", b"placement", "table_operation", b"table_operation", "term", b"term", "uid", b"uid", "wanted_standby_workers", b"wanted_standby_workers", "wanted_workers", b"wanted_workers", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "engines", b"engines", "epoch", b"epoch", "generation", b"generation", "incarnation", b"incarnation", "loads", b"loads", "loads_since", b"loads_since", "lost", b"lost", "message", b"message", "model", b"model", "model_files", b"model_files", "operation", b"operation", "placement", b"placement", "table_operation", b"table_operation", "term", b"term", "uid", b"uid", "wanted_standby_workers", b"wanted_standby_workers", "wanted_workers", b"wanted_workers", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wanted_workers: _TypeAlias = _typing.Literal["wanted_workers"]  # noqa: Y015
     _WhichOneofArgType__wanted_workers: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers"]  # noqa: Y015

@@ -9,6 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from flexpert_proto import names
 from flexpert_workers.checkpoint import architectures, inspect, open_checkpoint
 from flexpert_workers.checkpoint.files import SINGLE_FILE
 from flexpert_workers.checkpoint.walk import tiny_config, tiny_model
@@ -105,10 +106,18 @@ def test_auto_is_the_checkpoints_own_dtype(copied):
         open_checkpoint(folder.as_uri(), "Float8")
 
 
-@pytest.mark.parametrize("source", ["hf://org/model", "/models/tiny", "file://host/models"])
+@pytest.mark.parametrize("source", ["/models/tiny", "file://host/models"])
 def test_sources_that_name_no_folder(source):
     with pytest.raises(CheckpointNotFound, match="file:///"):
         open_checkpoint(source)
+
+
+def test_remote_sources_are_opened_once_they_are_here(tmp_path, monkeypatch):
+    monkeypatch.setenv(names.ENV_MODEL_CACHE, str(tmp_path))
+    with pytest.raises(CheckpointNotFound, match=r"not resolved to a revision yet: .*fetch hf://org/model"):
+        open_checkpoint("hf://org/model")
+    with pytest.raises(CheckpointNotFound, match=f"is not whole in the cache .*{tmp_path}"):
+        open_checkpoint(f"hf://org/model@{'a' * 40}")
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -226,7 +235,9 @@ def test_inspect_prints_the_facts(saved):
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     checkpoint = open_checkpoint(source)
-    assert json.loads(result.stdout) == {
+    printed = json.loads(result.stdout)
+    assert len(printed.pop("revision")) == 40
+    assert printed == {
         "architecture": "Glm4MoeForCausalLM",
         "digest": checkpoint.digest,
         "layers": 1,
@@ -236,6 +247,8 @@ def test_inspect_prints_the_facts(saved):
         "dense_bytes": checkpoint.dense_bytes,
         "kv_bytes_per_token": checkpoint.kv_bytes_per_token,
         "context_length": 256,
+        "source": source,
+        "fetched_bytes": 0,
     }
 
 

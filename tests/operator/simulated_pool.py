@@ -25,6 +25,7 @@ class SimulatedPool(PoolControlServicer):
     """One pool controller.
 
     Attributes:
+        files: How far the model's files are.
         refusal: Status code and message with which a checkpoint is refused, or None.
         held_pods: Pods whose workers do not become ready.
         hold: While set, reconfigurations stop in prepare.
@@ -47,6 +48,7 @@ class SimulatedPool(PoolControlServicer):
         self.seen_terms: list[tuple[str, int]] = []
         self.specs: list[pb.PoolSpec] = []
         self.engine_requests = 0
+        self.files = pb.ModelFiles()
         self.seconds_per_move = 0.01
         self.most_pods = 0
         self.fewest_holders = 10**6
@@ -174,6 +176,7 @@ class SimulatedPool(PoolControlServicer):
                 ],
                 placement=list(self._replicas()),
                 model=self._info() if self.specs else None,
+                model_files=self.files,
                 loads=self._loads(),
                 loads_since=self._started_at,
                 operation=self._operations[self._last] if self._last else None,

@@ -46,16 +46,6 @@ def unserved(observed: Observation, inspection: Inspection | None) -> Observatio
     return replace(observed, cluster=replace(observed.cluster, served_model=None), inspection=inspection)
 
 
-def test_a_source_that_is_not_served(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
-    asked = replace(deployment, model=Model("hf://org/model"))
-    seen = unserved(observed(pool()), None)
-    problem = model_problem(asked, seen)
-    assert problem is not None
-    assert problem.reason == "UnsupportedSource"
-    assert "pvc://" in problem.message
-    assert model_to_serve(asked, seen) is None
-
-
 def test_a_checkpoint_that_was_refused(deployment: MoEDeployment, pool: MakePool, observed: Observe) -> None:
     seen = unserved(observed(pool()), Inspection(reason="ModelNotFound", message="no folder /models/tiny"))
     problem = model_problem(deployment, seen)

@@ -4,9 +4,11 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
+import yaml
 from simulated_cluster import NAMESPACE
 from simulated_world import ROOT, SETTINGS, Object, Operator, World, pool_pods, run_world
 
@@ -260,6 +262,20 @@ BAD_SPECS: dict[str, tuple[Object, str]] = {
     "no model": ({"experts": {}}, "spec.model"),
     "no scheme": ({"model": {"source": "/models/tiny"}}, "spec.model.source"),
     "a revision of a folder": ({"model": {"source": "file:///m", "revision": "v2"}}, "spec.model.revision"),
+    "a hub's folder": ({"model": {"source": "hf://org/name/folder"}}, "spec.model.source"),
+    "a revision of a bucket": ({"model": {"source": "s3://b/m", "revision": "v2"}}, "spec.model.revision"),
+    "a token for a bucket": (
+        {"model": {"source": "s3://b/m", "tokenSecretRef": {"name": "t"}}},
+        "spec.model.tokenSecretRef",
+    ),
+    "keys for a hub": (
+        {"model": {"source": "hf://org/name", "credentialsSecretRef": {"name": "t"}}},
+        "spec.model.credentialsSecretRef",
+    ),
+    "two caches": (
+        {"model": {"source": "hf://org/name", "cache": {"hostPath": "/models", "claim": "models"}}},
+        "spec.model.cache.hostPath",
+    ),
     "an unknown dtype": ({"model": {"source": "file:///m", "dtype": "float32"}}, "spec.model.dtype"),
     "negative workers": ({"model": {"source": "file:///m"}, "experts": {"workers": -1}}, "spec.experts.workers"),
     "half a pod": (
@@ -328,3 +344,11 @@ def test_kubectl_applies_the_example(world: World) -> None:
     assert header.split() == ["NAME", "WORKERS", "READY", "IMBALANCE", "EPOCH", "AGE"]
     assert row.split()[:3] == ["tiny-moe", "3", "True"]
     assert "ReconfigurationSucceeded" in kubectl("describe", "moed", "tiny-moe")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "sources").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_of_a_source_is_accepted(world: World, path: Path) -> None:
+    body = yaml.safe_load(path.read_text())
+    body["spec"]["experts"]["workers"] = 0
+    accepted = world.kube.create(MOE_DEPLOYMENTS, NAMESPACE, body)
+    assert accepted["spec"]["model"]["source"] == body["spec"]["model"]["source"]

@@ -6,7 +6,10 @@ FlexpertError
 ├── CheckpointError       a checkpoint that cannot be used; the message names file and tensor
 │   ├── CheckpointNotFound
 │   ├── CorruptCheckpoint
-│   └── UnsupportedArchitecture
+│   ├── UnsupportedArchitecture
+│   ├── AccessDenied          the source wants a token or key that it was not given
+│   ├── SourceUnreachable     the source does not answer now; it is tried again
+│   └── CacheUnusable         the node's cache is full, cannot be written, or lacks what only it may give (offline)
 ├── CapacityError         something does not fit into the memory it was given
 ├── PageError             memory that was lent is not what it should be
 ├── DeviceUnavailable     a device that was asked for is not there, or cannot be used by this process
@@ -68,6 +71,18 @@ class CorruptCheckpoint(CheckpointError):
 
 class UnsupportedArchitecture(CheckpointError):
     """The architecture cannot be served; the message names it and says why."""
+
+
+class AccessDenied(CheckpointError):
+    """The source wants a token or key that it was not given, or one with more rights."""
+
+
+class SourceUnreachable(CheckpointError):
+    """The source does not answer, or asks for patience."""
+
+
+class CacheUnusable(CheckpointError):
+    """The node's cache is full, cannot be written, or lacks a checkpoint that nothing else may give."""
 
 
 class CapacityError(FlexpertError):

@@ -53,6 +53,7 @@ class ProgressingReason(Documented):
     SETTLED = "Settled", "Nothing is under way."
     WAITING_FOR_CONTROLLER = "WaitingForController", "The head or its pool controller is not up yet."
     INSPECTING_MODEL = "InspectingModel", "The checkpoint is being looked at."
+    FETCHING_MODEL = "FetchingModel", "The nodes fetch the checkpoint; `status.model` says how far they are."
     PROVISIONING = "Provisioning", "Pods of expert workers are waited for."
     PREPARING = "Preparing", "Experts are copied and warmed up where the next routing table will have them."
     COMMITTING = "Committing", "The next routing table is being published."
@@ -70,8 +71,19 @@ class DegradedReason(Documented):
     """Whether the spec cannot be carried out, or the pool is less than it says; what runs goes on."""
 
     AS_EXPECTED = "AsExpected", "Nothing is wrong."
-    UNSUPPORTED_SOURCE = "UnsupportedSource", "This version does not serve from such a source."
-    MODEL_NOT_FOUND = "ModelNotFound", "There is no checkpoint where `spec.model.source` says."
+    MODEL_NOT_FOUND = "ModelNotFound", "There is no checkpoint where `spec.model.source` says, or no such revision."
+    MODEL_ACCESS_DENIED = (
+        "ModelAccessDenied",
+        "The source wants a token or key that it was not given, or one with more rights: see `tokenSecretRef` and "
+        "`credentialsSecretRef`.",
+    )
+    MODEL_UNREACHABLE = "ModelUnreachable", "The source does not answer, or asks for patience; it is tried again."
+    MODEL_CACHE_UNUSABLE = (
+        "ModelCacheUnusable",
+        "The cache of a node is full or cannot be written, or lacks the checkpoint while `offline` is true.",
+    )
+    MODEL_DAMAGED = "ModelDamaged", "A file came truncated or with another checksum, twice."
+    MODEL_FETCH_FAILED = "ModelFetchFailed", "A node could not fetch the checkpoint; the message says why."
     MODEL_REFUSED = "ModelRefused", "The checkpoint cannot be served; the message says why."
     MODEL_CHANGE_UNSUPPORTED = (
         "ModelChangeUnsupported",
@@ -117,6 +129,12 @@ class LoadedReason(Documented):
     CONTROLLER_UNREACHABLE = "ControllerUnreachable", "The pool controller does not answer, so nobody knows."
     INSPECTING_MODEL = "InspectingModel", "The checkpoint is being looked at."
     IDLE = "Idle", "`spec.experts.workers` is 0: no expert is loaded."
+    FETCHING_MODEL = "FetchingModel", "The nodes fetch the checkpoint; `status.model` says how far they are."
+    SOURCE_CHANGED = (
+        "SourceChanged",
+        "It is loaded, and its source names something else by now (`status.model.newerRevision`). Nothing is touched; "
+        "make another MoEDeployment to serve that.",
+    )
     LOADING_EXPERTS = "LoadingExperts", "Expert workers are filled; the message says how far they are."
     EXPERTS_LOST = "ExpertsLost", "Experts lost their last replica and are loaded again."
     LOADING_ENGINES = "LoadingEngines", "Engines load the dense weights."
@@ -171,6 +189,7 @@ class EventReason(Documented):
     POD_FAILING = "PodFailing", "A container of a pod cannot be started, or ends again and again."
     RAY_CLUSTER_RESTORED = "RayClusterRestored", "Somebody else changed the RayCluster; it is put right."
     READY = "Ready", "Requests are answered."
+    MODEL_SOURCE_CHANGED = "ModelSourceChanged", "The source of the model names something else than what is served."
     REBALANCING = "Rebalancing", "A rebalancing begins."
     PREPARE = "ReconfigurationPrepare", "A reconfiguration copies experts."
     COMMIT = "ReconfigurationCommit", "It publishes the next routing table."

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from flexpert_operator.api.fields import Field, FieldError, Json, Rule, read
+from flexpert_operator.api.model import Model as Model
 from flexpert_operator.api.names import ENGINES_ROLE, EXPERTS_ROLE, HEAD_ROLE, INGRESS_ROLE
 from flexpert_operator.api.pods import DisruptionBudget, PodSettings
 from flexpert_placement.types import SolverName
@@ -25,38 +26,6 @@ class Objective(StrEnum):
     """What a placement minimises."""
 
     MAKESPAN = "Makespan"
-
-
-@dataclass(frozen=True)
-class Model:
-    """The checkpoint that is served."""
-
-    RULES: ClassVar = (
-        Rule(
-            "!has(self.revision) || self.revision == 'main' || self.source.startsWith('hf://')",
-            "a revision belongs to an hf:// source; leave it out with file:// and pvc://",
-            ".revision",
-        ),
-    )
-
-    source: Annotated[
-        str,
-        Field(
-            "Folder of a Hugging Face checkpoint with safetensors files: file:///folder (on every node), "
-            "pvc://claim/folder, or hf://owner/name.",
-            min_length=1,
-            max_length=1024,
-            pattern=r"^(file:///|pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/|hf://[^/]+/)[^?#]+$",
-        ),
-    ]
-    revision: Annotated[str, Field("Branch, tag or commit of an hf:// source.", min_length=1, max_length=256)] = "main"
-    dtype: Annotated[
-        str,
-        Field(
-            "Type the weights are served in; Auto takes the checkpoint's own.",
-            values=("Auto", "Float32", "BFloat16", "Float16"),
-        ),
-    ] = "Auto"
 
 
 @dataclass(frozen=True)

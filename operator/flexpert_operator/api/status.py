@@ -50,6 +50,36 @@ class Endpoints:
 
 
 @dataclass(frozen=True)
+class ModelStatus:
+    """The checkpoint that is served, and how far its files are on the nodes."""
+
+    source: Annotated[str | None, Field("Where it comes from.")] = None
+    revision: Annotated[str | None, Field("Revision that was asked for, of an hf:// source.")] = None
+    resolved_revision: Annotated[
+        str | None,
+        Field(
+            "What names the state of the files that is served, whatever the source becomes: the commit of a hub, else "
+            "a digest of what the folder or store lists."
+        ),
+    ] = None
+    newer_revision: Annotated[
+        str | None, Field("What the source names now, where that is not what is served any more.")
+    ] = None
+    architecture: Annotated[str | None, Field("Name of its model class.")] = None
+    digest: Annotated[str | None, Field("Identity of what is served: configuration, dtype and weights.")] = None
+    phase: Annotated[
+        str | None,
+        Field(
+            "How far the node that is furthest behind is: Resolving, Waiting, Downloading, Verifying, Ready, Failed."
+        ),
+    ] = None
+    bytes_done: Annotated[int | None, Field("Bytes that the nodes have fetched.", bits=64)] = None
+    bytes_total: Annotated[int | None, Field("Bytes that all nodes fetch together.", bits=64)] = None
+    nodes_ready: Annotated[int | None, Field("Ray nodes that have all files.")] = None
+    nodes: Annotated[int | None, Field("Ray nodes that open the checkpoint.")] = None
+
+
+@dataclass(frozen=True)
 class EnginesStatus:
     """The engines."""
 
@@ -185,6 +215,7 @@ class Status:
     ] = None
     selector: Annotated[str | None, Field("Label selector of the expert workers' pods.")] = None
     endpoints: Annotated[Endpoints | None, Field("Where clients reach the ingress.")] = None
+    model: Annotated[ModelStatus | None, Field("The checkpoint, and how far its files are on the nodes.")] = None
     engines: Annotated[EnginesStatus | None, Field("The engines.")] = None
     experts: Annotated[ExpertsStatus | None, Field("The expert workers and their experts.")] = None
     placement: Annotated[PlacementStatus | None, Field("The last answer of the solver.")] = None

@@ -3,7 +3,8 @@
 from flexpert_operator.api.conditions import MODEL_LOADED, Condition, ConditionStatus
 from flexpert_operator.api.reasons import LoadedReason
 from flexpert_operator.api.spec import MoEDeployment
-from flexpert_operator.decide.model import model_problem
+from flexpert_operator.decide.files import changed_message
+from flexpert_operator.decide.model import fetch_problem, model_problem
 from flexpert_operator.decide.observation import MemberState, Observation, Pool
 
 
@@ -15,9 +16,15 @@ def loaded_condition(deployment: MoEDeployment, observed: Observation) -> Condit
     if observed.pool is None:
         why = f"the pool controller does not answer: {observed.pool_error}"
         return Condition(MODEL_LOADED, ConditionStatus.UNKNOWN, LoadedReason.CONTROLLER_UNREACHABLE, why)
+    problem = fetch_problem(observed.pool) if not observed.pool.placement else None
+    if problem is not None:
+        return Condition(MODEL_LOADED, ConditionStatus.FALSE, problem.reason, problem.message)
     missing = what_is_missing(deployment, observed, observed.pool)
     if missing is not None:
         return Condition(MODEL_LOADED, ConditionStatus.FALSE, *missing)
+    if observed.pool.files.newer_revision:
+        changed = changed_message(observed.bound_model or deployment.model, observed.pool.files.newer_revision)
+        return Condition(MODEL_LOADED, ConditionStatus.TRUE, LoadedReason.SOURCE_CHANGED, changed)
     source = f"{deployment.model.source} is loaded"
     return Condition(MODEL_LOADED, ConditionStatus.TRUE, LoadedReason.LOADED, source)
 
@@ -28,6 +35,8 @@ def what_is_missing(deployment: MoEDeployment, observed: Observation, pool: Pool
         return LoadedReason.INSPECTING_MODEL, f"the checkpoint {deployment.model.source} is being looked at"
     if deployment.experts.workers == 0 and (pool.lost or not pool.placement):
         return LoadedReason.IDLE, "spec.experts.workers is 0"
+    if pool.files.coming and not pool.placement:
+        return LoadedReason.FETCHING_MODEL, f"the nodes fetch {deployment.model.source}: see status.model"
     if not pool.placement:
         return LoadedReason.LOADING_EXPERTS, progress_of(pool)
     if pool.lost:

@@ -1,20 +1,20 @@
 """Can the spec be carried out at all? What the schema cannot know: the checkpoint, and whether its experts fit."""
 
 import math
+from dataclasses import replace
 
+from flexpert_operator.api.reasons import DegradedReason
 from flexpert_operator.api.spec import Experts, Model, MoEDeployment
-from flexpert_operator.decide.observation import Inspection, ModelFacts, Observation, Problem
+from flexpert_operator.decide.observation import Inspection, ModelFacts, Observation, Pool, Problem
 
-
-def source_problem(model: Model) -> Problem | None:
-    """Why the source of a model cannot be served, or None."""
-    if model.source.startswith("hf://"):
-        return Problem(
-            "UnsupportedSource",
-            f"spec.model.source {model.source} is not served by this version: download the checkpoint and write "
-            f"file:///folder or pvc://claim/folder",
-        )
-    return None
+FETCH_REASONS = {
+    "AccessDenied": DegradedReason.MODEL_ACCESS_DENIED,
+    "CacheUnusable": DegradedReason.MODEL_CACHE_UNUSABLE,
+    "CheckpointNotFound": DegradedReason.MODEL_NOT_FOUND,
+    "CorruptCheckpoint": DegradedReason.MODEL_DAMAGED,
+    "SourceUnreachable": DegradedReason.MODEL_UNREACHABLE,
+}
+"""Reasons of what a fetch reports, by the class of its error."""
 
 
 def change_problem(model: Model, served: Model | None) -> Problem | None:
@@ -36,13 +36,17 @@ def inspection_problem(inspection: Inspection | None) -> Problem | None:
     return Problem(inspection.reason, inspection.message)
 
 
+def fetch_problem(pool: Pool | None) -> Problem | None:
+    """Why a node cannot fetch the model, or None; the others serve on."""
+    if pool is None or pool.files.phase != "Failed":
+        return None
+    reason = FETCH_REASONS.get(pool.files.error, DegradedReason.MODEL_FETCH_FAILED)
+    return Problem(reason, pool.files.message)
+
+
 def model_problem(deployment: MoEDeployment, observed: Observation) -> Problem | None:
     """Why `spec.model` cannot be served, or None."""
-    return (
-        source_problem(deployment.model)
-        or change_problem(deployment.model, observed.bound_model)
-        or inspection_problem(observed.inspection)
-    )
+    return change_problem(deployment.model, observed.bound_model) or inspection_problem(observed.inspection)
 
 
 def facts_of(observed: Observation) -> ModelFacts | None:
@@ -84,5 +88,7 @@ def model_to_serve(deployment: MoEDeployment, observed: Observation) -> Model | 
     """The model whose experts are placed, or the one of the spec once it was found good; None before."""
     if observed.bound_model is not None:
         return observed.bound_model
-    found = observed.inspection is not None and observed.inspection.facts is not None
-    return deployment.model if found and source_problem(deployment.model) is None else None
+    facts = observed.inspection.facts if observed.inspection is not None else None
+    if facts is None:
+        return None
+    return replace(deployment.model, resolved=facts.resolved if deployment.model.remote else "")

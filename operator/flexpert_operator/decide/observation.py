@@ -116,18 +116,44 @@ class Operation:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the pool controller read in the checkpoint; `layers` counts MoE layers, `experts` those of one layer."""
+    """What the pool controller read in the checkpoint; `layers` counts MoE layers, `experts` those of one layer.
+
+    Attributes:
+        resolved: Names the state of its files: a hub's commit, else a digest.
+        fetched_bytes: That every node fetches; 0 for a folder.
+    """
 
     architecture: str
     digest: str
     layers: int
     experts: int
     expert_bytes: int
+    resolved: str = ""
+    fetched_bytes: int = 0
 
     @property
     def num_experts(self) -> int:
         """Experts of all layers."""
         return self.layers * self.experts
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """How far the model's files are on the nodes, as the pool controller tells (see `pool.proto`)."""
+
+    phase: str = ""
+    bytes_done: int = 0
+    bytes_total: int = 0
+    nodes_ready: int = 0
+    nodes: int = 0
+    error: str = ""
+    message: str = ""
+    newer_revision: str = ""
+
+    @property
+    def coming(self) -> bool:
+        """Whether they are being fetched."""
+        return self.phase not in ("", "Ready", "Failed")
 
 
 @dataclass(frozen=True)
@@ -144,6 +170,7 @@ class Pool:
         wanted_workers: Workers that are to serve, as it was configured last; None: never said.
         wanted_standby: Workers that are to stand by.
         table_operation: Of the newest published table.
+        files: How far the model's files are.
     """
 
     incarnation: str
@@ -162,6 +189,7 @@ class Pool:
     wanted_workers: int | None = None
     wanted_standby: int = 0
     table_operation: str = ""
+    files: ModelFiles = field(default_factory=ModelFiles)
 
     @property
     def alive(self) -> tuple[Worker, ...]:

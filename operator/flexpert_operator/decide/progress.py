@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flexpert_operator.api.conditions import DEGRADED, PROGRESSING, READY, REBALANCING, Condition
-from flexpert_operator.api.reasons import EventReason
+from flexpert_operator.api.conditions import DEGRADED, MODEL_LOADED, PROGRESSING, READY, REBALANCING, Condition
+from flexpert_operator.api.reasons import EventReason, LoadedReason
 from flexpert_operator.decide.observation import Cluster, Event, MemberState, Operation, Phase, Pod, Pool
 
 STEPS = (Phase.PREPARE, Phase.COMMIT, Phase.RETIRE, Phase.SUCCEEDED)
@@ -104,7 +104,7 @@ def pods_of(cluster: Cluster | None) -> tuple[Pod, ...]:
 
 
 def condition_events(old: Iterable[Mapping[str, Any]], new: Iterable[Condition]) -> tuple[Event, ...]:
-    """Changes of Ready, Progressing and Degraded that a user wants to be told."""
+    """Changes of Ready, Progressing, Degraded and ModelLoaded that a user wants to be told."""
     before = {condition["type"]: (condition["status"], condition["reason"]) for condition in old}
     events, now = [], tuple(new)
     degraded = any(condition.type == DEGRADED and condition.status == "True" for condition in now)
@@ -117,6 +117,8 @@ def condition_events(old: Iterable[Mapping[str, Any]], new: Iterable[Condition])
         begins = condition.status == "True" and before.get(REBALANCING, ("", ""))[0] != "True"
         if condition.type == REBALANCING and begins:
             events.append(Event("Rebalancing", condition.message))
+        if changed and condition.type == MODEL_LOADED and condition.reason == LoadedReason.SOURCE_CHANGED:
+            events.append(Event(EventReason.MODEL_SOURCE_CHANGED, condition.message, warning=True))
         if changed and condition.type == PROGRESSING:
             events += own_step_events(before.get(PROGRESSING, ("", ""))[1], condition, degraded)
     return tuple(events)

@@ -102,6 +102,10 @@ def note_failure(
         came = observed.pool is not None and count_ready(observed.pool) >= spec.workers
         again = came or failed.generation != deployment.generation or observed.now - failed.at >= retry_s
         return (replace(sizing, failed=None, since=observed.now), ()) if again else (sizing, ())
+    if observed.pool is not None and observed.pool.files.coming:
+        # Pods are there and fetch the model, which takes what it takes: the deadline counts from its end, roughly.
+        aging = observed.now - sizing.since >= deadline_s / 2
+        return (replace(sizing, since=observed.now) if aging else sizing), ()
     growing = cluster is not None and spec.pods > sizing.settled and spec.pods == sizing.aim
     late = observed.now - sizing.since >= deadline_s
     if not (growing and late) or observed.pool is None or count_ready(observed.pool) >= spec.workers:

@@ -18,6 +18,7 @@ from flexpert_operator.api.conditions import (
 from flexpert_operator.api.fields import Json
 from flexpert_operator.api.reasons import DegradedReason, ProgressingReason, ReadyReason, RebalancingReason
 from flexpert_operator.api.spec import MoEDeployment
+from flexpert_operator.decide.files import model_status
 from flexpert_operator.decide.loading import loaded_condition
 from flexpert_operator.decide.observation import (
     UNDONE_PHASES,
@@ -105,6 +106,7 @@ def build_status(deployment: MoEDeployment, observed: Observation, outcome: Outc
     status["conditions"] = merge_conditions(
         old.get("conditions", ()), conditions, deployment.generation, rfc3339(observed.now)
     )
+    status["model"] = model_status(deployment, observed, old.get("model", {}))
     status["engines"] = engines_status(deployment, pool, old.get("engines", {}))
     status["experts"] = experts_status(deployment, observed, old.get("experts", {}))
     placement = placement_status(outcome, old.get("placement", {}), rfc3339(observed.now))
@@ -317,6 +319,8 @@ def step_under_way(deployment: MoEDeployment, observed: Observation, outcome: Ou
         return ProgressingReason.INSPECTING_MODEL, f"the checkpoint {deployment.model.source} is being looked at"
     if outcome.problem is not None and pool.generation == 0:
         return None
+    if pool.files.coming:
+        return ProgressingReason.FETCHING_MODEL, f"the nodes fetch {deployment.model.source}: see status.model"
     if pool.operation is not None and pool.operation.running:
         return STEP_NAMES[pool.operation.phase], f"{pool.operation.cause} {pool.operation.id}"
     if outcome.rollout and outcome.problem is None:

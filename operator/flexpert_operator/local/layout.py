@@ -77,6 +77,11 @@ class Layout:
         return self.root / "volumes"
 
     @property
+    def models(self) -> Path:
+        """The cache of remote models, whatever a manifest says of it."""
+        return self.root / "models"
+
+    @property
     def checkpoints(self) -> Path:
         """What the pools' processes remember of the checkpoints that they opened."""
         return self.root / "checkpoints"

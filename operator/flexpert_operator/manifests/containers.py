@@ -7,13 +7,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flexpert_operator.api.quantities import to_cores
-from flexpert_operator.api.spec import MoEDeployment, Resources
+from flexpert_operator.api.spec import Model, MoEDeployment, Resources
 from flexpert_proto import names as pool_names
 
 MODEL_VOLUME = "model"
+CACHE_VOLUME = "model-cache"
+CACHE_FOLDER = "/var/cache/flexpert/models"
 POLL_US = 10_000
 """For how long a pool's process that has just worked polls for more: its cores are its own. Longer than a pass takes
 between two layers."""
+
+ENDPOINT_VARIABLES = {"hf": "HF_ENDPOINT", "s3": "AWS_ENDPOINT_URL", "gs": "FSSPEC_GS_ENDPOINT_URL"}
+"""By the scheme of a source, the variable that its client reads for another server."""
 
 GPU_RESOURCE = "nvidia.com/gpu"
 """Name under which Kubernetes knows GPUs, as NVIDIA's device plugin offers them."""
@@ -47,6 +52,7 @@ def pool_environment(deployment: MoEDeployment, threads: int) -> list[dict[str, 
         ),
         from_field(pool_names.ENV_POD, "metadata.name"),
         from_field(pool_names.ENV_NODE, "spec.nodeName"),
+        *model_environment(deployment.model),
     ]
 
 
@@ -109,8 +115,46 @@ def gpu_tolerations(gpus: int) -> list[dict[str, Any]]:
     return [{"key": GPU_RESOURCE, "operator": "Exists", "effect": "NoSchedule"}] if gpus else []
 
 
+def model_environment(model: Model) -> list[dict[str, Any]]:
+    """Where a remote checkpoint is kept, from where it comes and by which right; Secrets are the kubelet's to read.
+
+    A Secret that is not there does not keep pods from starting: that the source refuses us is said in the status.
+    """
+    if not model.remote:
+        return []
+    access = model.access
+    plain = {pool_names.ENV_MODEL_CACHE: CACHE_FOLDER}
+    if access.offline:
+        plain["HF_HUB_OFFLINE"] = "1"
+    if access.endpoint is not None:
+        plain[ENDPOINT_VARIABLES[model.source.partition("://")[0]]] = access.endpoint
+    token = access.token_secret_ref
+    if token is None:
+        return variables(plain)
+    secret = {"secretKeyRef": {"name": token.name, "key": token.key, "optional": True}}
+    return [*variables(plain), {"name": "HF_TOKEN", "valueFrom": secret}]
+
+
+def model_credentials(model: Model) -> dict[str, Any]:
+    """`envFrom` of a container: the Secret with the keys of a store, if one is named."""
+    secret = model.access.credentials_secret_ref if model.remote else None
+    return {"envFrom": [{"secretRef": {"name": secret.name, "optional": True}}]} if secret is not None else {}
+
+
+def cache_volume(model: Model) -> dict[str, Any]:
+    """The volume on which remote checkpoints are kept."""
+    cache = model.access.cache
+    if cache.claim is not None:
+        return {"name": CACHE_VOLUME, "persistentVolumeClaim": {"claimName": cache.claim}}
+    if cache.host_path is not None:
+        return {"name": CACHE_VOLUME, "hostPath": {"path": cache.host_path, "type": "DirectoryOrCreate"}}
+    return {"name": CACHE_VOLUME, "emptyDir": {}}
+
+
 def model_volumes(deployment: MoEDeployment) -> list[dict[str, Any]]:
-    """The claim that holds the checkpoint, where the source names one."""
+    """The claim that holds the checkpoint, where the source names one, or the cache of a remote one."""
+    if deployment.model.remote:
+        return [cache_volume(deployment.model)]
     url = urlsplit(deployment.model.source)
     if url.scheme != "pvc":
         return []
@@ -118,7 +162,9 @@ def model_volumes(deployment: MoEDeployment) -> list[dict[str, Any]]:
 
 
 def model_mounts(deployment: MoEDeployment) -> list[dict[str, Any]]:
-    """Where containers find that claim: `flexpert_proto.names.model_path` looks there."""
+    """Where containers find that volume: `flexpert_proto.names` says where processes look."""
+    if deployment.model.remote:
+        return [{"name": CACHE_VOLUME, "mountPath": CACHE_FOLDER}]
     url = urlsplit(deployment.model.source)
     if url.scheme != "pvc":
         return []

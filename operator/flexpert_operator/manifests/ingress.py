@@ -64,6 +64,7 @@ def ingress_container(deployment: MoEDeployment, image: str) -> dict[str, Any]:
         "resources": containers.resources(deployment.ingress.resources, cores=1, memory_bytes=INGRESS_MEMORY_BYTES),
         "securityContext": dict(containers.SECURITY_CONTEXT),
         "volumeMounts": containers.model_mounts(deployment),
+        **containers.model_credentials(deployment.model),
     }
 
 

@@ -51,7 +51,7 @@ def with_container_settings(container: Object, said: PodSettings) -> Object:
         "image": said.image,
         "imagePullPolicy": str(said.image_pull_policy) if said.image_pull_policy else None,
         "env": merged_variables(container.get("env", ()), said.env),
-        "envFrom": list(said.env_from),
+        "envFrom": [*container.get("envFrom", ()), *said.env_from],
         "volumeMounts": [*container.get("volumeMounts", ()), *said.volume_mounts],
     }
     return {**container, **{key: value for key, value in added.items() if value}}

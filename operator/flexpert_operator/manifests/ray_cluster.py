@@ -7,7 +7,6 @@ groups are so wide that they never act.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from flexpert_operator.api import names
@@ -57,7 +56,7 @@ def ray_cluster(
     metadata = child_metadata(deployment, names.ray_cluster(deployment.name), names.HEAD_ROLE)
     metadata["annotations"] = {names.SIZING_ANNOTATION: sizing.encode()}
     if served_model is not None:
-        metadata["annotations"][names.MODEL_ANNOTATION] = json.dumps(asdict(served_model), sort_keys=True)
+        metadata["annotations"][names.MODEL_ANNOTATION] = json.dumps(annotated(served_model), sort_keys=True)
     return {
         "apiVersion": f"{names.RAY_GROUP}/{names.RAY_VERSION}",
         "kind": names.RAY_KIND,
@@ -95,6 +94,12 @@ def stamped(group: dict[str, Any]) -> dict[str, Any]:
     revision = revision_of(group)
     group["template"]["metadata"]["labels"] = {**labels, names.REVISION_LABEL: revision}
     return group
+
+
+def annotated(model: Model) -> dict[str, str]:
+    """What is remembered of a model that is served: which it is, and what its revision was resolved to."""
+    known = {"source": model.source, "revision": model.revision, "dtype": model.dtype}
+    return known | ({"resolved": model.resolved} if model.resolved else {})
 
 
 def head_group(deployment: MoEDeployment, image: str) -> dict[str, Any]:
@@ -233,6 +238,7 @@ def ray_container(
         "resources": container_resources,
         "securityContext": dict(containers.SECURITY_CONTEXT),
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, *containers.model_mounts(deployment)],
+        **containers.model_credentials(deployment.model),
     }
 
 

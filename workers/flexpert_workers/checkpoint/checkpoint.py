@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexpert_proto import names
 from flexpert_workers.checkpoint import architectures
 from flexpert_workers.checkpoint.boxes import Assembly
 from flexpert_workers.checkpoint.description import Description, DescriptionCache, cache_folder, description_key
@@ -25,7 +24,8 @@ from flexpert_workers.checkpoint.library import Library
 from flexpert_workers.checkpoint.pages import fill_segment
 from flexpert_workers.checkpoint.recipes import Recipe, assemble
 from flexpert_workers.checkpoint.weights import Weights, find_weights
-from flexpert_workers.errors import CheckpointNotFound, CorruptCheckpoint
+from flexpert_workers.errors import CorruptCheckpoint
+from flexpert_workers.sources.local import checkpoint_folder
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,8 @@ def open_checkpoint(source: str, dtype: str = "Auto") -> Checkpoint:
     """Open the checkpoint that `source` names, to be served in `dtype`.
 
     Args:
-        source: "file:///folder" or "pvc://claim/folder" (see `names.model_path`).
+        source: "file:///folder" or "pvc://claim/folder" (see `names.model_path`), or a remote one that is pinned and
+            lies whole in this node's cache (see `sources`).
         dtype: "Float32", "BFloat16", "Float16", or "Auto" for the checkpoint's own.
 
     Raises:
@@ -139,7 +140,11 @@ def open_checkpoint(source: str, dtype: str = "Auto") -> Checkpoint:
         CorruptCheckpoint: A file contradicts itself or the configuration.
         UnsupportedArchitecture: It cannot be served; the message names it and says why.
     """
-    path = checkpoint_path(source)
+    return open_folder(checkpoint_folder(source), dtype)
+
+
+def open_folder(path: Path, dtype: str = "Auto") -> Checkpoint:
+    """Open the checkpoint in a folder; see `open_checkpoint`."""
     config = read_json(path / CONFIG_FILE)
     architecture = _architecture(path, config)
     architectures.check_name(architecture)
@@ -172,18 +177,6 @@ def open_checkpoint(source: str, dtype: str = "Auto") -> Checkpoint:
         form=description.form,
         library=library,
     )
-
-
-def checkpoint_path(source: str) -> Path:
-    """The folder that a source names, whether or not it exists.
-
-    Raises:
-        CheckpointNotFound: The source names no folder on this node.
-    """
-    try:
-        return names.model_path(source)
-    except names.ModelSourceError as error:
-        raise CheckpointNotFound(str(error)) from error
 
 
 def _find_out(library: Library, files: CheckpointFiles, dtype: str) -> Description:

@@ -47,8 +47,8 @@ _BITS = {
 """Bits of an element, by the format's names."""
 CHUNK_BYTES = 4 << 20
 """Read at a time."""
+SAMPLE_BYTES = 4096
 _SAMPLES = 16
-_SAMPLE_BYTES = 4096
 
 
 def unpaced(num_bytes: int) -> None:
@@ -142,8 +142,8 @@ class CheckpointFiles:
             digest.update(f"\0{shard.name}\0{shard.size}\0".encode())
             digest.update(shard.header)
             with _open(self.path / shard.name) as descriptor:
-                for start in _sample_offsets(shard):
-                    digest.update(os.pread(descriptor.fileno, _SAMPLE_BYTES, start))
+                for start in sample_offsets(shard.data_start, shard.size):
+                    digest.update(os.pread(descriptor.fileno, SAMPLE_BYTES, start))
         return digest.digest()
 
 
@@ -165,10 +165,10 @@ class _open:  # noqa: N801 - used as a function
         os.close(self.fileno)
 
 
-def _sample_offsets(shard: ShardFile) -> range:
-    data_bytes = shard.size - shard.data_start
-    step = max(data_bytes // _SAMPLES, _SAMPLE_BYTES)
-    return range(shard.data_start, shard.size, step)
+def sample_offsets(data_start: int, size: int) -> range:
+    """Where in a file the samples of a fingerprint begin; each has `SAMPLE_BYTES`, or what is left of the file."""
+    step = max((size - data_start) // _SAMPLES, SAMPLE_BYTES)
+    return range(data_start, size, step)
 
 
 def open_files(path: Path) -> CheckpointFiles:

@@ -14,9 +14,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from flexpert_proto import names
 from flexpert_workers.errors import CheckpointNotFound, CorruptCheckpoint, FlexpertError
 from flexpert_workers.ingress.chat import ChatTemplate, load_template
+from flexpert_workers.sources import Cache
+from flexpert_workers.sources.bringing import Bringer
 
 log = logging.getLogger(__name__)
 
@@ -97,18 +98,23 @@ class ModelHolder:
         """Whether there is a model."""
         return self._model is not None
 
-    async def follow(self, source: str, called: frozenset[str], context_length: int, digest: str = "") -> None:
-        """Serve the model of `source` from now on; on a problem the one before goes on, and the problem is logged."""
+    async def follow(self, source: str, called: frozenset[str], context_length: int, digest: str = "") -> bool:
+        """Serve the model of `source` from now on; on a problem the one before goes on, and the problem is logged.
+
+        Returns:
+            Whether it is served.
+        """
         current = self._model
         if current and (current.source, current.names) == (source, called | {""}):
-            return
+            return True
         try:
             self._model = await asyncio.to_thread(load_model, source, called, context_length, digest)
-        except (FlexpertError, names.ModelSourceError) as error:
+        except FlexpertError as error:
             self._problem = str(error)
             log.warning("model %s: %s", source, error)
-        else:
-            self._known.set()
+            return False
+        self._known.set()
+        return True
 
     async def get(self, wait_s: float) -> ServedModel:
         """The model, once there is one.
@@ -129,17 +135,15 @@ def load_model(source: str, called: frozenset[str], context_length: int, digest:
     """Read tokenizer and configuration from the checkpoint's folder.
 
     Args:
-        source: "file:///…" or "pvc://…".
+        source: As the pool controller names it; of a remote one configuration and tokenizer are fetched.
         called: Names that requests may use; the empty one is always allowed.
         context_length: As the pool controller reports it; 0 to take the configuration's.
         digest: The checkpoint's, likewise.
 
     Raises:
-        CheckpointNotFound: The folder or a file is missing.
-        CorruptCheckpoint: A file cannot be parsed.
-        names.ModelSourceError: The source is of no known form.
+        CheckpointError: A file is missing, cannot be parsed, or cannot be fetched.
     """
-    folder = names.model_path(source)
+    folder = Bringer(Cache.of()).small(source)
     config = _read_json(folder / "config.json")
     tokenizer = _read_tokenizer(folder / "tokenizer.json")
     text_config = config.get("text_config", config)

@@ -37,6 +37,7 @@ from flexpert_workers.ingress.openai.exchange import ABORT
 
 log = logging.getLogger(__name__)
 
+MODEL_RETRY_S = 5.0
 HEALTH_PERIOD_S = 0.2
 SERVICES = (service.DESCRIPTOR, open_inference.DESCRIPTOR)
 
@@ -160,10 +161,18 @@ class Ingress:
             engines = await self._lists.get()
             self._fleet.update(engine_facts(engines))
             if engines.model.source:
-                called = frozenset(filter(None, (self._config.model_name or engines.pool,)))
-                await self._models.follow(
-                    engines.model.source, called, engines.info.context_length, engines.info.digest
-                )
+                await self._follow_model(engines)
+
+    async def _follow_model(self, engines: pool_pb2.EngineList) -> None:
+        """Know the model that the engines serve; what cannot be fetched is tried again."""
+        called = frozenset(filter(None, (self._config.model_name or engines.pool,)))
+        info = engines.info
+        followed = await self._models.follow(engines.model.source, called, info.context_length, info.digest)
+        if followed:
+            return
+        await asyncio.sleep(MODEL_RETRY_S)
+        if self._lists.empty():
+            self._lists.put_nowait(engines)
 
     async def _follow_health(self) -> None:
         while True:

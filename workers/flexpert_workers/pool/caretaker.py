@@ -27,12 +27,14 @@ class Wanted:
         model: That they are to serve, if known.
         named: Workers of the table in force.
         busy: A reconfiguration runs: nobody is stopped.
+        holds: Whether the model's files are where a slot is.
     """
 
     spec: PoolSpec | None
     model: ModelFacts | None
     named: frozenset[str]
     busy: bool
+    holds: Callable[[Slot], bool] = lambda _: True
 
 
 class Caretaker:
@@ -97,7 +99,7 @@ class Caretaker:
         self._connect_new(slots, launched)
         await self._stop_drained(() if wanted.busy else actions.stop)
         if wanted.spec is not None:
-            await asyncio.gather(*(self._start(slot, wanted.spec) for slot in actions.start))
+            await asyncio.gather(*(self._start(slot, wanted.spec) for slot in actions.start if wanted.holds(slot)))
 
     def close(self) -> None:
         """Give up what is being connected."""

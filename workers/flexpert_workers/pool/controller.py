@@ -21,11 +21,12 @@ from flexpert_workers.pool.aside import aside
 from flexpert_workers.pool.caretaker import Caretaker, Wanted
 from flexpert_workers.pool.changes import Changes
 from flexpert_workers.pool.exceptions import InvalidPlan, NotConfigured, NotGranted, UnknownName
+from flexpert_workers.pool.fetching import ModelFetches
 from flexpert_workers.pool.fleet import LinkFactory, Patience, WorkerFleet
 from flexpert_workers.pool.healing import Healer
 from flexpert_workers.pool.inspector import Inspector
 from flexpert_workers.pool.keeper import TableKeeper
-from flexpert_workers.pool.launchers import EngineLauncher, LauncherUnavailable, WorkerLauncher
+from flexpert_workers.pool.launchers import EngineLauncher, LauncherUnavailable, NodeFetcher, WorkerLauncher
 from flexpert_workers.pool.leases import EngineRegistry, LeaseTerms
 from flexpert_workers.pool.operations import Ground, Operations, check_base
 from flexpert_workers.pool.predict import Planned
@@ -36,13 +37,16 @@ from flexpert_workers.pool.state import (
     Condition,
     Expert,
     ModelFacts,
+    ModelFiles,
     Operation,
     PoolSpec,
     Prediction,
     Request,
 )
 from flexpert_workers.pool.tables import placement_of, replicas_gone, without_replicas
+from flexpert_workers.pool.watching import SourceWatch
 from flexpert_workers.routing import RoutingTable
+from flexpert_workers.sources import pinned_source
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +82,8 @@ class PoolController:
         inspector: Opens checkpoints.
         clock: Seconds, monotonic.
         new_id: A part of a name, never the same twice.
+        fetcher: Fetches remote models to nodes; None where only folders are served.
+        watch: Notices that a source is not what is served any more; None for the usual one.
     """
 
     def __init__(
@@ -89,6 +95,8 @@ class PoolController:
         inspector: Inspector,
         clock: Callable[[], float] = time.monotonic,
         new_id: Callable[[], str] = lambda: secrets.token_hex(4),
+        fetcher: NodeFetcher | None = None,
+        watch: SourceWatch | None = None,
     ) -> None:
         self.incarnation = secrets.token_hex(8)
         self.changes = Changes()
@@ -108,6 +116,9 @@ class PoolController:
         self._engine_launcher = engines
         self._inspector = inspector
         self._inspected: ModelFacts | None = None
+        self._fetches = ModelFetches(fetcher, self._files_changed, clock)
+        self._watch = watch or SourceWatch(inspector, clock=clock)
+        self._newer = ""
         self._clock = clock
         self._healer = Healer(
             self.fleet, self.keeper, self.operations, partial(self._note_problem, "recovery"), clock, new_id
@@ -125,6 +136,7 @@ class PoolController:
         self._spawn(self._forever(self._round, self._worker_changes))
         self._spawn(self._forever(self._tend, self.changes))
         self._spawn(self._forever(self._tend_engines, self._engine_changes))
+        self._spawn(self._forever(self._tend_files, Changes()))
 
     async def stop(self) -> None:
         """End this incarnation; workers and engines run on."""
@@ -158,12 +170,13 @@ class PoolController:
         self._engine_changes.bump()
         self._workers_changed()
 
-    async def inspect(self, source: str, revision: str, dtype: str) -> ModelFacts:
-        """Facts of a checkpoint; raises `errors.CheckpointError`."""
+    async def inspect(self, source: str, revision: str, dtype: str, resolved: str = "") -> ModelFacts:
+        """Facts of a checkpoint, at what its revision was `resolved` to before; raises `errors.CheckpointError`."""
         for known in (self.model, self._inspected):
             if known is not None and (source, revision, dtype) == _key(known):
                 return known
-        self._inspected = await self._inspector(source, revision, dtype)
+        found = await self._inspector(pinned_source(source, resolved), revision, dtype)
+        self._inspected = replace(found, source=source)
         return self._inspected
 
     def drain(self, workers: tuple[str, ...], undo: bool) -> None:
@@ -246,6 +259,10 @@ class PoolController:
         problems = {**self._problems, **self._caretaker.problems}
         return "; ".join(text for _, text in sorted(problems.items()))
 
+    def files(self) -> ModelFiles:
+        """How far the model's files are on the nodes, and whether the source still is what is served."""
+        return replace(self._fetches.files(), newer_revision=self._newer)
+
     def lost_experts(self) -> tuple[Expert, ...]:
         """Experts of the table in force without a live replica."""
         placement = placement_of(self.keeper.table)
@@ -268,10 +285,22 @@ class PoolController:
             await changes.wait(seen, self.settings.round_s)
 
     async def _round(self) -> None:
-        """Make slots and workers agree."""
-        may_start = self.keeper.term > 0 and self.model is not None
+        """Make slots and workers agree, where the model's files are."""
         busy = self.operations.running is not None
-        await self._caretaker.round(Wanted(self.spec if may_start else None, self.model, self._named(), busy))
+        spec = self._startable()
+        holds = partial(self._fetches.holds, spec.source if spec is not None else "")
+        await self._caretaker.round(Wanted(spec, self.model, self._named(), busy, holds))
+
+    async def _tend_files(self) -> None:
+        """Have the model's files on every node, and notice when its source is not what is served any more."""
+        spec, model = self._startable(), self.model
+        if spec is not None and model is not None:
+            await self._fetches.round(spec.source, model.fetched_bytes)
+            self._note_problem("files", self._fetches.files().message)
+        newer = await self._watch.look(model) if model is not None else ""
+        if newer != self._newer:
+            self._newer = newer
+            self.changes.bump()
 
     async def _tend(self) -> None:
         """Keep every expert served: expel silent engines, recover what was lost, fence earlier controllers."""
@@ -287,7 +316,7 @@ class PoolController:
         self._note_problem("model", f"inspecting the checkpoint {spec.source}")
         problem = ""
         try:
-            facts = await self.inspect(*wanted)
+            facts = await self.inspect(*wanted, spec.resolved)
         except CheckpointError as unusable:
             problem = str(unusable)
         else:
@@ -314,13 +343,27 @@ class PoolController:
         if self.spec is None or self.model is None:
             return
         try:
-            await self._engine_launcher.apply(self.spec)
+            await self._engine_launcher.apply(self._opening(self.spec, self.model))
             problem = await self._engine_launcher.problem()
         except LauncherUnavailable as away:
             problem = f"engines cannot be started: {away}"
         self._note_problem("engines", problem)
 
     # ---- small things
+
+    def _startable(self) -> PoolSpec | None:
+        """What workers are started with; None while none may be."""
+        if self.spec is None or self.model is None or self.keeper.term == 0:
+            return None
+        return self._opening(self.spec, self.model)
+
+    def _opening(self, spec: PoolSpec, model: ModelFacts) -> PoolSpec:
+        """The specification with what is to be opened as its source."""
+        return replace(spec, source=model.opened or spec.source)
+
+    def _files_changed(self) -> None:
+        self._worker_changes.bump()
+        self.changes.bump()
 
     def _model(self) -> ModelFacts:
         if self.model is None:

@@ -50,10 +50,13 @@ class ControllerActor:
 
     async def _serve(self, uid: str, pool_control: str, listen: str) -> None:
         from flexpert_workers.serving.engines import RayEngines
+        from flexpert_workers.serving.ray_fetcher import RayFetcher
         from flexpert_workers.serving.ray_launcher import RayWorkers
 
         engines = RayEngines(pool_control)
-        controller = PoolController(Settings(uid), RayWorkers(), engines, ControlLink, inspect_in_subprocess)
+        controller = PoolController(
+            Settings(uid), RayWorkers(), engines, ControlLink, inspect_in_subprocess, fetcher=RayFetcher()
+        )
         await controller.start()
         server, port = await serve(controller, listen)
         self._port.set_result(port)

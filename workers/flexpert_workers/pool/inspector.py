@@ -17,7 +17,13 @@ _ERRORS: dict[str, type[errors.CheckpointError]] = {
     "CheckpointNotFound": errors.CheckpointNotFound,
     "CorruptCheckpoint": errors.CorruptCheckpoint,
     "UnsupportedArchitecture": errors.UnsupportedArchitecture,
+    "AccessDenied": errors.AccessDenied,
+    "SourceUnreachable": errors.SourceUnreachable,
+    "CacheUnusable": errors.CacheUnusable,
 }
+
+
+_RENAMED = ("error", "message", "source", "revision")
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -32,6 +38,9 @@ class _Answer(msgspec.Struct, frozen=True):
     dense_bytes: int = 0
     kv_bytes_per_token: int = 0
     context_length: int = 0
+    source: str = ""
+    revision: str = ""
+    fetched_bytes: int = 0
     error: str = ""
     message: str = ""
 
@@ -42,7 +51,7 @@ async def inspect_in_subprocess(source: str, revision: str, dtype: str) -> Model
     Raises:
         errors.CheckpointError: The checkpoint cannot be used; the message says what to change.
     """
-    command = [sys.executable, "-m", "flexpert_workers.checkpoint.inspect", source, dtype]
+    command = [sys.executable, "-m", "flexpert_workers.checkpoint.inspect", source, dtype, revision]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
     return read_answer(done.stdout, done.stderr, source, revision, dtype)
 
@@ -56,5 +65,5 @@ def read_answer(stdout: str, stderr: str, source: str, revision: str, dtype: str
         raise errors.CheckpointError(f"the inspection of {source} failed: {tail[0]}") from unreadable
     if answer.error:
         raise _ERRORS.get(answer.error, errors.CheckpointError)(answer.message)
-    facts = {name: value for name, value in msgspec.structs.asdict(answer).items() if name not in ("error", "message")}
-    return ModelFacts(source=source, revision=revision, dtype=dtype, **facts)
+    facts = {name: value for name, value in msgspec.structs.asdict(answer).items() if name not in _RENAMED}
+    return ModelFacts(source, revision, dtype, **facts, opened=answer.source, resolved=answer.revision)

@@ -1,11 +1,11 @@
-"""How processes of workers and engines come to be: two protocols, and what they are asked to start.
+"""How processes of workers and engines come to be, and the model's files before them: three protocols.
 
 `subprocesses` implements them with processes of this host, `serving` with Ray. The controller alone calls them.
 """
 
 from typing import Protocol
 
-from flexpert_workers.pool.state import LaunchedWorker, PoolSpec, Slot
+from flexpert_workers.pool.state import FetchState, LaunchedWorker, PoolSpec, Slot
 
 
 class WorkerLauncher(Protocol):
@@ -39,6 +39,22 @@ class EngineLauncher(Protocol):
 
     async def problem(self) -> str:
         """Why engines do not come up, in a sentence, or empty."""
+
+
+class NodeFetcher(Protocol):
+    """Runs `sources.fetch` on nodes, so that the files of a remote model are there before workers are."""
+
+    async def nodes(self) -> tuple[str, ...]:
+        """Every node that will open the model."""
+
+    async def begin(self, node: str, source: str) -> None:
+        """Begin to fetch, unless that goes on there already."""
+
+    async def state(self, node: str, source: str) -> FetchState | None:
+        """How far that is; None when nothing was begun, or it has died without a word."""
+
+    async def end(self, node: str, source: str) -> None:
+        """Forget a fetch that has finished."""
 
 
 class LauncherUnavailable(Exception):

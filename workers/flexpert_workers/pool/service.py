@@ -17,6 +17,9 @@ from flexpert_workers.pool.state import Operation, Prediction, Request
 _STATUSES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (errors.StaleEpoch, grpc.StatusCode.ABORTED),
     (errors.CheckpointNotFound, grpc.StatusCode.NOT_FOUND),
+    (errors.AccessDenied, grpc.StatusCode.PERMISSION_DENIED),
+    (errors.SourceUnreachable, grpc.StatusCode.OUT_OF_RANGE),
+    (errors.CacheUnusable, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.CheckpointError, grpc.StatusCode.FAILED_PRECONDITION),
     (exceptions.InvalidPlan, grpc.StatusCode.INVALID_ARGUMENT),
     (exceptions.InvalidRecording, grpc.StatusCode.INVALID_ARGUMENT),
@@ -61,7 +64,7 @@ class PoolControlService(pool_pb2_grpc.PoolControlServicer):
         """Facts of a checkpoint, or why it cannot be served."""
         model = request.model
         try:
-            facts = await self._controller.inspect(model.source, model.revision, model.dtype or "Auto")
+            facts = await self._controller.inspect(model.source, model.revision, model.dtype or "Auto", model.resolved)
         except errors.FlexpertError as refusal:
             await context.abort(status_of(refusal), str(refusal))
         return view.model_message(facts)

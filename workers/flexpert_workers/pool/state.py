@@ -170,7 +170,13 @@ class Engine:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the controller needs of a checkpoint: `layers` MoE layers of `experts`, `expert_bytes` each."""
+    """What the controller needs of a checkpoint: `layers` MoE layers of `experts`, `expert_bytes` each.
+
+    Attributes:
+        opened: What the pool's processes open: `source`, pinned where it is remote; empty: `source`.
+        resolved: Names the state of the files: a hub's commit, else a digest of what a folder or store lists.
+        fetched_bytes: That every node has to fetch; 0 for a folder.
+    """
 
     source: str
     revision: str
@@ -184,6 +190,9 @@ class ModelFacts:
     dense_bytes: int = 0
     kv_bytes_per_token: int = 0
     context_length: int = 0
+    opened: str = ""
+    resolved: str = ""
+    fetched_bytes: int = 0
 
     def all_experts(self) -> frozenset[Expert]:
         """Every (layer, index)."""
@@ -195,6 +204,7 @@ class PoolSpec:
     """What the operator wants of the pool; see `pool.proto`.
 
     Attributes:
+        resolved: What `revision` was resolved to when the pool began to serve it; empty: it is resolved now.
         workers: None: all that there are hold experts.
         copy_bytes_per_s: None: copies and fills go as fast as serving lets them.
     """
@@ -215,6 +225,43 @@ class PoolSpec:
     workers: int | None = None
     standby_workers: int = 0
     copy_bytes_per_s: int | None = None
+    resolved: str = ""
+
+
+@dataclass(frozen=True)
+class FetchState:
+    """How far the model's files are on a node, as the fetch there says (`sources.fetch`).
+
+    Attributes:
+        phase: "Resolving", "Waiting", "Downloading", "Verifying", "Ready" or "Failed".
+        error: Class of the error, where it failed.
+        message: What to do about it.
+    """
+
+    phase: str
+    bytes_done: int = 0
+    bytes_total: int = 0
+    error: str = ""
+    message: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more happens."""
+        return self.phase in ("Ready", "Failed")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """How far the model's files are on all nodes, and whether the source still is what is served; see `pool.proto`."""
+
+    phase: str = ""
+    bytes_done: int = 0
+    bytes_total: int = 0
+    nodes_ready: int = 0
+    nodes: int = 0
+    error: str = ""
+    message: str = ""
+    newer_revision: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from flexpert_proto import pool_pb2
 from flexpert_workers.pool.controller import PoolController
@@ -13,6 +14,7 @@ from flexpert_workers.pool.state import (
     Engine,
     Expert,
     ModelFacts,
+    ModelFiles,
     Move,
     Operation,
     PoolSpec,
@@ -54,6 +56,7 @@ def pool_message(controller: PoolController, with_placement: bool, with_loads: b
     if model is not None and with_loads:
         message.loads.extend(controller.fleet.loads.total(model.layers * num_experts))
         message.loads_since = controller.fleet.loads.since
+    message.model_files.CopyFrom(files_message(controller.files()))
     if controller.operations.last is not None:
         message.operation.CopyFrom(operation_message(controller.operations.last))
     return message
@@ -65,7 +68,8 @@ def engine_list_message(controller: PoolController) -> pool_pb2.EngineList:
     message = pool_pb2.EngineList(pool=controller.settings.pool, engines=[engine_message(one) for one in engines])
     if controller.model is not None:
         model = controller.model
-        message.model.CopyFrom(pool_pb2.Model(source=model.source, revision=model.revision, dtype=model.dtype))
+        named = pool_pb2.Model(source=model.opened or model.source, revision=model.revision, dtype=model.dtype)
+        message.model.CopyFrom(named)
         message.info.CopyFrom(model_message(model))
     return message
 
@@ -151,7 +155,15 @@ def model_message(model: ModelFacts) -> pool_pb2.ModelInfo:
         dense_bytes=model.dense_bytes,
         kv_bytes_per_token=model.kv_bytes_per_token,
         context_length=model.context_length,
+        source=model.opened or model.source,
+        revision=model.resolved,
+        fetched_bytes=model.fetched_bytes,
     )
+
+
+def files_message(files: ModelFiles) -> pool_pb2.ModelFiles:
+    """How far the model's files are."""
+    return pool_pb2.ModelFiles(**asdict(files))
 
 
 def operation_message(operation: Operation) -> pool_pb2.Operation:
@@ -235,6 +247,7 @@ def spec_of(message: pool_pb2.PoolSpec) -> PoolSpec:
         workers=message.experts.workers if message.experts.HasField("workers") else None,
         standby_workers=message.experts.standby_workers,
         copy_bytes_per_s=message.experts.copy_bytes_per_s or None,
+        resolved=message.model.resolved,
     )
 
 

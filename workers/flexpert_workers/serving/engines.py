@@ -28,6 +28,7 @@ from flexpert_workers.engine import EngineConfig
 from flexpert_workers.pool.launchers import LauncherUnavailable
 from flexpert_workers.pool.state import PoolSpec
 from flexpert_workers.serving.node import NodeFacts
+from flexpert_workers.sources import wait_until_here
 
 if TYPE_CHECKING:
     from flexpert_workers.engine import EngineService
@@ -39,6 +40,8 @@ APPLICATION = "engines"
 DRAIN_S = 25.0
 _DRAIN_POLL_S = 0.1
 _TIMEOUT_S = 120.0
+_FILES_S = 6 * 3600.0
+"""How long an engine waits for the fetch on its node; Serve makes another one then, which waits anew."""
 _STATUS_EVERY_S = 2.0
 _TROUBLED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
@@ -55,6 +58,7 @@ class EngineReplica:
         os.environ.update(threads.environment(wanted.threads))  # before torch reads it
         from flexpert_workers.engine import EngineService
 
+        wait_until_here(wanted.source, _FILES_S)
         self._service = EngineService(wanted)
         self._service.start()
 

@@ -119,6 +119,7 @@ def _environment(host: Host, pod: Object, spec: Object, local: LocalPod, head: L
         **environment.declared(spec, pod),
         **environment.laptop(local, spec, str(layout.services), str(layout.volumes), host.num_cores),
         names.ENV_CHECKPOINT_CACHE: str(layout.checkpoints),
+        names.ENV_MODEL_CACHE: str(layout.models),
     }
     if head is not None:
         loopback = host.loopback is not None

@@ -18,6 +18,9 @@ This page is written by `python -m flexpert_workers.checkpoint.walk`; a test fai
 Whatever the architecture, a checkpoint is also refused when its configuration asks for layers other than full or
 sliding attention, or when it has no layer of experts.
 
+Where a checkpoint may be (a hub, an object store, a claim, a folder), and how it gets to the nodes:
+[sources.md](sources.md).
+
 Weights may be stored in BF16, F16 or F32, or quantised as DeepSeek-V3 publishes them (`quant_method` `fp8` with a
 `weight_block_size`: E4M3 values with `…_scale_inv`) or as gpt-oss does (`mxfp4`: `…_blocks` and `…_scales`). Quantised
 weights are dequantised to `model.dtype` (`Auto`: the configuration's own, BF16 where it names none), an expert's while
