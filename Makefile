@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 TEST_PROCESSES ?= 2
 
-.PHONY: setup test faults demo check generate format bench bench-engine bench-memory bench-elastic bench-placement clean
+.PHONY: setup test faults demo check generate format bench bench-engine bench-memory bench-elastic bench-placement bench-serving clean
 
 setup: $(STAMP)
 
@@ -46,7 +46,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-engine bench-memory bench-elastic bench-placement
+bench: bench-engine bench-memory bench-elastic bench-placement bench-serving
 
 bench-engine: $(STAMP)
 	$(BIN)/python benchmarks/bench_engine.py
@@ -59,6 +59,10 @@ bench-elastic: $(STAMP)
 
 bench-placement: $(STAMP)
 	$(THREADS) $(BIN)/python benchmarks/bench_placement.py $(if $(TRACES),--traces $(TRACES))
+
+bench-serving: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock fastapi
+	$(THREADS) $(BIN)/python benchmarks/bench_serving.py
 
 clean:
 	rm -rf build .flexpert .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

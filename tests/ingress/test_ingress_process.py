@@ -1,15 +1,12 @@
 """The ingress as a server: health, reflection, HTTP, its configuration, and the process under SIGTERM."""
 
 import asyncio
-import json
-import os
 import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import grpc.aio
@@ -19,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from ingress_fake_engine import expected_token
 from ingress_fake_pool import FakePool
+from ingress_program import ingress_process
 
 from flexpert_proto import pool_pb2
 from flexpert_proto.client import AsyncGenerationClient, Unavailable
@@ -119,27 +117,6 @@ async def test_streams_go_on_while_the_pool_controller_is_away(
         pool.set_engines({"b": second.endpoint})
         while not second.submitted:
             await client.generate((1, 2), max_tokens=5)
-
-
-@asynccontextmanager
-async def ingress_process(pool: FakePool) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, int]]]:
-    environment = os.environ | {
-        "FLEXPERT_POOL_CONTROL": pool.address,
-        "FLEXPERT_POOL": '{"uid": "u", "name": "tiny", "namespace": "default"}',
-        "FLEXPERT_GRPC_PORT": "0",
-        "FLEXPERT_HTTP_PORT": "0",
-        "FLEXPERT_BIND_HOST": "127.0.0.1",
-    }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "flexpert_workers.ingress", env=environment, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        yield process, json.loads(await process.stdout.readline())
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def generate_for_ever(client: AsyncGenerationClient) -> None:

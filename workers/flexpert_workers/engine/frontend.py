@@ -152,7 +152,7 @@ class Frontend:
     def _accept(self, source: bytes, payload: bytes) -> None:
         try:
             messages = self._decoder.decode(payload)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             logger.warning("an ingress sent what is not a batch of requests: %s", error)
             return
         for message in messages:

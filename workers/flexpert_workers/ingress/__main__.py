@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 
+import uvloop
+
 from flexpert_workers.ingress.config import IngressConfig, from_environment
 from flexpert_workers.ingress.server import running
 
@@ -36,7 +38,7 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    asyncio.run(serve(config))
+    uvloop.run(serve(config))
     return 0
 
 

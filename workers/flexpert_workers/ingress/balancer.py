@@ -55,6 +55,7 @@ class Balancer:
         self._clock = clock
         self._engine_wait_s = engine_wait_s
         self.num_resubmissions = 0
+        self.num_tokens = 0
 
     async def run(self, stream: Stream) -> AsyncGenerator[Delta, None]:
         """What is new in the stream, until a delta has a finish. Closing the iterator cancels at the engine at once.
@@ -65,6 +66,8 @@ class Balancer:
             Overloaded: No engine had room within the wait.
             NoEngine: No engine was connected within the wait.
         """
+        if (end := stream.resume()) is not None:
+            yield end
         num_attempts = num_losses = 0
         waiting_since = self._clock()
         while stream.finish is None:
@@ -77,6 +80,7 @@ class Balancer:
                     outcome = step.outcome
                     if step.delta is not None:
                         num_losses = 0
+                        self.num_tokens += len(step.delta.tokens)
                         yield step.delta
                     if step.error is not None:
                         raise step.error

@@ -4,7 +4,7 @@ The servers make one for each request: `from_context` for gRPC, `openai` for HTT
 """
 
 import re
-import uuid
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ import grpc.aio
 REQUEST_ID = "x-request-id"
 CLIENT = "x-flexpert-client"
 
+_READ = (REQUEST_ID, CLIENT)
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _LONGEST_CLIENT = 128
 
@@ -35,14 +36,14 @@ class Caller:
 
 def from_context(context: "grpc.aio.ServicerContext[Any, Any]") -> Caller:
     """The caller of a gRPC method."""
-    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    metadata = {key: str(value) for key, value in context.invocation_metadata() or () if key in _READ}
     return caller_of(metadata, _host(context.peer()), context.time_remaining())
 
 
 def caller_of(headers: Mapping[str, str], host: str, patience_s: float | None = None) -> Caller:
     """The caller by its headers, of which names are in lower case, and the host it calls from."""
-    wanted = headers.get(REQUEST_ID, "")
-    request_id = wanted if _REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+    wanted = headers.get(REQUEST_ID)
+    request_id = wanted if wanted and _REQUEST_ID.fullmatch(wanted) else secrets.token_hex(16)
     return Caller((headers.get(CLIENT) or host)[:_LONGEST_CLIENT], request_id, patience_s)
 
 

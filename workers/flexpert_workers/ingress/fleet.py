@@ -251,6 +251,8 @@ class Fleet:
         waiter.granted.set_result(attempt)
 
     async def _wait(self, waiter: _Waiter, wait_s: float) -> Attempt:
+        if waiter.granted.done():
+            return waiter.granted.result()
         try:
             async with asyncio.timeout(wait_s):
                 return await waiter.granted

@@ -7,7 +7,7 @@ requests are alike.
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -35,7 +35,6 @@ class Counts:
     """
 
     requests: int = 0
-    tokens: int = 0
     ended: dict[str, int] = field(default_factory=dict)
 
     def end(self, how: str, num: int = 1) -> None:
@@ -88,19 +87,13 @@ class Intake:
         for stream in streams:
             self.counts.end(stream.finish.value if stream.finish else "error")
 
-    async def run(self, stream: Stream) -> AsyncGenerator[Delta, None]:
+    def run(self, stream: Stream) -> AsyncGenerator[Delta, None]:
         """What is new in a stream, until a delta has a finish. Closing the iterator cancels it at its engine.
 
         Raises:
             FlexpertError: As `Balancer.run`.
         """
-        if (end := stream.resume()) is not None:
-            yield end
-            return
-        async with aclosing(self._balancer.run(stream)) as deltas:
-            async for delta in deltas:
-                self.counts.tokens += len(delta.tokens)
-                yield delta
+        return self._balancer.run(stream)
 
     async def _check(self, request: pb.GenerateRequest) -> CheckedRequest:
         model = await self.model()

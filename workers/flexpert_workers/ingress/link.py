@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import msgspec
 import zmq
-import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from flexpert_workers.messages.generation import GenerationReply, GenerationRequest, Ping
@@ -22,6 +21,8 @@ log = logging.getLogger(__name__)
 RECONNECT_MS = 50
 HEARTBEAT_MS = 2000
 HEARTBEAT_TIMEOUT_MS = 10_000
+
+MAX_BATCHES_AT_ONCE = 64
 
 _decoder = msgspec.msgpack.Decoder(list[GenerationReply])
 _encoder = msgspec.msgpack.Encoder()
@@ -43,7 +44,8 @@ class LinkListener(Protocol):
 class EngineLink:
     """A connection from its making to its first disconnect.
 
-    Messages sent within one turn of the event loop travel as one batch.
+    Messages sent within one turn of the event loop travel as one batch. ZeroMQ's descriptors say once that something
+    happened: so everything that is there is read then, and after each sending.
 
     Attributes:
         engine: Id of the engine.
@@ -51,7 +53,7 @@ class EngineLink:
 
     def __init__(
         self,
-        context: zmq.asyncio.Context,
+        context: "zmq.Context[Any]",
         engine: str,
         endpoint: str,
         listener: LinkListener,
@@ -66,19 +68,23 @@ class EngineLink:
         self._heard_at = clock()
         self._outbox: list[GenerationRequest] = []
         self._closed = False
-        self._socket: zmq.asyncio.Socket = context.socket(zmq.DEALER)
+        self._silence: asyncio.Task[None] | None = None
+        self._socket: zmq.Socket[Any] = context.socket(zmq.DEALER)
         for option, value in _SOCKET_OPTIONS.items():
             self._socket.setsockopt(option, value)
-        self._monitor = self._socket.get_monitor_socket(
+        self._monitor: zmq.Socket[Any] = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
         )
-        self._tasks = [asyncio.create_task(self._watch_connection()), asyncio.create_task(self._receive())]
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(_descriptor(self._socket), self._read_replies)
+        self._loop.add_reader(_descriptor(self._monitor), self._read_connection)
         self._socket.connect(endpoint)
+        self._loop.call_soon(self._read_connection)
 
     def send(self, message: GenerationRequest) -> None:
         """Queue a message; the batch leaves at the end of this turn of the event loop."""
         if not self._outbox:
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
         self._outbox.append(message)
 
     def close(self) -> None:
@@ -87,48 +93,53 @@ class EngineLink:
             return
         self._flush()
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
+        if self._silence is not None:
+            self._silence.cancel()
+        self._loop.remove_reader(_descriptor(self._socket))
+        self._loop.remove_reader(_descriptor(self._monitor))
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close(linger=_LINGER_MS)
 
     def _flush(self) -> None:
         batch, self._outbox = self._outbox, []
-        if batch and not self._closed:
-            sent: asyncio.Future[Any] = asyncio.ensure_future(self._socket.send(_encoder.encode(batch)))
-            sent.add_done_callback(self._note_failed_send)
-
-    def _note_failed_send(self, sent: "asyncio.Future[Any]") -> None:
-        if not sent.cancelled() and sent.exception() is not None:
-            self._lose(f"sending failed: {sent.exception()}")
+        if not batch or self._closed:
+            return
+        try:
+            self._socket.send(_encoder.encode(batch), zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            self._lose(f"sending failed: {error}")
+        else:
+            self._read_replies()
 
     def _lose(self, reason: str) -> None:
         if not self._closed:
             self.close()
             self._listener.link_lost(self, reason)
 
-    async def _watch_connection(self) -> None:
-        while True:
-            event = (await _monitor_event(self._monitor))["event"]
+    def _read_connection(self) -> None:
+        while not self._closed and _readable(self._monitor):
+            event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._heard_at = self._clock()
-                self._tasks.append(asyncio.create_task(self._watch_silence()))
+                self._silence = self._loop.create_task(self._watch_silence())
                 self._listener.link_up(self)
             else:
                 self._lose("the connection ended")
-                return
 
-    async def _receive(self) -> None:
-        while True:
-            frames = await self._socket.recv_multipart()
+    def _read_replies(self) -> None:
+        for _ in range(MAX_BATCHES_AT_ONCE):
+            if self._closed or not _readable(self._socket):
+                return
+            payload = self._socket.recv(zmq.NOBLOCK)
             self._heard_at = self._clock()
             try:
-                replies = _decoder.decode(frames[-1])
-            except msgspec.DecodeError as error:
+                replies = _decoder.decode(payload)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 self._lose(f"it does not speak the protocol: {error}")
                 return
             self._listener.link_replies(self, replies)
+        self._loop.call_soon(self._read_replies)
 
     async def _watch_silence(self) -> None:
         """Ask for a sign of life several times per time-out; lose the link when none comes within it."""
@@ -152,5 +163,12 @@ _SOCKET_OPTIONS: dict[int, int] = {
 }
 
 
-async def _monitor_event(monitor: zmq.asyncio.Socket) -> dict[str, Any]:
-    return dict(await recv_monitor_message(monitor))
+def _descriptor(socket: "zmq.Socket[Any]") -> int:
+    return int(socket.getsockopt(zmq.FD))
+
+
+def _readable(socket: "zmq.Socket[Any]") -> bool:
+    return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
+
+
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)

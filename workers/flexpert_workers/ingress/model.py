@@ -122,11 +122,12 @@ class ModelHolder:
         Raises:
             NoModel: None came within `wait_s` seconds; the message says why.
         """
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._known.wait()
-        except TimeoutError:
-            raise NoModel(self._problem) from None
+        if self._model is None:
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._known.wait()
+            except TimeoutError:
+                raise NoModel(self._problem) from None
         assert self._model is not None, "known is set once there is a model"
         return self._model
 

@@ -11,11 +11,12 @@ import logging
 import math
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
 
 import grpc.aio
 import uvicorn
-import zmq.asyncio
+import zmq
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
@@ -33,7 +34,8 @@ from flexpert_workers.ingress.intake import Intake
 from flexpert_workers.ingress.link import EngineLink, LinkListener
 from flexpert_workers.ingress.methods import add_service
 from flexpert_workers.ingress.model import ModelHolder
-from flexpert_workers.ingress.openai.exchange import ABORT
+from flexpert_workers.ingress.openai.exchange import CONNECTION
+from flexpert_workers.ingress.stalls import Stalls
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +54,13 @@ class Ingress:
 
     def __init__(self, config: IngressConfig) -> None:
         self._config = config
-        self._context = zmq.asyncio.Context()
+        self._context: zmq.Context[Any] = zmq.Context()
         self._models = ModelHolder()
         self._admission = Admission(config.max_streams, time.monotonic)
         self._fleet = Fleet(self._connect, time.monotonic, max_waiting=config.max_waiting)
         self._balancer = Balancer(self._fleet, time.monotonic, engine_wait_s=config.engine_wait_s)
         self._intake = Intake(self._models, self._balancer, self._admission, engine_wait_s=config.engine_wait_s)
+        self._stalls = Stalls(time.monotonic, config.stall_timeout_s)
         self._health = health_aio.HealthServicer()
         self._grpc = grpc.aio.server(options=_server_options(config))
         self._http = _HttpServer(self._http_config())
@@ -90,6 +93,7 @@ class Ingress:
             asyncio.create_task(watch_engines(self._config.pool_control, self._lists.put_nowait)),
             asyncio.create_task(self._follow_lists()),
             asyncio.create_task(self._follow_health()),
+            asyncio.create_task(self._stalls.watch()),
         ]
 
     async def stop(self) -> None:
@@ -109,8 +113,9 @@ class Ingress:
         counts = self._intake.counts
         return {
             "flexpert_ingress_requests_total": counts.requests,
-            "flexpert_ingress_tokens_total": counts.tokens,
+            "flexpert_ingress_tokens_total": self._balancer.num_tokens,
             "flexpert_ingress_resubmissions_total": self._balancer.num_resubmissions,
+            "flexpert_ingress_stalled_total": self._stalls.num_cut,
             "flexpert_ingress_streams": self._admission.num_open,
             "flexpert_ingress_waiting": self._fleet.num_waiting,
             "flexpert_ingress_predicted_wait_seconds": self._fleet.wait_s() or 0.0,
@@ -124,9 +129,7 @@ class Ingress:
 
     def _http_config(self) -> uvicorn.Config:
         config = self._config
-        v1 = openai.routes(
-            self._intake, max_request_bytes=config.max_request_bytes, stall_timeout_s=config.stall_timeout_s
-        )
+        v1 = openai.routes(self._intake, self._stalls, max_request_bytes=config.max_request_bytes)
         return uvicorn.Config(
             make_app(lambda: self.ready, self.numbers, v1),
             http=HttpProtocol,
@@ -138,7 +141,7 @@ class Ingress:
         )
 
     async def _start_grpc(self) -> None:
-        generation = service.GenerationService(self._intake, stall_timeout_s=self._config.stall_timeout_s)
+        generation = service.GenerationService(self._intake, self._stalls)
         add_service(service.DESCRIPTOR, generation, self._grpc)
         oip = open_inference.OpenInferenceService(self._intake, lambda: self.ready)
         add_service(open_inference.DESCRIPTOR, oip, self._grpc)
@@ -194,12 +197,28 @@ def _server_options(config: IngressConfig) -> tuple[tuple[str, int], ...]:
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Lets an application drop its connection: what a client that stalls left unread would stay queued otherwise."""
+    """A connection that tells the application when its client leaves, and that the application can drop.
+
+    `openai/exchange.py` says what for: asking ASGI whether the client left takes a task for each request, and what a
+    client that stalls left unread would stay queued.
+    """
+
+    on_lost: Callable[[], None] | None = None
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
+        self.scope[CONNECTION] = self  # type: ignore[literal-required]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left, or was dropped."""
+        super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
+
+    def abort(self) -> None:
+        """Drop the connection, and what is queued on it."""
+        self.transport.abort()
 
 
 class _HttpServer(uvicorn.Server):

@@ -12,6 +12,7 @@ from flexpert_workers.ingress.balancer import RequestBroke
 from flexpert_workers.ingress.caller import from_context
 from flexpert_workers.ingress.intake import Intake
 from flexpert_workers.ingress.model import ServedModel
+from flexpert_workers.ingress.stalls import Stalled, Stalls
 from flexpert_workers.ingress.status import Context, abort
 from flexpert_workers.ingress.streams import Delta, NewToken, Stream
 from flexpert_workers.ingress.validate import encode
@@ -25,17 +26,18 @@ _REASONS = {Finish.STOP: pb.FINISH_STOP, Finish.LENGTH: pb.FINISH_LENGTH}
 class GenerationService:
     """Serves streams, one coroutine each."""
 
-    def __init__(self, intake: Intake, *, stall_timeout_s: float) -> None:
-        """`stall_timeout_s`: a client that takes nothing for so long is cut off."""
+    def __init__(self, intake: Intake, stalls: Stalls) -> None:
         self._intake = intake
-        self._stall_timeout_s = stall_timeout_s
+        self._stalls = stalls
 
     # Responses are written, not yielded: so a cancelled call ends here, at whatever it waits for, and at once.
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # noqa: N802
         """See generation.proto."""
         try:
             async with self._intake.accept((request,), from_context(context)) as (stream,):
-                await self._stream(stream, _Writer(context, stream, self._stall_timeout_s))
+                await self._stream(stream, _Writer(context, stream, self._stalls))
+        except Stalled as error:
+            raise asyncio.CancelledError(str(error)) from None  # a status could not be written either
         except FlexpertError as error:
             await abort(context, error)
 
@@ -59,10 +61,10 @@ class GenerationService:
 class _Writer:
     """Writes one stream's responses."""
 
-    def __init__(self, context: Context, stream: Stream, stall_timeout_s: float) -> None:
+    def __init__(self, context: Context, stream: Stream, stalls: Stalls) -> None:
         self._context = context
         self._stream = stream
-        self._stall_timeout_s = stall_timeout_s
+        self._stalls = stalls
         self._seed_to_tell = stream.request.sampling.seed
 
     async def write(self, delta: Delta) -> None:
@@ -92,11 +94,7 @@ class _Writer:
         )
 
     async def _write(self, response: pb.GenerateResponse) -> None:
-        try:
-            async with asyncio.timeout(self._stall_timeout_s):
-                await self._context.write(response)
-        except TimeoutError:
-            raise ClientStalled(f"the client took nothing for {self._stall_timeout_s:g} s") from None
+        await self._stalls.write(self._context.write(response))
 
     def _take_seed(self) -> int:
         seed, self._seed_to_tell = self._seed_to_tell, 0
@@ -108,10 +106,6 @@ class _Writer:
             completion_tokens=len(self._stream.output_ids),
             cached_tokens=self._stream.cached_tokens,
         )
-
-
-class ClientStalled(FlexpertError):
-    """A client did not take what was written for it."""
 
 
 def _token(token: NewToken, model: ServedModel) -> pb.Token:

@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from flexpert_workers.errors import FlexpertError, InvalidRequest, Overloaded
 from flexpert_workers.ingress.balancer import RequestBroke
+from flexpert_workers.ingress.stalls import Stalled
 from flexpert_workers.ingress.validate import UnknownModel
 
 RETRY_AFTER = "retry-after-ms"
@@ -29,6 +30,8 @@ def status_of(error: FlexpertError) -> grpc.StatusCode:
             return grpc.StatusCode.RESOURCE_EXHAUSTED
         case RequestBroke():
             return grpc.StatusCode.INTERNAL
+        case Stalled():
+            return grpc.StatusCode.CANCELLED
         case _:
             return grpc.StatusCode.UNAVAILABLE
 

@@ -38,8 +38,9 @@ class Detokenizer:
 
     def _accept(self, text: str) -> str:
         new = text[len(self._context_text) :]
+        is_first = not self._context
         self._context, self._pending = self._pending, []
-        self._context_text = self._decode(self._context)
+        self._context_text = text if is_first else self._decode(self._context)
         return new
 
     def _decode(self, ids: Sequence[int]) -> str:

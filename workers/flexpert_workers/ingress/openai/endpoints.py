@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from flexpert_workers.errors import FlexpertError
 from flexpert_workers.ingress.caller import REQUEST_ID, Caller, caller_of
@@ -20,6 +20,7 @@ from flexpert_workers.ingress.openai.asks import Ask
 from flexpert_workers.ingress.openai.bodies import Answer, ChatAnswer, CompletionAnswer, model_body
 from flexpert_workers.ingress.openai.errors import SERVER, Problem, problem_of
 from flexpert_workers.ingress.openai.exchange import ClientLeft, Exchange, Receive, Refused, Scope, Send
+from flexpert_workers.ingress.stalls import Stalled, Stalls
 from flexpert_workers.ingress.streams import Delta, Stream, merge
 from flexpert_workers.ingress.validate import check_name
 
@@ -43,24 +44,15 @@ COMPLETIONS = Dialect(asks.completion, CompletionAnswer, {"text": "prompt", "tok
 CHAT = Dialect(asks.chat, ChatAnswer, {"text": "messages", "token_ids": "messages", "logprobs": "top_logprobs"})
 
 
-def routes(intake: Intake, *, max_request_bytes: int, stall_timeout_s: float) -> list[BaseRoute]:
+def routes(intake: Intake, stalls: Stalls, *, max_request_bytes: int) -> list[Route]:
     """The routes under `/v1`."""
-    limits = Limits(max_request_bytes, stall_timeout_s)
     models = Models(intake)
     return [
         Route("/v1/models", models.list),
         Route("/v1/models/{name:path}", models.get),
-        Route("/v1/completions", Endpoint(COMPLETIONS, intake, limits), methods=["POST"]),
-        Route("/v1/chat/completions", Endpoint(CHAT, intake, limits), methods=["POST"]),
+        Route("/v1/completions", Endpoint(COMPLETIONS, intake, stalls, max_request_bytes), methods=["POST"]),
+        Route("/v1/chat/completions", Endpoint(CHAT, intake, stalls, max_request_bytes), methods=["POST"]),
     ]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a client may cost."""
-
-    max_request_bytes: int
-    stall_timeout_s: float
 
 
 class Models:
@@ -93,21 +85,25 @@ class Models:
 class Endpoint:
     """An ASGI application for one dialect."""
 
-    def __init__(self, dialect: Dialect, intake: Intake, limits: Limits) -> None:
+    def __init__(self, dialect: Dialect, intake: Intake, stalls: Stalls, max_request_bytes: int) -> None:
         self._dialect = dialect
         self._intake = intake
-        self._limits = limits
+        self._stalls = stalls
+        self._max_request_bytes = max_request_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request; a client that leaves cancels its streams at their engines."""
-        exchange = Exchange(scope, receive, send, stall_timeout_s=self._limits.stall_timeout_s)
+        exchange = Exchange(scope, receive, send, self._stalls)
         caller = caller_of(exchange.headers(), exchange.host)
         headers = {REQUEST_ID: caller.request_id}
         try:
             await self._serve(exchange, caller, headers)
-        except ClientLeft as error:
+        except (ClientLeft, Stalled) as error:
             log.debug("request %s: %s", caller.request_id, error)
             exchange.abort()
+        except asyncio.CancelledError:
+            exchange.abort()
+            raise
         except Refused as error:
             await exchange.refuse(error.problem, {**headers, "connection": "close"})
         except FlexpertError as error:
@@ -117,7 +113,7 @@ class Endpoint:
             await exchange.refuse(Problem(500, SERVER, "this server broke over the request; see its log"), headers)
 
     async def _serve(self, exchange: Exchange, caller: Caller, headers: dict[str, str]) -> None:
-        data = await exchange.read(self._limits.max_request_bytes)
+        data = await exchange.read(self._max_request_bytes)
         async with exchange.while_connected():
             ask = await self._read(data, await self._intake.model())
             caller = replace(caller, client=ask.user) if ask.user else caller

@@ -3,22 +3,35 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from flexpert_workers.errors import FlexpertError
+from flexpert_workers.ingress.caller import CLIENT, REQUEST_ID
 from flexpert_workers.ingress.openai.errors import INVALID, Problem
+from flexpert_workers.ingress.stalls import Stalls
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 BODY_TIMEOUT_S = 30.0
-ABORT = "flexpert.abort"
-"""Key in the scope of what drops the connection."""
+CONNECTION = "flexpert.connection"
+"""Key in the scope of the `Connection`."""
 
+_READ = {name.encode(): name for name in (REQUEST_ID, CLIENT)}
 _encode = msgspec.json.Encoder().encode
+
+
+class Connection(Protocol):
+    """What an exchange needs of the server's connection beyond ASGI; `server.HttpProtocol` is one."""
+
+    on_lost: Callable[[], None] | None
+    """Called when the client leaves."""
+
+    def abort(self) -> None:
+        """Drop the connection, and what is queued on it."""
 
 
 class Refused(FlexpertError):
@@ -30,7 +43,7 @@ class Refused(FlexpertError):
 
 
 class ClientLeft(FlexpertError):
-    """The client went away, or took nothing for too long: nobody reads what is written."""
+    """The client went away: nobody reads what is written."""
 
 
 class Exchange:
@@ -40,16 +53,17 @@ class Exchange:
         started: Whether the answer's status was sent.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, stall_timeout_s: float) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, stalls: Stalls) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._stall_timeout_s = stall_timeout_s
+        self._stalls = stalls
+        self._connection: Connection = scope[CONNECTION]
         self.started = False
 
     def headers(self) -> dict[str, str]:
-        """The request's, by their names in lower case."""
-        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self._scope["headers"]}
+        """Those of the request that are read, by their names in lower case."""
+        return {_READ[name]: value.decode("latin-1") for name, value in self._scope["headers"] if name in _READ}
 
     @property
     def host(self) -> str:
@@ -95,14 +109,12 @@ class Exchange:
         assert task is not None, "runs in a task"
         left = False
 
-        async def watch() -> None:
+        def leave() -> None:
             nonlocal left
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
             left = True
             task.cancel()
 
-        watcher = asyncio.create_task(watch())
+        self._connection.on_lost = leave
         try:
             yield
         except asyncio.CancelledError:
@@ -110,7 +122,7 @@ class Exchange:
                 raise ClientLeft("the client left") from None
             raise
         finally:
-            watcher.cancel()
+            self._connection.on_lost = None
 
     async def answer(self, body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         """Send a whole answer as JSON."""
@@ -142,7 +154,7 @@ class Exchange:
 
     def abort(self) -> None:
         """Drop the connection, and what is queued on it."""
-        self._scope.get(ABORT, _nothing)()
+        self._connection.abort()
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self.started = True
@@ -150,15 +162,7 @@ class Exchange:
         await self._put({"type": "http.response.start", "status": status, "headers": pairs})
 
     async def _put(self, message: MutableMapping[str, Any]) -> None:
-        try:
-            async with asyncio.timeout(self._stall_timeout_s):
-                await self._send(message)
-        except TimeoutError:
-            raise ClientLeft(f"the client took nothing for {self._stall_timeout_s:g} s") from None
-
-
-def _nothing() -> None:
-    """Servers other than `server.HttpProtocol` notice an answer that has no end."""
+        await self._stalls.write(self._send(message))
 
 
 def _event(body: object) -> bytes:
