@@ -47,6 +47,8 @@ def affinity_terms(instance: Instance, dense: Dense) -> tuple[float, float, floa
 
 
 def _knows_tokens(traffic: Traffic) -> bool:
+    if traffic.sample is None and traffic.coactivation is None:
+        return False
     from flexpert_placement.affinity import knows_tokens
 
     return knows_tokens(traffic)

@@ -133,20 +133,25 @@ class _Search:
         loads, group, load, speed = self._loads, self._group, self._load, self._speed
         mine = np.flatnonzero(group == worst)
         own = loads[mine][:, None]
-        less = (load[worst] - own + loads[None, :]) / speed[worst]
-        more = (load[group] - loads)[None, :] + own
-        swap = np.maximum(less, more / speed[group])
+        pace = 1.0 / speed
+        theirs = pace[group]
+        more = loads[None, :] - own
+        swap = more * -theirs
+        swap += load[group] * theirs
+        more *= pace[worst]
+        more += load[worst] * pace[worst]
+        np.maximum(swap, more, out=swap)
         swap[:, mine] = np.inf
-        give = np.maximum((load[worst] - own) / speed[worst], (load[None, :] + own) / speed[None, :])
-        give[:, (self._free <= 0) | self._gone] = np.inf
-        give[:, worst] = np.inf
-        at_swap, at_give = int(np.argmin(swap)), int(np.argmin(give))
-        best_swap, best_give = swap.flat[at_swap], give.flat[at_give]
+        open_ = np.flatnonzero((self._free > 0) & ~self._gone)
+        open_ = open_[open_ != worst]
+        give = np.maximum((load[worst] - own) * pace[worst], (load[open_] + own) * pace[open_])
+        at_swap, at_give = int(np.argmin(swap)), int(np.argmin(give)) if give.size else 0
+        best_swap, best_give = swap.flat[at_swap], give.flat[at_give] if give.size else np.inf
         if min(best_swap, best_give) >= time * (1 - 1e-12):
             return False
         if best_give < best_swap:
-            row, target = divmod(at_give, len(load))
-            self._hand(int(mine[row]), worst, target)
+            row, target = divmod(at_give, len(open_))
+            self._hand(int(mine[row]), worst, int(open_[target]))
         else:
             row, other = divmod(at_swap, len(loads))
             source = int(group[other])

@@ -58,6 +58,8 @@ def improve_other_terms(
 def _closer_together(
     instance: Instance, dense: Dense, limits: np.typing.NDArray[np.float64], seconds_left: Callable[[], float]
 ) -> Dense:
+    if instance.traffic.sample is None and instance.traffic.coactivation is None:
+        return dense
     from flexpert_placement.affinity import chosen_per_token, improve_affinity, knows_tokens
 
     if not knows_tokens(instance.traffic):

@@ -3,6 +3,7 @@
 `neighbourhoods` frees a few replicas of a placement and leaves the rest; `solve_exactly` frees all.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,9 +78,16 @@ def build(instance: Instance, around: Neighbourhood, least: Floats) -> tuple[pul
 def solve_exactly(
     instance: Instance, around: Neighbourhood, least: Floats, time_limit_s: float, gap: float, stop: Stop
 ) -> tuple[Bools | None, Outcome]:
-    """Solve the program; the replicas [L, E, W] when it found some, and the solver's words."""
+    """Solve the program; the replicas [L, E, W] when it found some, and the solver's words.
+
+    To write it down takes part of the time, and may take all of it.
+    """
+    started = time.monotonic()
     program, x = build(instance, around, least)
-    outcome = run(program, instance.problem.solver, time_limit_s, gap, stop)
+    left = time_limit_s - (time.monotonic() - started)
+    if left <= 0 or stop():
+        return None, Outcome(Found.NOTHING)
+    outcome = run(program, instance.problem.solver, left, gap, stop)
     if not outcome.is_answer or outcome.values is None:
         return None, outcome
     held = around.held & ~around.free
