@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flexpert_operator.api import names
+from flexpert_operator.api.fields import read
+from flexpert_operator.api.model import ModelAccess
 from flexpert_operator.api.spec import Model, MoEDeployment
 from flexpert_operator.decide.leaving import disruption
 from flexpert_operator.decide.observation import Cluster, Group, Pod
@@ -69,8 +71,14 @@ def parse_cluster(raw: Mapping[str, Any], pods: list[Object], why_leaving: Calla
         engines=parse_group(raw, names.ENGINES_ROLE, pods, why_leaving),
         experts=parse_group(raw, names.EXPERTS_ROLE, pods, why_leaving),
         sizing=Sizing.decode(annotations.get(names.SIZING_ANNOTATION)),
-        served_model=Model(**json.loads(served)) if served else None,
+        served_model=parse_served(json.loads(served)) if served else None,
     )
+
+
+def parse_served(remembered: Mapping[str, Any]) -> Model:
+    """The model that is served, as `manifests` wrote it into the RayCluster's annotation."""
+    known = {name: value for name, value in remembered.items() if name != "access"}
+    return Model(access=read(ModelAccess, remembered.get("access", {})), **known)
 
 
 def parse_group(raw: Mapping[str, Any], role: str, pods: list[Object], why_leaving: Callable[[str], str]) -> Group:

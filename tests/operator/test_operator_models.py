@@ -111,7 +111,8 @@ def unserved(observed: Observation, inspection: Inspection) -> Observation:
 def test_what_a_revision_was_resolved_to_is_remembered_with_the_cluster(
     deployment: MoEDeployment, pool: MakePool, observed: Observe, facts: ModelFacts
 ) -> None:
-    asked = replace(deployment, model=model(revision="v1", offline=True))
+    said = {"tokenSecretRef": {"name": "t"}, "cache": {"claim": "c"}, "endpoint": "http://mirror"}
+    asked = replace(deployment, model=model(revision="v1", offline=True, **said))
     seen = unserved(observed(pool()), Inspection(facts=replace(facts, resolved=COMMIT)))
 
     serving = model_to_serve(asked, seen)
@@ -124,7 +125,26 @@ def test_what_a_revision_was_resolved_to_is_remembered_with_the_cluster(
     assert again == asked.model
     assert again is not None
     assert (again.resolved, again.revision) == (COMMIT, "v1")
+    assert again.access == asked.model.access
     assert json.loads(body["metadata"]["annotations"][MODEL_ANNOTATION])["resolved"] == COMMIT
+
+
+def test_the_way_to_a_model_that_is_served_can_be_changed_and_that_to_another_is_not_taken(
+    deployment: MoEDeployment, pool: MakePool, observed: Observe
+) -> None:
+    seen = observed(pool())
+    assert seen.cluster is not None
+    before = replace(model(tokenSecretRef={"name": "old"}), resolved=COMMIT)
+    seen = replace(seen, cluster=replace(seen.cluster, served_model=before))
+
+    same = model_to_serve(replace(deployment, model=model(tokenSecretRef={"name": "new"})), seen)
+    other = model_to_serve(replace(deployment, model=model("hf://org/other", tokenSecretRef={"name": "new"})), seen)
+
+    for found, secret in ((same, "new"), (other, "old")):
+        assert found is not None
+        assert (found, found.resolved) == (before, COMMIT)
+        assert found.access.token_secret_ref is not None
+        assert found.access.token_secret_ref.name == secret
 
 
 def test_another_way_to_the_same_model_is_no_other_model() -> None:

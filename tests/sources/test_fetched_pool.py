@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hub_server import COMMIT, NAME, Hub, serving
+from hub_server import COMMIT, NAME, NEWER, Hub, serving
 
 from flexpert_proto import names
 from flexpert_workers.errors import AccessDenied
@@ -59,13 +59,14 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.timeout(600)
-async def test_a_worker_starts_once_its_node_has_the_files(hub):
+async def test_a_worker_starts_once_its_node_has_the_files_that_were_pinned(hub):
     pool = FetchedPool()
     controller = pool.controller
     try:
-        await controller.start()
-        facts = await controller.inspect(SPEC.source, "main", "Float32")
+        facts = await inspect_in_subprocess(SPEC.source, "main", "Float32")
         assert (facts.source, facts.opened, facts.resolved) == (SPEC.source, f"{SPEC.source}@{COMMIT}", COMMIT)
+        hub.commits = {"main": NEWER, "before": COMMIT}
+        await controller.start()
         hub.cut, hub.hold = [("model.safetensors", 5_000_000)], threading.Event()
 
         controller.configure(controller.incarnation, 1, 1, replace(SPEC, resolved=COMMIT))
@@ -78,6 +79,7 @@ async def test_a_worker_starts_once_its_node_has_the_files(hub):
         files = controller.files()
         assert (files.phase, files.bytes_done, files.nodes_ready) == ("Ready", facts.fetched_bytes, 1)
         assert controller.fleet.all()[0].state.digest == facts.digest
+        assert (controller.model.source, controller.model.opened) == (facts.source, facts.opened)
     finally:
         await pool.close()
 

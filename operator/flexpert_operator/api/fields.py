@@ -148,6 +148,17 @@ def read(model: type[T], body: Json, path: str = "") -> T:
     return model(**values)
 
 
+def written(value: Any) -> Any:
+    """A value of a model as the API writes it, without what it does not say: `read` makes the same of it again.
+
+    For models whose fields are texts, numbers, truth values and such models.
+    """
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    said = {one.name: getattr(value, one.attribute) for one in members(type(value))}
+    return {name: written(one) for name, one in said.items() if one is not None}
+
+
 def read_value(kind: Any, field: Field, value: Any, path: str) -> Any:
     """One value of a field."""
     origin = typing.get_origin(kind)

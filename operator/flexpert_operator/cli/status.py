@@ -82,7 +82,7 @@ def summary(deployment: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": deployment["metadata"]["name"],
         "namespace": deployment["metadata"]["namespace"],
-        "model": deployment["spec"]["model"],
+        "model": deployment["spec"]["model"] | (status.get("model") or {}),
         "endpoints": status.get("endpoints") or {},
         "experts": status.get("experts") or {},
         "engines": status.get("engines") or {},
@@ -97,7 +97,7 @@ def _show_one(options: argparse.Namespace, deployment: dict[str, Any]) -> None:
     if options.output == "json":
         print(json.dumps(item, indent=2))
         return
-    for title in ("experts", "engines", "endpoints", "placement", "lastReconfiguration"):
+    for title in ("model", "experts", "engines", "endpoints", "placement", "lastReconfiguration"):
         print(f"{title}:" + (" -" if not item[title] else ""))
         for key, value in item[title].items():
             print(f"  {key}: {_flat(value)}")

@@ -85,9 +85,13 @@ def round_up(number: int, step: int) -> int:
 
 
 def model_to_serve(deployment: MoEDeployment, observed: Observation) -> Model | None:
-    """The model whose experts are placed, or the one of the spec once it was found good; None before."""
-    if observed.bound_model is not None:
-        return observed.bound_model
+    """The model whose experts are placed, or the one of the spec once it was found good; None before.
+
+    As long as the spec names the same model, the spec says how pods get at it.
+    """
+    bound = observed.bound_model
+    if bound is not None:
+        return replace(bound, access=deployment.model.access) if bound == deployment.model else bound
     facts = observed.inspection.facts if observed.inspection is not None else None
     if facts is None:
         return None

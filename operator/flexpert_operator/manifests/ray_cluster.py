@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flexpert_operator.api import names
+from flexpert_operator.api.fields import written
 from flexpert_operator.api.spec import Model, MoEDeployment, Resources
 from flexpert_operator.decide.sizing import GroupSize
 from flexpert_operator.decide.sizing_state import Sizing
@@ -96,10 +97,12 @@ def stamped(group: dict[str, Any]) -> dict[str, Any]:
     return group
 
 
-def annotated(model: Model) -> dict[str, str]:
-    """What is remembered of a model that is served: which it is, and what its revision was resolved to."""
+def annotated(model: Model) -> dict[str, Any]:
+    """What is remembered of a model that is served: which it is, of a remote one also how pods get at it and what its
+    revision was resolved to. `observe` reads it.
+    """
     known = {"source": model.source, "revision": model.revision, "dtype": model.dtype}
-    return known | ({"resolved": model.resolved} if model.resolved else {})
+    return known | ({"resolved": model.resolved, "access": written(model.access)} if model.remote else {})
 
 
 def head_group(deployment: MoEDeployment, image: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ into place; the manifest comes last.
 """
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ class Filler:
         """Make the entry count."""
         with writing(self._entry.folder):
             self._entry.publish(Manifest(self.remote.unpinned, self.remote.revision, stored))
-            self._entry.partial.rmdir()
+        shutil.rmtree(self._entry.partial, ignore_errors=True)
         self._progress.phase = FetchPhase.READY
 
     def _have(self, file: RemoteFile, known: StoredFile | None) -> StoredFile:
