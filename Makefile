@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 TEST_PROCESSES ?= 2
 
-.PHONY: setup test faults demo check generate format bench bench-engine bench-memory bench-elastic bench-placement bench-serving clean
+.PHONY: setup test faults demo check generate format images images-cuda kind-test bench bench-engine bench-memory bench-elastic bench-placement bench-serving clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,24 @@ generate: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Container images. A release pins the base: PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm@sha256:...
+REGISTRY ?= ghcr.io/flexpert
+TAG ?= 0.1.0
+PYTHON_IMAGE ?= docker.io/library/python:3.11-slim-bookworm
+BUILD := docker buildx build --load --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --build-arg VERSION=$(TAG) \
+	--build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) --build-arg SOURCE_DATE_EPOCH=$(shell git log -1 --format=%ct 2>/dev/null)
+
+images:
+	$(BUILD) --file operator/Dockerfile --tag $(REGISTRY)/operator:$(TAG) .
+	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG) .
+
+images-cuda:
+	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG)-cuda --build-arg EXTRAS=worker,cuda --build-arg TORCH_INDEX= .
+
+# A cluster of three nodes with KubeRay: apply, stream, scale, lose a pod and a node, upgrade. Needs docker, kind, kubectl, helm.
+kind-test: $(STAMP)
+	FLEXPERT_KIND=1 $(BIN)/python -m pytest tests/e2e
 
 bench: bench-engine bench-memory bench-elastic bench-placement bench-serving
 

@@ -8,19 +8,23 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from chart_release import NAMESPACE as OPERATOR_NAMESPACE
 from chart_release import RELEASE, Chart, Object
 from simulated_cluster import SimulatedCluster
 from simulated_world import World
 
-from flexpert_operator.kube import Kube, api_client
+from flexpert_operator.errors import KubeNotFound, KubeUnavailable
+from flexpert_operator.kube import MOE_DEPLOYMENTS, RAY_CLUSTERS, Kube, api_client
 from flexpert_operator.local.kubeapi import KubeApiServer, ServerConfig
 from flexpert_operator.local.kubeapi.authorization import Attributes, service_account
 from flexpert_operator.local.up import install_crds
 from flexpert_proto import names as pool_names
 
 TOKEN = "the-operators"
+LOG = "operator.log"
+USER = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{RELEASE}-flexpert"
 PLURALS = {"NetworkPolicy": "networkpolicies"}
 Permission = tuple[str, str, str]
 """(API group, resource, verb)."""
@@ -48,25 +52,52 @@ class Operator:
             self._process.wait()
 
 
-class Recorder:
-    """What a user asked of the API."""
+class Server(Protocol):
+    """An API server with a release in it."""
 
-    def __init__(self, user: str) -> None:
-        self._user = user
+    def write_kubeconfig(self, path: Path, token: str | None = None) -> Path:
+        """An administrator's, or of whoever the token belongs to."""
+
+    def token_of(self, namespace: str, account: str) -> str:
+        """A token of a ServiceAccount."""
+
+    def asked_by(self, user: str) -> set[Permission]:
+        """What a user has asked for."""
+
+
+class EmbeddedServer:
+    """The embedded API as a `Server`; a context manager."""
+
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._asked: set[Permission] = set()
+        self._asked: set[tuple[str, Permission]] = set()
+        accounts = {TOKEN: service_account(OPERATOR_NAMESPACE, f"{RELEASE}-flexpert")}
+        self._api = KubeApiServer(ServerConfig(users=accounts, audit=self._note))
 
-    def __call__(self, asked: Attributes) -> None:
-        """Told by the server."""
-        if asked.user.name == self._user:
-            with self._lock:
-                self._asked.add((asked.group, asked.resource, asked.verb))
-
-    @property
-    def asked(self) -> set[Permission]:
-        """So far."""
+    def _note(self, asked: Attributes) -> None:
         with self._lock:
-            return set(self._asked)
+            self._asked.add((asked.user.name, (asked.group, asked.resource, asked.verb)))
+
+    def __enter__(self) -> "EmbeddedServer":
+        self._api.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._api.stop()
+
+    def write_kubeconfig(self, path: Path, token: str | None = None) -> Path:
+        """An administrator's, or of whoever the token belongs to."""
+        return self._api.write_kubeconfig(path, token)
+
+    def token_of(self, namespace: str, account: str) -> str:
+        """The one that there is."""
+        assert (namespace, account) == (OPERATOR_NAMESPACE, f"{RELEASE}-flexpert")
+        return TOKEN
+
+    def asked_by(self, user: str) -> set[Permission]:
+        """What a user has asked for."""
+        with self._lock:
+            return {permission for name, permission in self._asked if name == user}
 
 
 def free_port() -> int:
@@ -86,28 +117,41 @@ def create(kube: Kube, body: Object) -> None:
     kube.request("POST", f"{base}{scope}/{plural}", body)
 
 
+def await_kinds(kube: Kube, seconds: int = 60) -> None:
+    """Wait until what was just defined is served."""
+    pause = threading.Event()
+    for _ in range(seconds * 10):
+        with contextlib.suppress(KubeNotFound, KubeUnavailable):
+            kube.list(MOE_DEPLOYMENTS, "default", "")
+            kube.list(RAY_CLUSTERS, "default", "")
+            return
+        pause.wait(0.1)
+    raise AssertionError("the kinds are not served")
+
+
 @contextlib.contextmanager
-def run_release(chart: Chart, values: Object, folder: Path) -> Iterator[tuple[World, Recorder]]:
-    """The chart's release in an API of its own with a simulated KubeRay, until the end of the context."""
+def run_release(
+    chart: Chart, values: Object, folder: Path, server: Server, cluster_type: type[SimulatedCluster] = SimulatedCluster
+) -> Iterator[World]:
+    """The chart's release in an API server with a simulated KubeRay, until the end of the context.
+
+    The operator runs with the Deployment's arguments as a process, with the rights of its service account.
+    """
     services = folder / "services.json"
     services.write_text("{}")
-    account = chart.one("Deployment", values)["spec"]["template"]["spec"]["serviceAccountName"]
-    user = service_account(OPERATOR_NAMESPACE, account)
-    recorder = Recorder(user.name)
-    with KubeApiServer(ServerConfig(users={TOKEN: user}, audit=recorder)) as api:
-        kubeconfig = api.write_kubeconfig(folder / "kubeconfig")
-        kube = Kube(api_client(kubeconfig))
-        install_crds(kube)
-        create(kube, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}})
-        for body in chart.objects(values):
-            create(kube, body)
-        (container,) = chart.one("Deployment", values)["spec"]["template"]["spec"]["containers"]
-        # The release's own Deployment has no pods here: the operator is a process, and the simulated cluster
-        # only plays the namespace of the pools.
-        with SimulatedCluster(kube, services) as cluster:
-            own = api.write_kubeconfig(folder / "operator-kubeconfig", TOKEN)
-            operator = Operator(own, container["args"], services, folder / f"{RELEASE}.log")
-            try:
-                yield World(kubeconfig, cluster, operator), recorder
-            finally:
-                operator.stop()
+    kubeconfig = server.write_kubeconfig(folder / "kubeconfig")
+    kube = Kube(api_client(kubeconfig))
+    install_crds(kube)
+    await_kinds(kube)
+    create(kube, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE}})
+    for body in chart.objects(values):
+        create(kube, body)
+    pod = chart.one("Deployment", values)["spec"]["template"]["spec"]
+    token = server.token_of(OPERATOR_NAMESPACE, pod["serviceAccountName"])
+    own = server.write_kubeconfig(folder / "operator-kubeconfig", token)
+    with cluster_type(kube, services) as cluster:
+        operator = Operator(own, pod["containers"][0]["args"], services, folder / LOG)
+        try:
+            yield World(kubeconfig, cluster, operator)
+        finally:
+            operator.stop()

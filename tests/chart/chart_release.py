@@ -1,10 +1,15 @@
 """A release of the chart as Helm's engine renders it; the tests of `tests/chart` share it."""
 
+import contextlib
+import importlib.util
 import json
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -52,3 +57,17 @@ class Chart:
         answer = self.ask("render", values)
         assert "refusal" in answer, answer
         return str(answer["refusal"])
+
+
+@contextlib.contextmanager
+def open_chart() -> Iterator[Chart]:
+    """The chart of this checkout; skips the test where Helm's engine is not installed."""
+    if importlib.util.find_spec("helm_python") is None:
+        pytest.skip("Helm's engine is not installed: helm-python-sdk has no wheel for this platform")
+    command = [sys.executable, str(Path(__file__).with_name("chart_engine.py")), str(CHART)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as engine:
+        yield Chart(engine)
+        with contextlib.suppress(BrokenPipeError):
+            assert engine.stdin is not None
+            engine.stdin.close()
+        engine.wait(30)

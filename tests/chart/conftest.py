@@ -1,8 +1,5 @@
 """The chart as Helm renders it. Where Helm's engine (helm-python-sdk) has no wheel the tests are skipped."""
 
-import contextlib
-import importlib.util
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,17 +18,10 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def chart() -> "Iterator[Chart]":
     """The chart of this checkout."""
-    from chart_release import CHART, Chart
+    from chart_release import open_chart
 
-    if importlib.util.find_spec("helm_python") is None:
-        pytest.skip("Helm's engine is not installed: helm-python-sdk has no wheel for this platform")
-    command = [sys.executable, str(HERE / "chart_engine.py"), str(CHART)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as engine:
-        yield Chart(engine)
-        with contextlib.suppress(BrokenPipeError):
-            assert engine.stdin is not None
-            engine.stdin.close()
-        engine.wait(30)
+    with open_chart() as chart:
+        yield chart
 
 
 @pytest.fixture

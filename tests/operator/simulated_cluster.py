@@ -71,7 +71,8 @@ class SimulatedCluster:
 
     def _tick(self) -> None:
         clusters = self._kube.list(RAY_CLUSTERS, NAMESPACE, "")
-        deployments = self._kube.list(DEPLOYMENTS, NAMESPACE, "")
+        kind = {"apiVersion": "apps/v1", "kind": "Deployment"}  # a list says it once, not in each item
+        deployments = [kind | one for one in self._kube.list(DEPLOYMENTS, NAMESPACE, "")]
         pods = [pod for pod in self._kube.list(PODS, NAMESPACE, "") if not self._ended(pod)]
         for cluster in clusters:
             self._play_kuberay(cluster, [pod for pod in pods if owned(pod, cluster)])

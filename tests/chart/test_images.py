@@ -1,0 +1,76 @@
+"""What can be said of the Dockerfiles without Docker: what they copy exists and suffices to build."""
+
+import fnmatch
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILES = [ROOT / "operator" / "Dockerfile", ROOT / "workers" / "Dockerfile"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def instructions(file: Path) -> list[tuple[str, str]]:
+    """Name and text of every instruction."""
+    lines = [line for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in joined.splitlines()]
+
+
+def copied(file: Path) -> list[str]:
+    """Paths of the repository that go into the build stage."""
+    copies = [text.split() for name, text in instructions(file) if name == "COPY" and not text.startswith("--from")]
+    return [path for words in copies for path in words[:-1]]
+
+
+@pytest.fixture(params=DOCKERFILES, ids=lambda file: file.parent.name)
+def dockerfile(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.param
+    return found
+
+
+def test_what_is_copied_is_in_the_context(dockerfile: Path) -> None:
+    ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    let_in = [line.removeprefix("!") for line in ignored if line.startswith("!")]
+    assert ignored[0] == "*", "nothing is in the context but what is let in"
+    for path in copied(dockerfile):
+        assert (ROOT / path).exists(), path
+        assert any(fnmatch.fnmatch(path, pattern) or path.startswith(f"{pattern}/") for pattern in let_in), path
+
+
+def test_what_the_wheel_is_built_from_is_copied(dockerfile: Path) -> None:
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = [*wheel["packages"], *wheel["force-include"], *PROJECT["project"]["license-files"]]
+    needed += ["pyproject.toml", PROJECT["project"]["readme"], "requirements.lock"]
+    for path in needed:
+        assert any(path == one or path.startswith(f"{one}/") for one in copied(dockerfile)), path
+
+
+def test_the_last_stage_has_no_privileges_and_no_build_tools(dockerfile: Path) -> None:
+    steps = instructions(dockerfile)
+    last = steps[max(index for index, (name, _) in enumerate(steps) if name == "FROM") :]
+    users = [text for name, text in last if name == "USER"]
+    assert users == ["65532:65532"]
+    assert not [text for name, text in last if name == "RUN" and "pip" in text]
+    assert [name for name, _ in steps].count("FROM") == 2
+
+
+def test_the_base_can_be_pinned_by_digest(dockerfile: Path) -> None:
+    steps = instructions(dockerfile)
+    assert steps[0][0] == "ARG"
+    assert re.fullmatch(r"PYTHON_IMAGE=\S+:3\.11-\S+", steps[0][1])
+    assert {text.split()[0] for name, text in steps if name == "FROM"} == {"${PYTHON_IMAGE}"}
+
+
+def test_versions_are_the_projects(dockerfile: Path) -> None:
+    assert ("ARG", f"VERSION={PROJECT['project']['version']}") in instructions(dockerfile)
+
+
+def test_the_operators_image_has_no_torch_and_no_ray() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    needed = " ".join([*PROJECT["project"]["dependencies"], *extras["operator"]])
+    assert "torch" not in needed
+    assert "ray" not in needed
+    assert "'.[operator]'" in (ROOT / "operator" / "Dockerfile").read_text()

@@ -1,0 +1,26 @@
+"""Tests on a cluster made by kind; skipped unless `make kind-test` asks for them, where Docker is."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+if TYPE_CHECKING:
+    from kind_cluster import Cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Cluster]":
+    """A cluster with the chart's images loaded."""
+    from kind_cluster import build_images, kind_cluster, missing
+
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    build_images()
+    with kind_cluster(tmp_path_factory.mktemp("kind")) as cluster:
+        yield cluster
