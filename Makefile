@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 TEST_PROCESSES ?= 2
 
-.PHONY: setup test faults demo check generate format images images-cuda kind-test bench bench-engine bench-memory bench-elastic bench-placement bench-serving clean
+.PHONY: setup test faults demo check generate format images images-cuda kind-test bench bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator clean
 
 setup: $(STAMP)
 
@@ -66,6 +66,8 @@ kind-test: $(STAMP)
 
 bench: bench-engine bench-memory bench-elastic bench-placement bench-serving
 
+bench: bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator
+
 bench-engine: $(STAMP)
 	$(BIN)/python benchmarks/bench_engine.py
 
@@ -81,6 +83,9 @@ bench-placement: $(STAMP)
 bench-serving: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock fastapi
 	$(THREADS) $(BIN)/python benchmarks/bench_serving.py
+
+bench-operator: $(STAMP)
+	$(THREADS) $(BIN)/python benchmarks/bench_operator.py
 
 clean:
 	rm -rf build .flexpert .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -4,6 +4,7 @@
 """
 
 import logging
+import random
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class Controller:
                 self._forget(key)
                 self.queue.forget(key)
             else:
-                self.queue.done(key, wait_s)
+                self.queue.done(key, wait_s * random.uniform(0.9, 1.0))
 
     def _reconciler(self, key: Key) -> Reconciler | None:
         """The reconciler of the object that has the name now, None where there is none."""

@@ -37,6 +37,7 @@ from flexpert_operator.kube import (
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.nodes import NodeNotices
 from flexpert_operator.object_store import ObjectStore, pod_seen
+from flexpert_operator.pool_feed import PoolFeed, PoolFeeds
 from flexpert_operator.reconciler import Reconciler, Surroundings
 from flexpert_operator.settings import Settings
 
@@ -71,6 +72,7 @@ class Parts:
     controller: Controller
     events: EventWriter
     pulse: Pulse
+    feeds: PoolFeeds
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     open: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
@@ -96,14 +98,20 @@ def assemble(
 ) -> kopf.OperatorRegistry:
     """The operator, put together, as what kopf runs."""
     kube = CachedKube(api, watched_stores(), fence)
-    around = Surroundings(scope.nodes or NodeNotices(), metrics or Metrics())
+    feeds = PoolFeeds(settings.refresh_s)
+
+    def listen(namespace: str, name: str) -> PoolFeed:
+        address = names.pool_control_address(name, namespace)
+        return feeds.listen(address, lambda: parts.controller.wake(namespace, name))
+
+    around = Surroundings(listen, scope.nodes or NodeNotices(), metrics or Metrics())
 
     events = EventWriter(kube)
 
     def make(namespace: str, name: str) -> Reconciler:
         return Reconciler(namespace, name, kube, settings, events.tell, around)
 
-    parts = Parts(kube, Controller(kube, make, settings.threads), events, pulse or Pulse())
+    parts = Parts(kube, Controller(kube, make, settings.threads), events, pulse or Pulse(), feeds)
     return operator_registry(parts, api.configuration, scope)
 
 
@@ -128,6 +136,7 @@ def operator_registry(parts: Parts, configuration: client.Configuration, scope: 
         parts.pulse.stop()
         await asyncio.to_thread(controller.stop)
         await asyncio.to_thread(parts.events.close)
+        await asyncio.to_thread(parts.feeds.close)
 
     @kopf.on.login(registry=registry)
     def login(**_: Any) -> kopf.ConnectionInfo:

@@ -41,12 +41,14 @@ class Seen:
     Attributes:
         raw: The RayCluster as it came.
         hindrances: What keeps pods from running, each once.
+        head_runs: Whether the pod runs on which the pool controller would be.
     """
 
     raw: Object | None
     cluster: Cluster | None
     ingress_ready: int
     hindrances: tuple[str, ...] = ()
+    head_runs: bool = False
 
 
 def read_cluster(kube: Kube, deployment: MoEDeployment, why_leaving: Callable[[str], str] = lambda _: "") -> Seen:
@@ -59,7 +61,9 @@ def read_cluster(kube: Kube, deployment: MoEDeployment, why_leaving: Callable[[s
     ingress = [pod for pod in pods if role_of(pod) == names.INGRESS_ROLE]
     cluster = parse_cluster(raw, pods, why_leaving) if raw is not None else None
     hindrances = {hindrance(pod.get("status") or {}) for pod in pods} - {""}
-    return Seen(raw, cluster, sum(is_ready(pod) for pod in ingress), tuple(sorted(hindrances)))
+    heads = [pod for pod in pods if role_of(pod) == names.HEAD_ROLE]
+    head_runs = any((pod.get("status") or {}).get("phase") == "Running" for pod in heads)
+    return Seen(raw, cluster, sum(is_ready(pod) for pod in ingress), tuple(sorted(hindrances)), head_runs)
 
 
 def parse_cluster(raw: Mapping[str, Any], pods: list[Object], why_leaving: Callable[[str], str]) -> Cluster:

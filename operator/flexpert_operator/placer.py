@@ -106,6 +106,8 @@ class Placer:
             return Placed()
         imbalance = placing.imbalance_now(pool, observed.loads) or 1.0
         decision = rebalancing.before_solving(spec, history, observed.loads, imbalance, observed.now)
+        if decision is not None and decision.reason is Reason.NO_TRAFFIC and history.reason == Reason.NO_TRAFFIC:
+            return Placed()
         if decision is not None or observed.loads is None:
             return Placed(decision=decision)
         return self._weigh(deployment, pool, observed.loads, history)

@@ -17,7 +17,7 @@ from flexpert_operator.api.reasons import DegradedReason
 from flexpert_operator.api.spec import Model, MoEDeployment, parse_deployment
 from flexpert_operator.cached import CachedKube
 from flexpert_operator.children import delete_children, ensure_children
-from flexpert_operator.decide import difference, drains, model, placing, progress, rollout, status, terms
+from flexpert_operator.decide import difference, drains, model, placing, progress, rollout, status, terms, waking
 from flexpert_operator.decide.loads import SmoothedLoads, counter_of, observe_loads
 from flexpert_operator.decide.observation import Event, Observation, Pool, Problem
 from flexpert_operator.decide.persistence import persistence_condition
@@ -32,6 +32,7 @@ from flexpert_operator.nodes import NodeNotices
 from flexpert_operator.observe import Seen, read_cluster
 from flexpert_operator.placer import Placed, Placer, Solve
 from flexpert_operator.pool_client import PoolClient
+from flexpert_operator.pool_feed import Heard, PoolFeed
 from flexpert_operator.settings import Settings
 from flexpert_placement.solver import solve
 from flexpert_proto import names as pool_names
@@ -43,11 +44,15 @@ FINALIZE_POLL_S = 0.5
 Tell = Callable[[Object, Event], None]
 """Posts an Event about an object."""
 
+Listen = Callable[[str, str], PoolFeed]
+"""(namespace, name) → what the pool of that MoEDeployment tells from now on."""
+
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the reconcilers of a process share: the notices of nodes that leave, and the metrics."""
+    """What the reconcilers of a process share: what pools tell, the notices of nodes that leave, and the metrics."""
 
+    listen: Listen
     nodes: NodeNotices = field(default_factory=NodeNotices)
     metrics: Metrics = field(default_factory=Metrics)
 
@@ -62,7 +67,7 @@ class Reconciler:
         kube: CachedKube,
         settings: Settings,
         tell: Tell,
-        around: Surroundings | None = None,
+        around: Surroundings,
         clock: Callable[[], float] = time.time,
         solver: Solve = solve,
     ) -> None:
@@ -71,19 +76,23 @@ class Reconciler:
         self._kube = kube
         self._settings = settings
         self._tell = tell
-        self._around = around or Surroundings()
+        self._around = around
         address = names.pool_control_address(name, namespace)
         self._pool = PoolClient(address)
         self._inspector = ModelInspector(lambda: PoolClient(address), settings.inspect_retry_s)
         self._clock = clock
         self._lock = threading.Lock()
         self._placer = Placer(self._pool, solver, settings.inspect_retry_s)
+        self._feed: PoolFeed | None = None
+        self._noted = 0
+        self._quiet = 0
         self._loads: SmoothedLoads | None = None
         self._before = Observation(0.0)
 
     def close(self) -> None:
         """Give up the connection to the pool controller; nothing more is told of the object."""
         self._around.metrics.forget(self._namespace, self._name)
+        self._hang_up()
         self._pool.close()
         self._inspector.close()
 
@@ -102,7 +111,10 @@ class Reconciler:
             if body is None:
                 return None
             began = self._clock()
-            wait_s = self._finalize(body) if "deletionTimestamp" in body["metadata"] else self._step(body)
+            try:
+                wait_s = self._finalize(body) if "deletionTimestamp" in body["metadata"] else self._step(body)
+            finally:
+                self._pool.close()
             self._around.metrics.note_reconciled(self._namespace, self._name, self._clock() - began)
             return wait_s
 
@@ -160,14 +172,31 @@ class Reconciler:
     def _observe(self, deployment: MoEDeployment, seen: Seen) -> Observation:
         observed = Observation(self._clock(), seen.cluster, ingress_ready=seen.ingress_ready)
         try:
-            pool = self._pool.get_pool()
+            heard = self._hear(seen)
         except PoolError as failure:
             return replace(observed, pool_error="; ".join((str(failure), *seen.hindrances)))
-        self._loads = note_loads(self._loads, pool, observed.now, deployment.placement.rebalance.half_life_s)
+        pool, half_life_s = heard.pool, deployment.placement.rebalance.half_life_s
+        if heard.number != self._noted or observed.now - heard.at > 3 * self._settings.refresh_s:
+            at = heard.at if heard.number != self._noted else observed.now
+            self._loads, self._noted = note_loads(self._loads, pool, at, half_life_s), heard.number
         observed = replace(observed, pool=pool, loads=self._loads)
         if observed.bound_model is not None:
             return observed
         return replace(observed, inspection=self._inspector.look(pool.incarnation, deployment.model, observed.now))
+
+    def _hear(self, seen: Seen) -> Heard:
+        """What the pool controller has told last; it is listened to while a head runs. Raises `PoolUnavailable`."""
+        if not seen.head_runs:
+            self._hang_up()
+            raise PoolUnavailable("the head of the RayCluster does not run")
+        if self._feed is None:
+            self._feed, self._noted = self._around.listen(self._namespace, self._name), 0
+        return self._feed.last()
+
+    def _hang_up(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+        self._feed = None
 
     def _steer(
         self, deployment: MoEDeployment, observed: Observation, pool: Pool, size: Size, serving: Model
@@ -215,7 +244,20 @@ class Reconciler:
         self._before = replace(self._before, pool=pool, cluster=observed.cluster)
         self._measure(observed, outcome, (told.get("id"), told.get("phase")))
         busy = any(condition.type == PROGRESSING and condition.status == "True" for condition in conditions)
-        return self._settings.busy_s if busy else self._settings.resync_s
+        self._quiet = 0 if patch or events else self._quiet + 1
+        unsettled = observed.pool is not None and (busy or outcome.problem is not None)
+        wait_s = waking.next_look(unsettled, self._quiet, self._settings.busy_s, self._settings.resync_s)
+        growing = outcome.size.pods > outcome.size.sizing.settled
+        return min(
+            wait_s,
+            waking.until_deadline(
+                outcome.size.sizing,
+                growing,
+                observed.now,
+                self._settings.provision_deadline_s,
+                self._settings.retry_s,
+            ),
+        )
 
     def _write_status(self, deployment: MoEDeployment, patch: Object) -> None:
         """Write what differs, unless the object has changed since it was seen; raises `KubeConflict`."""

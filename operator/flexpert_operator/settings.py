@@ -53,10 +53,11 @@ class Settings:
         max_surge: Pods of a group that are replaced at a time when their template changes.
         headroom_wait_s: Time that a new pod has to find a node, before an older one makes place for it.
         gcs: Where Ray's heads keep their tables; None: in memory, and a lost head is a lost pool.
+        refresh_s: Seconds between two tellings of figures that creep, such as loads, by a pool controller.
         threads: MoEDeployments that are reconciled at once.
     """
 
-    resync_s: float = 10.0
+    resync_s: float = 300.0
     busy_s: float = 0.5
     image: str = IMAGE
     ingress_replicas: int = 2
@@ -67,4 +68,5 @@ class Settings:
     max_surge: int = 1
     headroom_wait_s: float = 120.0
     gcs: GcsStore | None = None
+    refresh_s: float = 10.0
     threads: int = 8

@@ -735,21 +735,26 @@ Global___Pool: _TypeAlias = Pool  # noqa: Y015
 
 @_typing.final
 class GetPoolRequest(_message.Message):
+    """Of a stream: figures that creep (loads, requests) are told so often while they change; 0: every 2 s."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WITH_PLACEMENT_FIELD_NUMBER: _builtins.int
     WITH_LOADS_FIELD_NUMBER: _builtins.int
+    REFRESH_SECONDS_FIELD_NUMBER: _builtins.int
     with_placement: _builtins.bool
     with_loads: _builtins.bool
+    refresh_seconds: _builtins.float
     def __init__(
         self,
         *,
         with_placement: _builtins.bool = ...,
         with_loads: _builtins.bool = ...,
+        refresh_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["with_loads", b"with_loads", "with_placement", b"with_placement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refresh_seconds", b"refresh_seconds", "with_loads", b"with_loads", "with_placement", b"with_placement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

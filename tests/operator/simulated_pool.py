@@ -16,6 +16,9 @@ from flexpert_proto import pool_pb2 as pb
 from flexpert_proto.pool_pb2_grpc import PoolControlServicer, add_PoolControlServicer_to_server
 
 LAYERS, EXPERTS, EXPERT_BYTES = 2, 4, 2**20
+WATCH_S, LOADS_EVERY = 0.02, 10
+"""How often it looks for something to tell, and at every which look for loads."""
+
 RUNNING = (pb.PENDING, pb.PREPARE, pb.COMMIT, pb.RETIRE)
 
 Pair = tuple[int, int]
@@ -67,7 +70,7 @@ class SimulatedPool(PoolControlServicer):
         self._last: str | None = None
         self._pending: pb.ReconfigureRequest | None = None
         self._numbers = iter(range(10**6))
-        self._server = grpc.server(ThreadPoolExecutor(2))
+        self._server = grpc.server(ThreadPoolExecutor(8))
         add_PoolControlServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
@@ -187,6 +190,19 @@ class SimulatedPool(PoolControlServicer):
                     pb.Expert(layer=layer, index=index) for (layer, index), row in self._placement.items() if not row
                 ],
             )
+
+    def WatchPool(self, request: pb.GetPoolRequest, context: Any) -> Iterator[pb.Pool]:  # noqa: N802
+        """As the real one: at every change, and what creeps now and then; here it is looked for again and again."""
+        told, looks, gone = None, 0, threading.Event()
+        context.add_callback(gone.set)
+        while not gone.wait(WATCH_S):
+            pool, looks = self.GetPool(request, context), looks + 1
+            if told is not None and looks % LOADS_EVERY:
+                pool.ClearField("loads")
+                pool.loads.extend(told.loads)
+            if pool != told:
+                told = pool
+                yield pool
 
     def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:  # noqa: N802
         with self.lock:

@@ -31,6 +31,7 @@ EVENTS = Resource("", "v1", "events")
 SETTINGS = Settings(
     resync_s=0.5,
     busy_s=0.05,
+    refresh_s=0.2,
     provision_deadline_s=1.5,
     inspect_retry_s=0.2,
     drain_deadline_s=20,

@@ -76,9 +76,13 @@ class PoolControlService(pool_pb2_grpc.PoolControlServicer):
     async def WatchPool(  # noqa: N802
         self, request: pool_pb2.GetPoolRequest, context: Context
     ) -> AsyncIterator[pool_pb2.Pool]:
-        """All that is known, now and at every change."""
-        async for _ in _changes(self._controller):
-            yield view.pool_message(self._controller, request.with_placement, request.with_loads)
+        """All that is known, now and at every change; what was told already is not told again."""
+        told = None
+        async for _ in _changes(self._controller, request.refresh_seconds or _REFRESH_S):
+            message = view.pool_message(self._controller, request.with_placement, request.with_loads)
+            if message != told:
+                told = message
+                yield message
 
     async def Drain(self, request: pool_pb2.DrainRequest, context: Context) -> pool_pb2.DrainResponse:  # noqa: N802
         """Mark workers to be emptied, or take that back."""
@@ -227,10 +231,10 @@ async def _request_of(message: pool_pb2.ReconfigureRequest) -> Request:
     return await aside(len(message.plan.target), lambda: view.request_of(message))
 
 
-async def _changes(controller: PoolController) -> AsyncIterator[int]:
-    """Ticks at once, at every change (many in a row make one) and every few seconds, for figures that creep."""
+async def _changes(controller: PoolController, refresh_s: float = _REFRESH_S) -> AsyncIterator[int]:
+    """Ticks at once, at every change (many in a row make one) and every `refresh_s`, for figures that creep."""
     while True:
         seen = controller.changes.count
         yield seen
         await asyncio.sleep(_SMALLEST_PAUSE_S)
-        await controller.changes.wait(seen, _REFRESH_S)
+        await controller.changes.wait(seen, refresh_s)
