@@ -190,10 +190,10 @@ class _Drafts:
         for done, number in enumerate(map(int, np.argsort(-np.array(gains), kind="stable"))):
             spent = self._timer.spent()
             until = spent + max(SHARE_OF_TIME - spent, 0.0) * LONGEST_TURN / (len(drafts) - done)
-            if drafts[number].packed is not None and self._timer(until):
-                continue
             most = merges[number] if int(layers[number].most.max()) > 1 else 0
-            groups = self._exact(layers[number], number, most)
+            groups = None if self._timer() else self._exact(layers[number], number, most)
+            if groups is None and drafts[number].packed is not None and self._timer(until):
+                continue
             if groups is None:
                 groups = partition(layers[number], most, lambda until=until: self._timer(until))  # type: ignore[misc]
             drafts[number] = replace(drafts[number], groups=groups)
