@@ -139,7 +139,8 @@ def _step(
 ) -> tuple[Sizes, frozenset[Limit], State]:
     """How far towards what is wanted it goes now."""
     at = observation.at
-    state = replace(state, wishes=_lately((*state.wishes, Wish(at, wanted.sizes)), at))
+    before = state.wishes or (Wish(at, present),)  # who knows nothing yet does not shrink what is there
+    state = replace(state, wishes=_lately((*before, Wish(at, wanted.sizes)), at))
     calm = wanted.sizes
     if not wanted.wakes:
         calm = Sizes(

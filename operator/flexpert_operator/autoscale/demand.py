@@ -19,6 +19,8 @@ SURPRISE = 3.0
 """Standard deviations by which the newest sample has to be above the rate to be believed alone."""
 FIRST_ANSWER = 128.0
 """Tokens of an answer, while none has finished."""
+BACKLOG_S = 30.0
+"""In which what waits has to be served beside what comes."""
 SEASON_WEIGHT = 0.5
 """Of the newest season in what is remembered of a bin."""
 
@@ -78,12 +80,12 @@ class Traffic:
         requests, prompt = self._rates()
         factor = self._ahead(observation.at + observation.scale_up_s, requests, forecast)
         answer = self.finished_tokens / max(self.finished, 1e-9)
+        waiting = observation.queued / BACKLOG_S
         return Demand(
-            prompt=prompt * factor,
-            generated=requests * factor * answer,
-            requests=requests * factor,
+            prompt=prompt * factor + observation.queued_tokens / BACKLOG_S,
+            generated=(requests * factor + waiting) * answer,
+            requests=requests * factor + waiting,
             dispersion=self._dispersion(),
-            backlog=observation.queued_tokens,
         )
 
     def _rates(self) -> tuple[float, float]:

@@ -50,6 +50,8 @@ class Observation:
         prefill_tokens: Prompt tokens in an average step, all engines together.
         engine_step_s: Time of an engine's step without that which it waits for workers.
         expert_step_s: Time of a step in which an engine waits for workers, all layers together.
+        engine_utilisation: Part of the time in which engines are busy with tokens.
+        worker_utilisation: The same of workers.
         kv_used: Part of the engines' KV memory in use.
         imbalance: The busiest worker's load over the average one.
         reachable_imbalance: The same under the placement that the planner would choose for these workers.
@@ -67,6 +69,8 @@ class Observation:
     prefill_tokens: float = 0.0
     engine_step_s: float = math.nan
     expert_step_s: float = math.nan
+    engine_utilisation: float = math.nan
+    worker_utilisation: float = math.nan
     kv_used: float = math.nan
     imbalance: float = 1.0
     reachable_imbalance: float = 1.0

@@ -2,12 +2,12 @@
 
 A step takes T = α + u · n with u = β / E + γ · i / W and n tokens under way. With g tokens to generate and p prompt
 tokens to read a second, n = (g + φ p) · T, so that T = α / (1 - u · (g + φ p)): the two pools share one budget of
-slowness u. Requests come at random, so at the percentile there are z · √(d · n) more of them than on average, d being
-the index of dispersion of arrivals. A first token waits until the prompts before it are read, which is a queue of its
-own (M/G/1, an exponential tail), and a backlog has to be read within the objective.
+slowness u. Requests come at random; they leave at the rate n / (answer · T(n)), whose slope at the mean is
+α / (answer · T²), so that the variance of their number is d · n · T / α, d being the index of dispersion of arrivals,
+and z standard deviations more of them are under way at the percentile. A first token waits until the prompts before it
+are read, which is a queue of its own (M/G/1, an exponential tail).
 """
 
-import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -20,31 +20,29 @@ from flexpert_operator.autoscale.policy import Objectives, Policy
 Floats = NDArray[np.float64]
 
 MOST_CANDIDATES = 96
-"""Numbers of engines that are looked at; beyond them every so many."""
+"""Numbers of engines that are looked at at once; with more, every so many, then those around the best."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What comes, a second, and what waits already.
+    """What has to be served a second.
 
     Attributes:
         prompt: Prompt tokens a second.
         generated: Tokens to generate a second.
         requests: Requests a second.
         dispersion: Variance over mean of the arrivals in a stretch; 1 when they are random.
-        backlog: Prompt tokens that wait.
     """
 
     prompt: float
     generated: float
     requests: float
     dispersion: float = 1.0
-    backlog: float = 0.0
 
     @property
     def is_none(self) -> bool:
-        """Nothing comes and nothing waits."""
-        return self.prompt + self.generated + self.requests + self.backlog <= 0
+        """Nothing comes."""
+        return self.prompt + self.generated + self.requests <= 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def expected(
         mean_step = service.step_s / (1.0 - slowness * (demand.generated + price * demand.prompt))
         mean_step = np.where(mean_step > 0, mean_step, np.inf)
         mean = demand.generated * mean_step
-        many = mean + z * np.sqrt(max(demand.dispersion, 1.0) * mean)
+        many = mean + z * np.sqrt(max(demand.dispersion, 1.0) * mean * mean_step / service.step_s)
         reading = price * demand.prompt * mean_step
         step = service.step_s + slowness * (many + reading)
         chunk = engines * service.prefill_tokens
@@ -79,8 +77,7 @@ def expected(
         one_read = service.step_s + slowness * (many + price * min(prompt, service.prefill_tokens))
         read_s = np.ceil(max(prompt, 1.0) / service.prefill_tokens) * one_read
         full_step = service.step_s + slowness * (many + price * chunk)
-        waited = _waiting(demand, chunk / full_step, prompt, percentile)
-        wait = waited + demand.backlog * full_step / chunk
+        wait = _waiting(demand, chunk / full_step, prompt, percentile)
         busy = expert_part * (mean + reading) / np.where(np.isfinite(mean_step), mean_step, np.nan)
     bad = ~np.isfinite(step)
     return Expected(
@@ -118,11 +115,30 @@ class Need:
 
 def need(service: Service, demand: Demand, policy: Policy, imbalance: float, most: tuple[int, int]) -> Need:
     """The fewest devices with which the objectives hold, within `most` (engines, experts) and the budget."""
-    candidates = np.unique(np.linspace(1, max(most[0], 1), min(max(most[0], 1), MOST_CANDIDATES)).astype(np.int64))
-    rooms = np.array([_room(policy, int(engines), most[1]) for engines in candidates])
+    most_engines = max(most[0], 1)
+    first, last = 1, most_engines
+    while True:
+        candidates = np.unique(np.linspace(first, last, min(last - first + 1, MOST_CANDIDATES)).astype(np.int64))
+        found = _best_of(service, demand, policy, imbalance, candidates, most[1])
+        step = -(-(last - first) // MOST_CANDIDATES)
+        if found is None or step <= 1 or not found.is_enough:
+            return found or Need(1, 1, False, "engines")
+        first, last = max(found.engines - step, 1), min(found.engines + step, most_engines)
+
+
+def _best_of(
+    service: Service,
+    demand: Demand,
+    policy: Policy,
+    imbalance: float,
+    candidates: NDArray[np.int64],
+    most_experts: int,
+) -> Need | None:
+    """The best of these numbers of engines with workers beside them; None where the budget has room for none."""
+    rooms = np.array([_room(policy, int(engines), most_experts) for engines in candidates])
     candidates, rooms = candidates[rooms > 0], rooms[rooms > 0]
     if not len(candidates):
-        return Need(1, 1, False, "engines")
+        return None
     experts = _fewest_experts(service, demand, policy, imbalance, candidates.astype(np.float64), rooms)
     fits = experts <= rooms
     if not fits.any():
@@ -191,8 +207,3 @@ def _bottleneck(service: Service, imbalance: float, engines: int, experts: int) 
     """The pool that takes more of what a token adds to a step."""
     by_engines, by_experts = service.engine_token_s / engines, service.worker_token_s * imbalance / experts
     return "engines" if by_engines > by_experts else "experts"
-
-
-def seconds(value: float) -> str:
-    """A time for people."""
-    return "without end" if not math.isfinite(value) else f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"

@@ -7,13 +7,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from flexpert_operator.cli import apply, crds, generate, local, plan, status, trace
+from flexpert_operator.cli import apply, crds, generate, local, plan, simulate, status, trace
 from flexpert_operator.cli.errors import CliError
 from flexpert_operator.errors import OperatorError
 from flexpert_operator.local.state import LocalError
 from flexpert_proto.client import GenerationError
 
-COMMANDS = (local, apply, crds, generate, status, plan, trace)
+COMMANDS = (local, apply, crds, generate, status, plan, trace, simulate)
 INTERRUPTED = 130
 
 

@@ -1,0 +1,159 @@
+"""Requests on their way through engines, in steps of time: fluid within a step, each request's times kept.
+
+All engines share the load evenly. A sequence gets a token each step of the engines, so one counter of tokens per
+sequence, `_decoded`, tells for every sequence when it ends (it is pushed on a heap with the counter's value then), and
+one counter of prompt tokens read, `_read`, tells when a prompt is done. So a step costs the same whatever runs.
+"""
+
+import heapq
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexpert_operator.autoscale import Counters
+from flexpert_operator.simulate.arrivals import Arrivals
+from flexpert_operator.simulate.device import Device
+
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Measured:
+    """Sums since the last look, by which means are taken."""
+
+    seconds: float = 0.0
+    running: float = 0.0
+    steps: float = 0.0
+    prefill: float = 0.0
+    engine_s: float = 0.0
+    expert_s: float = 0.0
+    tokens: float = 0.0
+
+
+class Serving:
+    """Requests of `arrivals`, each of which stands for `weight` requests.
+
+    Attributes:
+        first_at: [requests] when the first token came, NaN before.
+        ended_at: [requests] when the last one came, NaN before.
+        measured: Sums since somebody replaced them.
+    """
+
+    def __init__(self, arrivals: Arrivals, device: Device, weight: float = 1.0) -> None:
+        self._device, self._weight = device, weight
+        self._at, self._prompt, self._answer = arrivals.at.tolist(), arrivals.prompt.tolist(), arrivals.answer.tolist()
+        self.first_at = np.full(len(arrivals), np.nan)
+        self.ended_at = np.full(len(arrivals), np.nan)
+        self._next = 0
+        self._waiting: deque[int] = deque()
+        self._reading: deque[tuple[float, int]] = deque()
+        self._ends: list[tuple[float, int]] = []
+        self._to_read = self._read = self._decoded = 0.0
+        self._prompts = self._finished = self._answers = 0.0
+        self.measured = Measured()
+
+    @property
+    def running(self) -> float:
+        """Sequences that engines generate for."""
+        return len(self._ends) * self._weight
+
+    @property
+    def queued(self) -> float:
+        """Requests without a first token."""
+        return (len(self._waiting) + len(self._reading)) * self._weight
+
+    @property
+    def queued_tokens(self) -> float:
+        """Prompt tokens that have not been read."""
+        return float(self._to_read - self._read + self._weight * sum(self._prompt[one] for one in self._waiting))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every request has ended."""
+        return self._next == len(self._at) and not (self._waiting or self._reading or self._ends)
+
+    @property
+    def counters(self) -> Counters:
+        """As engines and ingress count."""
+        weight = self._weight
+        return Counters(self._next * weight, self._prompts * weight, self._finished * weight, self._answers * weight)
+
+    def idle_until(self) -> float | None:
+        """When the next request comes where nothing is under way; None otherwise."""
+        if self._waiting or self._reading or self._ends or self._next == len(self._at):
+            return None
+        return float(self._at[self._next])
+
+    def advance(self, at: float, seconds: float, engines: int, workers: int, imbalance: float) -> None:
+        """Serve from `at` for so long with these pools; without any, requests only queue."""
+        self._let_in(at + seconds, engines)
+        self.measured.seconds += seconds
+        self.measured.running += self.running * seconds
+        if engines < 1 or workers < 1 or not (self._reading or self._ends):
+            return
+        device = self._device
+        chunk = float(engines * device.prefill_tokens)
+        slowness = device.engine_token_s / engines + device.worker_token_s * imbalance / workers
+        empty_s = device.engine_step_s + device.expert_step_s + slowness * self.running
+        busy = slowness * device.prefill_price * (self._to_read - self._read) / seconds
+        step_s = empty_s / (1.0 - busy) if busy < 1.0 else math.inf
+        prefill = min((self._to_read - self._read) * min(step_s / seconds, 1.0), chunk)
+        tokens = self.running + device.prefill_price * prefill
+        engine_s = device.engine_step_s + device.engine_token_s * tokens / engines
+        expert_s = device.expert_step_s + device.worker_token_s * imbalance * tokens / workers
+        step_s = engine_s + expert_s
+        steps = seconds / step_s
+        self._measure(steps, prefill, engine_s, expert_s, tokens)
+        decoded, self._decoded = self._decoded, self._decoded + steps
+        self._end(at, decoded, step_s)
+        self._read_prompts(at, steps, chunk, step_s)
+
+    def _let_in(self, until: float, engines: int) -> None:
+        arrived, number, waiting = self._at, self._next, self._waiting
+        while number < len(arrived) and arrived[number] < until:
+            self._prompts += self._prompt[number]
+            waiting.append(number)
+            number += 1
+        self._next = number
+        room = engines * self._device.sequences / self._weight - len(self._ends) - len(self._reading)
+        while waiting and room >= 1:
+            request = waiting.popleft()
+            self._to_read += self._prompt[request] * self._weight
+            self._reading.append((self._to_read, request))
+            room -= 1
+
+    def _end(self, at: float, decoded: float, step_s: float) -> None:
+        ends = self._ends
+        while ends and ends[0][0] <= self._decoded:
+            end, request = heapq.heappop(ends)
+            self.ended_at[request] = at + max(end - decoded, 0.0) * step_s
+            self._finished += 1
+            self._answers += self._answer[request]
+
+    def _read_prompts(self, at: float, steps: float, chunk: float, step_s: float) -> None:
+        """Prompts are read in order; a first token comes with the step that ends one, half a step late on average."""
+        before = self._read
+        self._read = min(self._to_read, before + chunk * steps)
+        reading = self._reading
+        while reading and reading[0][0] <= self._read + 1e-6:
+            end, request = reading.popleft()
+            chunks = max(-(-(end - before) // chunk), 1.0)
+            first = max(at, self._at[request]) + (chunks + 0.5) * step_s
+            self.first_at[request] = first
+            if self._answer[request] > 1:
+                heapq.heappush(self._ends, (self._decoded + self._answer[request] - 1, request))
+            else:
+                self.ended_at[request] = first
+                self._finished += 1
+                self._answers += 1
+
+    def _measure(self, steps: float, prefill: float, engine_s: float, expert_s: float, tokens: float) -> None:
+        sums = self.measured
+        sums.steps += steps
+        sums.prefill += prefill * steps
+        sums.engine_s += engine_s * steps
+        sums.expert_s += expert_s * steps
+        sums.tokens += tokens * steps
