@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 TEST_PROCESSES ?= 2
 
-.PHONY: setup test faults demo check generate format images images-cuda kind-test bench bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator clean
+.PHONY: setup test faults demo check generate format images images-cuda kind-test bench bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator bench-autoscale clean
 
 setup: $(STAMP)
 
@@ -64,9 +64,7 @@ images-cuda:
 kind-test: $(STAMP)
 	FLEXPERT_KIND=1 $(BIN)/python -m pytest tests/e2e
 
-bench: bench-engine bench-memory bench-elastic bench-placement bench-serving
-
-bench: bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator
+bench: bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator bench-autoscale
 
 bench-engine: $(STAMP)
 	$(BIN)/python benchmarks/bench_engine.py
@@ -86,6 +84,9 @@ bench-serving: $(STAMP)
 
 bench-operator: $(STAMP)
 	$(THREADS) $(BIN)/python benchmarks/bench_operator.py
+
+bench-autoscale: $(STAMP)
+	$(THREADS) $(BIN)/python benchmarks/bench_autoscale.py $(if $(TRACE),--trace $(TRACE))
 
 clean:
 	rm -rf build .flexpert .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

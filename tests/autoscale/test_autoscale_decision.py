@@ -176,6 +176,13 @@ def test_slow_engines_get_engines_and_slow_workers_get_workers(follow):
         assert getattr(sizes[0.03], grows) > getattr(sizes[0.008], grows)
 
 
+def test_full_kv_memory_asks_for_engines(follow):
+    pool = follow(WIDE, Sizes(4, 8))
+    looked = pool.look(1.0, kv_used=0.99, engines=PoolCount(4, 4))
+    assert looked.decision.wanted.engines == 5
+    assert pool.look(1.0, kv_used=0.2, engines=PoolCount(5, 5)).decision.wanted.engines <= 2
+
+
 def test_without_fresh_metrics_sizes_are_held_then_safe(follow):
     pool = follow(replace(WIDE, stale=Stale(45.0, 300.0, engines=2, experts=30)))
     list(pool.looks([20.0] * 5))

@@ -78,6 +78,13 @@ def test_each_request_may_stand_for_several():
     assert few.device_hours == many.device_hours == pytest.approx(11 * 600 / 3600)
 
 
+def test_the_warm_up_counts_for_nothing():
+    arrivals = poisson(10.0, 400.0, LENGTHS)
+    outcome = simulate(arrivals, EVEN, Fixed(Sizes(1, 4)), POLICY, warm_up_s=100.0)
+    assert len(outcome.attained) == int((arrivals.at >= 100.0).sum()) == len(outcome.ttft_s)
+    assert outcome.device_hours == pytest.approx(5 * 300 / 3600, rel=0.01)
+
+
 def test_members_come_late_and_hold_their_devices_while_they_go():
     pool = Pool(2)
     pool.set_size(4, 10.0, 8.0)

@@ -4,6 +4,7 @@ One after the other: learn from the observation (`fit`, `demand`), ask the queue
 keep the objectives, raise them to floors, keep them within bounds, and go there as fast as behavior and budget allow.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -116,6 +117,7 @@ def _wanted(observation: Observation, state: State, policy: Policy) -> _Wanted:
     demand = state.traffic.demand(observation, policy.forecast)
     floor = floors(policy.schedule, observation.at, finite(observation.scale_up_s, 0.0))
     least = Sizes(max(policy.engines.minimum, floor.engines), max(policy.experts.minimum, floor.experts))
+    least = _at_least(least, Sizes(_for_memory(observation, policy), 0))
     if _is_idle(observation, state, policy):
         return _Wanted(_bounded(least, policy), f"idle for {policy.idle.after_s if policy.idle else 0:.0f} s")
     reachable = max(finite(observation.reachable_imbalance, 1.0, 1.0), 1.0)
@@ -125,6 +127,12 @@ def _wanted(observation: Observation, state: State, policy: Policy) -> _Wanted:
     limits = frozenset() if found.is_enough else frozenset({_what_lacks(found, policy)})
     wakes = observation.engines.existing == 0 or observation.experts.existing == 0
     return _Wanted(sizes, _why(demand, found), found.bottleneck, limits, hot, wakes and not demand.is_none)
+
+
+def _for_memory(observation: Observation, policy: Policy) -> int:
+    """Engines over which the KV memory in use would be spread as the objective has it; 0 where nothing is known."""
+    limit, used = policy.objectives.kv_utilisation, finite(observation.kv_used, 0.0)
+    return 0 if limit is None else math.ceil(observation.engines.ready * min(used, 1.0) / limit - 1e-9)
 
 
 def _is_idle(observation: Observation, state: State, policy: Policy) -> bool:

@@ -23,7 +23,7 @@ PATIENCE_S = 600.0
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a run gave.
+    """What a run gave, its warm-up left out.
 
     Attributes:
         ttft_s: [requests] time to first token; infinite where none came.
@@ -69,6 +69,7 @@ def simulate(
     weight: float = 1.0,
     step_s: float = STEP_S,
     look_s: float = LOOK_S,
+    warm_up_s: float = 0.0,
 ) -> Outcome:
     """Serve arrivals with pools that a scaler sizes.
 
@@ -80,8 +81,9 @@ def simulate(
         weight: Requests that each of `arrivals` stands for.
         step_s: Time is advanced by so much.
         look_s: Between looks.
+        warm_up_s: From the beginning, which counts for nothing.
     """
-    world = _World(arrivals, device, scaler, policy, weight)
+    world = _World(arrivals, device, scaler, policy, weight, warm_up_s)
     end = arrivals.duration_s
     at, next_look = 0.0, look_s
     while at < end + PATIENCE_S and not (at >= end and world.serving.is_over):
@@ -93,7 +95,7 @@ def simulate(
             world.pass_time(at, skipped)
             at += skipped
         if at >= next_look - 1e-9:
-            world.look(at, next_look <= end)
+            world.look(at, warm_up_s < next_look <= end)
             next_look += look_s
     return world.outcome()
 
@@ -101,8 +103,11 @@ def simulate(
 class _World:
     """The state of a run."""
 
-    def __init__(self, arrivals: Arrivals, device: Device, scaler: Scaler, policy: Policy, weight: float) -> None:
+    def __init__(
+        self, arrivals: Arrivals, device: Device, scaler: Scaler, policy: Policy, weight: float, warm_up_s: float
+    ) -> None:
         self._arrivals, self._device, self._scaler, self._policy = arrivals, device, scaler, policy
+        self._warm_up_s = warm_up_s
         self.serving = Serving(arrivals, device, weight)
         self._sizes = scaler.start
         self._engines, self._workers = Pool(self._sizes.engines), Pool(self._sizes.experts)
@@ -135,7 +140,8 @@ class _World:
         count = Sizes(self._engines.count().existing, self._workers.count().existing)
         held = count.devices(self._policy)
         self._most_devices = max(self._most_devices, held)
-        self._device_seconds += held * max(min(seconds, self._arrivals.duration_s - at), 0.0)
+        if at >= self._warm_up_s:
+            self._device_seconds += held * max(min(seconds, self._arrivals.duration_s - at), 0.0)
 
     def look(self, at: float, counts: bool) -> None:
         """Let the scaler decide, and carry it out."""
@@ -193,11 +199,12 @@ class _World:
         objectives = self._policy.objectives
         good = (ttft <= (objectives.ttft_s or np.inf)) & np.isfinite(ttft)
         good &= (tpot <= (objectives.tpot_s or np.inf)) & np.isfinite(tpot)
+        counts = arrivals.at >= self._warm_up_s
         times, engines, experts, rates = np.array(self._looks).T
         return Outcome(
             name=self._scaler.name,
-            ttft_s=ttft,
-            tpot_s=tpot,
+            ttft_s=ttft[counts],
+            tpot_s=tpot[counts],
             device_hours=self._device_seconds / 3600,
             transitions=self._transitions,
             most_devices=self._most_devices,
@@ -205,7 +212,7 @@ class _World:
             engines=engines,
             experts=experts,
             rates=rates,
-            attained=good,
-            at=arrivals.at,
+            attained=good[counts],
+            at=arrivals.at[counts],
             reasons=tuple(self._reasons),
         )
