@@ -213,6 +213,26 @@ def test_a_clock_that_jumps_and_counters_that_begin_anew_change_nothing(follow):
     assert pool.sizes.experts >= before.experts
 
 
+@pytest.mark.parametrize("leap", [-1e6, 1e6])
+def test_after_a_leap_of_the_clock_nothing_shrinks_and_load_is_followed_again(follow, leap):
+    pool = follow(WIDE)
+    list(pool.looks([50.0] * 10))
+    before = pool.sizes
+    pool.at += leap
+    for looked in pool.looks([50.0] * 10):
+        assert looked.decision.sizes.experts >= before.experts
+    assert list(pool.looks([250.0] * 3))[-1].decision.sizes.experts > 2 * before.experts
+    list(pool.looks([50.0] * 20))
+    assert pool.sizes.experts <= before.experts + 1
+
+
+def test_metrics_from_the_future_are_of_now(follow):
+    pool = follow(WIDE)
+    list(pool.looks([20.0] * 5))
+    pool.look(20.0, measured_at=pool.at + 1e6)
+    assert list(pool.looks([200.0] * 3))[-1].decision.sizes.experts > 5
+
+
 def test_a_hot_expert_asks_for_a_replica_and_not_for_a_worker(follow):
     pool = follow(WIDE)
     for _ in range(5):

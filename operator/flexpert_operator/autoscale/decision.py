@@ -47,8 +47,10 @@ def decide(observation: Observation, state: State, policy: Policy) -> tuple[Deci
     Returns:
         The decision, and the state for the next one.
     """
-    at = _time(observation, state)
-    observation = replace(observation, at=at)
+    at = _time(observation, state, policy)
+    if state.at is not None and abs(at - state.at) > policy.stale.safe_after_s:
+        state = _begun_anew(state)
+    observation = replace(observation, at=at, scale_up_s=min(finite(observation.scale_up_s, 30.0), 3600.0))
     present = _present(observation, state, policy)
     if policy.pause:
         return Decision(present, present, "paused", limits=frozenset({Limit.PAUSED}), acts=False), replace(state, at=at)
@@ -69,11 +71,17 @@ def decide(observation: Observation, state: State, policy: Policy) -> tuple[Deci
     return decision, replace(state, at=at, sizes=sizes, changes=_lately(changes, at))
 
 
-def _time(observation: Observation, state: State) -> float:
-    """Now; a clock that went back stands still until it has caught up, one that is no number too."""
+def _time(observation: Observation, state: State, policy: Policy) -> float:
+    """Now; a clock that went back a little stands still until it has caught up."""
     before = state.at
     at = finite(observation.at, before or 0.0)
-    return at if before is None else max(at, before)
+    return at if before is None or before - at > policy.stale.safe_after_s else max(at, before)
+
+
+def _begun_anew(state: State) -> State:
+    """After a leap of the clock, or long without a look: what was fitted and the season stay, times do not."""
+    traffic = replace(state.traffic, at=None, samples=())
+    return replace(state, at=None, fresh_at=None, traffic=traffic, wishes=(), changes=())
 
 
 def _present(observation: Observation, state: State, policy: Policy) -> Sizes:
@@ -90,7 +98,7 @@ def _is_fresh(observation: Observation, policy: Policy) -> bool:
 def _learnt(observation: Observation, state: State, policy: Policy) -> State:
     if not _is_fresh(observation, policy) or not is_sound(observation):
         return state if state.fresh_at is not None else replace(state, fresh_at=observation.at)
-    newer = state.traffic.at is None or (observation.measured_at or observation.at) > state.traffic.at
+    newer = state.traffic.at is None or observation.looked_at > state.traffic.at
     return replace(
         state,
         fit=state.fit.updated(observation) if newer else state.fit,

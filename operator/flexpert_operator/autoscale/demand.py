@@ -55,7 +55,7 @@ class Traffic:
 
     def updated(self, observation: Observation, forecast: Forecast | None) -> "Traffic":
         """With what a sound observation counts since the last one; one that is not newer changes nothing."""
-        now = observation.measured_at if observation.measured_at is not None else observation.at
+        now = observation.looked_at
         active = observation.running > 0 or observation.queued > 0
         if self.at is None:
             return replace(self, at=now, counters=observation.counters, active_at=now)

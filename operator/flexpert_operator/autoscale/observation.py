@@ -76,6 +76,11 @@ class Observation:
     reachable_imbalance: float = 1.0
     scale_up_s: float = 30.0
 
+    @property
+    def looked_at(self) -> float:
+        """When the figures are of; never later than now, whatever a clock elsewhere says."""
+        return self.at if self.measured_at is None else min(self.measured_at, self.at)
+
 
 def finite(value: float, other: float, least: float = 0.0) -> float:
     """The value where it is a number, `least` at least; `other` where it is not."""
