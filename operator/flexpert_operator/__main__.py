@@ -21,6 +21,7 @@ from flexpert_operator.leadership import CountingLock, Leadership, Times
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.nodes import NodeNotices
 from flexpert_operator.settings import IMAGE, GcsStore, Settings, on_a_laptop
+from flexpert_proto import logs
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     add_gcs_options(options)
     add_lease_options(options, elect=not local)
     options.add_argument("--verbose", action="store_true", help="log every step")
+    options.add_argument(
+        "--log-format", choices=(logs.TEXT, logs.JSON), help=f"(default: as {logs.ENV_FORMAT} says, else text)"
+    )
     return options
 
 
@@ -145,7 +149,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
 def main(arguments: list[str]) -> None:
     """Run the operator until it is told to stop."""
     options = parser().parse_args(arguments)
-    kopf.configure(verbose=options.verbose, log_format=kopf.LogFormat.FULL)
+    kopf.configure(verbose=options.verbose)
+    logs.configure(options.log_format, logging.DEBUG if options.verbose else logging.INFO)
     logging.getLogger("kopf.objects").setLevel(logging.INFO if options.verbose else logging.WARNING)
     settings = settings_of(options)
     metrics = Metrics()

@@ -14,9 +14,11 @@ from flexpert_operator.api.spec import InvalidObject
 from flexpert_operator.cached import CachedKube
 from flexpert_operator.errors import KubeConflict, KubeError, KubeUnavailable
 from flexpert_operator.kube import MOE_DEPLOYMENTS
+from flexpert_operator.metrics import Metrics
 from flexpert_operator.object_store import Key, key_of
 from flexpert_operator.reconciler import Reconciler
 from flexpert_operator.work_queue import WorkQueue
+from flexpert_proto import logs
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +43,13 @@ class Controller:
         kube: What was seen.
         make: Makes a reconciler.
         threads: How many reconcile at once.
+        metrics: Count what went wrong, and how many objects wait.
     """
 
-    def __init__(self, kube: CachedKube, make: MakeReconciler, threads: int, queue: WorkQueue | None = None) -> None:
-        self.queue = queue or WorkQueue()
+    def __init__(self, kube: CachedKube, make: MakeReconciler, threads: int, metrics: Metrics) -> None:
+        self.queue = WorkQueue()
+        self._metrics = metrics
+        metrics.watch_queue(lambda: len(self.queue))
         self._kube = kube
         self._store = kube.stores[MOE_DEPLOYMENTS]
         self._make = make
@@ -87,19 +92,27 @@ class Controller:
             self._handle(key)
 
     def _handle(self, key: Key) -> None:
-        """One reconciliation; whatever goes wrong is logged, and tried again."""
+        """One reconciliation; whatever goes wrong is logged, counted, and tried again."""
+        with logs.saying(namespace=key[0], moedeployment=key[1]):
+            self._try(key)
+
+    def _try(self, key: Key) -> None:
         try:
             reconciler = self._reconciler(key)
             wait_s = reconciler.reconcile() if reconciler is not None else None
         except KubeConflict as conflict:
+            self._metrics.note_error(*key, "Conflict")
             log.debug("%s/%s: seen too late, observing again: %s", *key, conflict)
             self.queue.failed(key)
         except KubeUnavailable as failure:
+            self._metrics.note_error(*key, "Unavailable")
             self.queue.hold(failure.retry_after_s or 0.0)
             log.warning("%s/%s: again in %.1f s: %s", *key, self.queue.failed(key), failure)
         except (KubeError, InvalidObject) as failure:
+            self._metrics.note_error(*key, "InvalidObject" if isinstance(failure, InvalidObject) else "Refused")
             log.warning("%s/%s: again in %.1f s: %s", *key, self.queue.failed(key), failure)
         except Exception:
+            self._metrics.note_error(*key, "Broken")
             log.exception("%s/%s: again in %.1f s: a reconciliation broke", *key, self.queue.failed(key))
         else:
             if wait_s is None:

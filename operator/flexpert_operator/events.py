@@ -45,7 +45,15 @@ class EventWriter:
         self.left_out = 0
 
     def tell(self, body: Mapping[str, Any], event: Event) -> None:
-        """Post an Event about an object, soon."""
+        """Post an Event about an object, soon, and write it to the log."""
+        fields = {"reason": str(event.reason)} | ({"operation": event.operation} if event.operation else {})
+        metadata = body["metadata"]
+        log.log(
+            logging.WARNING if event.warning else logging.INFO,
+            "%s/%s: %s: %s",
+            *(metadata["namespace"], metadata["name"], event.reason, event.message),
+            extra=fields,
+        )
         with self._lock:
             if self._thread is None and not self._closing.is_set():
                 self._thread = threading.Thread(target=self._run, name="events", daemon=True)

@@ -73,6 +73,7 @@ class Parts:
     events: EventWriter
     pulse: Pulse
     feeds: PoolFeeds
+    metrics: Metrics
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     open: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
@@ -111,7 +112,9 @@ def assemble(
     def make(namespace: str, name: str) -> Reconciler:
         return Reconciler(namespace, name, kube, settings, events.tell, around)
 
-    parts = Parts(kube, Controller(kube, make, settings.threads), events, pulse or Pulse(), feeds)
+    parts = Parts(
+        kube, Controller(kube, make, settings.threads, around.metrics), events, pulse or Pulse(), feeds, around.metrics
+    )
     return operator_registry(parts, api.configuration, scope)
 
 
@@ -160,7 +163,7 @@ async def start_watching(parts: Parts, configuration: client.Configuration, name
     connection = await parts.open.enter_async_context(WatchClient(configuration))
     await until_served(connection, MOE_DEPLOYMENTS.path(namespaces[0]))
     informers = [
-        Informer(connection, resource, namespace, store, parts.controller.wake)
+        Informer(connection, resource, namespace, store, parts.controller.wake, parts.metrics.note_watch_restart)
         for resource, store in parts.kube.stores.items()
         for namespace in namespaces
         if resource != MOE_DEPLOYMENTS

@@ -117,11 +117,17 @@ class Informer:
     Attributes:
         synced: Set once the store has been filled for the first time.
         lists: Lists that were made.
-        restarts: Watches that broke.
+        restarts: Watches that broke, each of which `note_restart` is told of, with the resource.
     """
 
     def __init__(
-        self, connection: WatchClient, resource: Resource, namespace: str | None, store: ObjectStore, wake: Wake
+        self,
+        connection: WatchClient,
+        resource: Resource,
+        namespace: str | None,
+        store: ObjectStore,
+        wake: Wake,
+        note_restart: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.synced = asyncio.Event()
         self.lists = 0
@@ -131,6 +137,8 @@ class Informer:
         self._namespace = namespace
         self._store = store
         self._wake = wake
+        self._note_restart = note_restart
+        self._plural = resource.plural
         self._version: str | None = None
 
     async def run(self) -> None:
@@ -149,6 +157,7 @@ class Informer:
             except KubeError as failure:
                 log.warning("%s is watched again: %s", self._path, failure)
                 self.restarts += 1
+                self._note_restart(self._plural)
                 pause = getattr(failure, "retry_after_s", None) or 0.0
                 await asyncio.sleep(max(pause, backoff.next()))
             except Exception:

@@ -57,13 +57,13 @@ PODS = Resource("", "v1", "pods")
 DISRUPTION_BUDGETS = Resource("policy", "v1", "poddisruptionbudgets")
 
 
-def api_client(kubeconfig: Path | None) -> client.ApiClient:
-    """A client for the cluster of a kubeconfig file, or for the cluster that this process runs in."""
+def api_client(kubeconfig: Path | None, context: str | None = None) -> client.ApiClient:
+    """A client for the cluster of a kubeconfig file (its current context, or another), or for the one around us."""
     configuration = client.Configuration()
     if kubeconfig is None:
         config.load_incluster_config(client_configuration=configuration)
     else:
-        config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
+        config.load_kube_config(str(kubeconfig), context, client_configuration=configuration)
     configuration.retries = urllib3.Retry(0)
     configuration.connection_pool_maxsize = CONNECTIONS
     return client.ApiClient(configuration)
@@ -88,7 +88,22 @@ class Kube:
         Raises:
             KubeUnavailable, KubeConflict, KubeNotFound, KubeRefused: As the answer says.
         """
-        headers = {"Accept": "application/json", "Content-Type": content_type}
+        found: Object = json.loads(self._call(method, path, body, query, content_type))
+        return found
+
+    def text(self, path: str, query: Mapping[str, str]) -> str:
+        """What is no object, a log for example; raises as `request` does."""
+        return self._call("GET", path, None, query, "application/json").decode(errors="replace")
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        query: Mapping[str, str] | None,
+        content_type: str,
+    ) -> bytes:
+        headers = {"Accept": "application/json, */*", "Content-Type": content_type}
         call = self._api.param_serialize(method, path, header_params=headers, auth_settings=["BearerToken"])
         method, url, headers, _, _ = call
         if query:
@@ -104,8 +119,7 @@ class Kube:
             raise KubeUnavailable(f"{method} {path}: {failure}") from failure
         if not 200 <= answer.status < 300:
             raise translate(ApiException(http_resp=answer))
-        found: Object = json.loads(data)
-        return found
+        return bytes(data)
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         """An object; raises `KubeNotFound`."""

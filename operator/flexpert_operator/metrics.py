@@ -4,6 +4,7 @@ Every metric carries the namespace and name of its MoEDeployment; what was delet
 """
 
 import threading
+from collections.abc import Callable
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -43,6 +44,18 @@ class Metrics:
         self._moved_bytes = Counter(
             "flexpert_moved_bytes", "Bytes of experts copied, by cause", (*LABELS, "cause"), registry=self.registry
         )
+        self._errors = Counter(
+            "flexpert_reconcile_errors",
+            "Reconciliations that came to nothing and are tried again, by reason",
+            (*LABELS, "reason"),
+            registry=self.registry,
+        )
+        self._waiting = Gauge(
+            "flexpert_queue_depth", "MoEDeployments that wait to be reconciled", registry=self.registry
+        )
+        self._restarts = Counter(
+            "flexpert_watch_restarts", "Watches that broke, by resource", ("resource",), registry=self.registry
+        )
         self._reconciled = Histogram(
             "flexpert_reconcile_seconds", "Time of a reconciliation", LABELS, registry=self.registry
         )
@@ -53,6 +66,18 @@ class Metrics:
     def note_reconciled(self, namespace: str, name: str, seconds: float) -> None:
         """A reconciliation has ended."""
         self._reconciled.labels(namespace, name).observe(seconds)
+
+    def note_error(self, namespace: str, name: str, reason: str) -> None:
+        """A reconciliation came to nothing."""
+        self._errors.labels(namespace, name, reason).inc()
+
+    def watch_queue(self, depth: Callable[[], int]) -> None:
+        """Ask `depth` how many objects wait, whenever somebody wants to know."""
+        self._waiting.set_function(depth)
+
+    def note_watch_restart(self, resource: str) -> None:
+        """A watch broke and is started again."""
+        self._restarts.labels(resource).inc()
 
     def note_loads(self, namespace: str, name: str, imbalance: float, drift: float, leaving: int) -> None:
         """What was observed: busiest over average load, drift of the loads, pods about to go."""
@@ -85,7 +110,7 @@ class Metrics:
         for metric in (
             *(self._imbalance, self._drift, self._rebalancing, self._gain, self._benefit, self._hold, self._cost),
             *(self._cost_bytes, self._leaving, self._decisions, self._reconfigurations, self._moved_bytes),
-            self._reconciled,
+            *(self._reconciled, self._errors),
         ):
             metric.remove_by_labels({"namespace": namespace, "name": name})
 

@@ -9,7 +9,7 @@ from flexpert_operator.api import names
 from flexpert_operator.api.fields import read
 from flexpert_operator.api.model import ModelAccess
 from flexpert_operator.api.spec import Model, MoEDeployment
-from flexpert_operator.decide.leaving import disruption
+from flexpert_operator.decide.leaving import disruption, why_asked_to_leave
 from flexpert_operator.decide.observation import Cluster, Group, Pod
 from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_operator.decide.status import from_rfc3339
@@ -105,7 +105,11 @@ def parse_pod(pod: Mapping[str, Any], why_leaving: Callable[[str], str]) -> Pod:
         message=hindrance(pod.get("status") or {}),
         created_at=from_rfc3339(metadata.get("creationTimestamp")),
         node=node,
-        leaving=disruption(pod.get("status") or {}) or (why_leaving(node) if node else ""),
+        leaving=(
+            disruption(pod.get("status") or {})
+            or why_asked_to_leave(metadata.get("annotations") or {})
+            or (why_leaving(node) if node else "")
+        ),
         revision=str((metadata.get("labels") or {}).get(names.REVISION_LABEL, "")),
         ready=is_ready(pod),
         unschedulable=is_unschedulable(pod.get("status") or {}),

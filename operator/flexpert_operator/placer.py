@@ -6,6 +6,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flexpert_operator.api import names
 from flexpert_operator.api.spec import MoEDeployment
 from flexpert_operator.decide import placing, rebalancing, status
 from flexpert_operator.decide.balance import compare
@@ -101,12 +102,14 @@ class Placer:
         spec, told = deployment.placement.rebalance, deployment.status.get("placement", {})
         looked_at = status.from_rfc3339(told.get("lastDecision", {}).get("time"))
         acted_at = status.from_rfc3339(told.get("rebalancedAt"))
-        history = rebalancing.history_of(deployment.status, pool.operation, looked_at, acted_at)
+        asked = deployment.annotations.get(names.REBALANCE_ANNOTATION, "")
+        history = rebalancing.history_of(deployment.status, pool.operation, looked_at, acted_at, asked)
         if not rebalancing.is_due(spec, history, observed.now):
             return Placed()
         imbalance = placing.imbalance_now(pool, observed.loads) or 1.0
         decision = rebalancing.before_solving(spec, history, observed.loads, imbalance, observed.now)
-        if decision is not None and decision.reason is Reason.NO_TRAFFIC and history.reason == Reason.NO_TRAFFIC:
+        idle = decision is not None and decision.reason is Reason.NO_TRAFFIC
+        if idle and history.reason == Reason.NO_TRAFFIC and not history.asked:
             return Placed()
         if decision is not None or observed.loads is None:
             return Placed(decision=decision)

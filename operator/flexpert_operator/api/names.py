@@ -37,6 +37,12 @@ WRITTEN_ANNOTATION = f"{GROUP}/written-generation"
 RESTORED_ANNOTATION = f"{GROUP}/restored"
 """Digest of a spec that somebody else wrote and the operator put right; it is put right once."""
 
+DRAIN_ANNOTATION = f"{GROUP}/drain-requested-at"
+"""Of a pod whose experts somebody wants to be moved off; it goes once it holds nothing, and another one comes."""
+
+REBALANCE_ANNOTATION = f"{GROUP}/rebalance-requested-at"
+"""Of a MoEDeployment: somebody wants a look at the loads now. `status.placement.lookAsked` says which was answered."""
+
 RAY_TOKEN_KEY = "auth_token"
 """Key of KubeRay's Secret (named after the RayCluster) that holds the cluster's token."""
 

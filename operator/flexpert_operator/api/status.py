@@ -119,6 +119,7 @@ class DecisionStatus:
         Reason | None, Field("Why. GainExceedsCost leads to a rebalancing, any other reason is one for not acting.")
     ] = None
     message: Annotated[str | None, Field("The same in a sentence, with the numbers.")] = None
+    asked: Annotated[bool | None, Field("Somebody asked for this look; it was not taken of itself.")] = None
     imbalance_percent: Annotated[int | None, Field("Load of the busiest worker above the average then.")] = None
     gain_percent: Annotated[int | None, Field("Predicted reduction of the makespan.")] = None
     hold_seconds: Annotated[int | None, Field("Time for which the gain was expected to last.", bits=64)] = None
@@ -144,6 +145,10 @@ class PlacementStatus:
     gap_percent: Annotated[int | None, Field("Distance between the two, in percent of the objective.")] = None
     solved_at: Annotated[datetime | None, Field("When the solver last answered.")] = None
     rebalanced_at: Annotated[datetime | None, Field("When experts were last moved for balance.")] = None
+    look_asked: Annotated[
+        str | None,
+        Field("The annotation `flexpert.io/rebalance-requested-at` as it was when a look last answered it."),
+    ] = None
     last_decision: Annotated[
         DecisionStatus | None,
         Field("The last look at whether moving experts for balance pays, and what it led to."),

@@ -20,6 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options by which every command finds its cluster."""
     parser.add_argument("--kubeconfig", type=Path, help="file of the cluster (default: the laptop's, else as kubectl)")
     parser.add_argument("--state-dir", help="state folder of the laptop cluster (default: .flexpert)")
+    parser.add_argument("--context", help="context of the kubeconfig (default: its current one)")
     parser.add_argument("-n", "--namespace", default="default")
 
 
@@ -37,7 +38,7 @@ def connect(options: argparse.Namespace) -> Kube:
     path = kubeconfig_path(options)
     use_services_of(layout_of(options))
     try:
-        return Kube(api_client(path))
+        return Kube(api_client(path, options.context))
     except (ConfigException, OSError, ValueError) as error:
         if path is None:
             raise CliError("no cluster: run `flexpert local up`, or name a kubeconfig with --kubeconfig") from error
@@ -45,11 +46,14 @@ def connect(options: argparse.Namespace) -> Kube:
 
 
 def kubeconfig_path(options: argparse.Namespace) -> Path | None:
-    """`--kubeconfig`, else the laptop cluster's, else `$KUBECONFIG`, else the user's; None inside a cluster."""
+    """`--kubeconfig`, else the laptop cluster's, else `$KUBECONFIG`, else the user's; None inside a cluster.
+
+    As a plugin of kubectl the command asks the cluster that kubectl would, wherever it is called.
+    """
     if options.kubeconfig is not None:
         return Path(options.kubeconfig)
     here = layout_of(options).kubeconfig
-    if here.exists():
+    if here.exists() and not options.plugin:
         return here
     usual = Path(os.environ.get("KUBECONFIG") or _DEFAULT_KUBECONFIG).expanduser()
     return usual if usual.exists() or "KUBECONFIG" in os.environ else None

@@ -7,28 +7,47 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from flexpert_operator.cli import apply, crds, generate, local, plan, simulate, status, trace
+from flexpert_operator.cli import (
+    apply,
+    crds,
+    drain,
+    generate,
+    local,
+    plan,
+    rebalance,
+    simulate,
+    status,
+    support_bundle,
+    trace,
+)
 from flexpert_operator.cli.errors import CliError
 from flexpert_operator.errors import OperatorError
 from flexpert_operator.local.state import LocalError
 from flexpert_proto.client import GenerationError
 
-COMMANDS = (local, apply, crds, generate, status, plan, trace, simulate)
+COMMANDS = (local, apply, crds, generate, status, plan, rebalance, drain, trace, simulate, support_bundle)
 INTERRUPTED = 130
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    root = argparse.ArgumentParser(prog="flexpert", description="Elastic mixture-of-experts serving for Kubernetes.")
+def parser(plugin: bool = False) -> argparse.ArgumentParser:
+    """The whole command line, also as a plugin of kubectl."""
+    name = "kubectl flexpert" if plugin else "flexpert"
+    root = argparse.ArgumentParser(prog=name, description="Elastic mixture-of-experts serving for Kubernetes.")
+    root.set_defaults(plugin=plugin)
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
     return root
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def plugin() -> int:
+    """What kubectl runs for `kubectl flexpert`, by its name on PATH: kubectl-flexpert."""
+    return main(plugin=True)
+
+
+def main(arguments: Sequence[str] | None = None, plugin: bool = False) -> int:
     """Run a command: 0 when it worked, 1 when it failed, 2 when it was written wrongly."""
-    options = parser().parse_args(arguments)
+    options = parser(plugin).parse_args(arguments)
     try:
         return int(options.run(options))
     except (CliError, LocalError, OperatorError, GenerationError) as error:

@@ -6,6 +6,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from flexpert_operator.api import names
+
 LEAVING_TAINTS = frozenset(
     {
         "ToBeDeletedByClusterAutoscaler",
@@ -40,3 +42,9 @@ def disruption(status: Mapping[str, Any]) -> str:
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return str(condition.get("message") or condition.get("reason") or "the pod is about to be disrupted")
     return ""
+
+
+def why_asked_to_leave(annotations: Mapping[str, str]) -> str:
+    """Why a pod is to be emptied though nothing happens to its node: somebody asked for it; empty when nobody did."""
+    asked = annotations.get(names.DRAIN_ANNOTATION, "")
+    return f"somebody asked for it at {asked}" if asked else ""

@@ -312,11 +312,12 @@ class Observation:
 
 @dataclass(frozen=True)
 class Event:
-    """An Event to be posted on the MoEDeployment; `reason` is one CamelCase word."""
+    """An Event to be posted on the MoEDeployment; `reason` is one CamelCase word, `operation` an id or empty."""
 
     reason: str
     message: str
     warning: bool = False
+    operation: str = ""
 
 
 @dataclass(frozen=True)

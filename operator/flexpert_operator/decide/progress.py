@@ -44,10 +44,13 @@ def step_event(operation: Operation, phase: Phase) -> Event:
     if phase is Phase.SUCCEEDED:
         moved = f"{operation.moved_experts} experts, {operation.moved_bytes} bytes moved"
         took = f" in {(operation.finished_at or operation.started_at) - operation.started_at:.3f} s"
-        return Event("ReconfigurationSucceeded", f"{operation.cause} {operation.id}: {moved}{took}")
+        return Event(
+            "ReconfigurationSucceeded", f"{operation.cause} {operation.id}: {moved}{took}", operation=operation.id
+        )
     seconds = durations.get(phase.lower())
     took = f" took {seconds:.3f} s" if seconds is not None else " has begun"
-    return Event(f"Reconfiguration{phase}", f"{operation.cause} {operation.id}: {phase.lower()}{took}")
+    message = f"{operation.cause} {operation.id}: {phase.lower()}{took}"
+    return Event(f"Reconfiguration{phase}", message, operation=operation.id)
 
 
 def undone_event(operation: Operation) -> Event:
@@ -56,6 +59,7 @@ def undone_event(operation: Operation) -> Event:
         f"Reconfiguration{operation.phase}",
         f"{operation.cause} {operation.id}: {operation.message or 'the old placement stands'}",
         warning=True,
+        operation=operation.id,
     )
 
 

@@ -82,19 +82,27 @@ class History:
         active: Whether a rebalancing goes on.
         acted_at: When experts were last moved for balance.
         reason: Of the last look.
+        asked: Somebody asks for a look now: it takes neither an interval nor a least gain, but moves still have to pay.
+        was_asked: The last one was asked for.
     """
 
     looked_at: float = 0.0
     active: bool = False
     acted_at: float = 0.0
     reason: str = ""
+    asked: bool = False
+    was_asked: bool = False
 
     def threshold_percent(self, spec: Rebalance) -> float:
         """The gain from which experts are moved."""
+        if self.asked:
+            return 0.0
         return spec.go_on_percent if self.active else spec.min_gain_percent
 
 
-def history_of(status: Json, operation: Operation | None, looked_at: float, acted_at: float) -> History:
+def history_of(
+    status: Json, operation: Operation | None, looked_at: float, acted_at: float, asked: str = ""
+) -> History:
     """What is known of earlier looks.
 
     Args:
@@ -102,18 +110,29 @@ def history_of(status: Json, operation: Operation | None, looked_at: float, acte
         operation: The running or last reconfiguration.
         looked_at: Time of `status.placement.lastDecision`, 0 without one.
         acted_at: `status.placement.rebalancedAt`, 0 without it.
+        asked: The annotation by which somebody asks for a look, whether it was answered or not.
     """
     conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", ())}
     if operation is not None and operation.cause is Cause.REBALANCE:
         acted_at = max(acted_at, operation.finished_at or operation.started_at)
-    reason = status.get("placement", {}).get("lastDecision", {}).get("reason", "")
-    return History(looked_at, conditions.get(REBALANCING) == ConditionStatus.TRUE, acted_at, reason)
+    placement = status.get("placement", {})
+    last = placement.get("lastDecision", {})
+    return History(
+        looked_at,
+        conditions.get(REBALANCING) == ConditionStatus.TRUE,
+        acted_at,
+        last.get("reason", ""),
+        asked=asked not in ("", placement.get("lookAsked", "")),
+        was_asked=last.get("asked", False),
+    )
 
 
 def is_due(spec: Rebalance, history: History, now: float) -> bool:
     """Whether it is time to look; what is switched off is said once."""
+    if history.asked:
+        return True
     if not spec.enabled:
-        return history.reason != Reason.DISABLED
+        return history.reason != Reason.DISABLED and not history.was_asked
     return now - history.looked_at >= spec.interval_s
 
 
@@ -129,7 +148,7 @@ def before_solving(
         imbalance: Of the present placement under these loads; 1.0 is balanced.
         now: Seconds since the Unix epoch.
     """
-    if not spec.enabled:
+    if not spec.enabled and not history.asked:
         return stay(Reason.DISABLED, "spec.placement.rebalance.enabled is false", History())
     if known is None or known.filled < ENOUGH_SEEN:
         seen_s = known.observed_s if known is not None else 0.0
@@ -137,7 +156,7 @@ def before_solving(
         return stay(Reason.WATCHING, message, history)
     if not known.flowing:
         return stay(Reason.NO_TRAFFIC, "no token has been computed lately", history)
-    if now - history.acted_at < spec.cooldown_s:
+    if now - history.acted_at < spec.cooldown_s and not history.asked:
         left = spec.cooldown_s - (now - history.acted_at)
         return stay(Reason.COOLING_DOWN, f"experts were moved lately; {left:.0f} s to wait", history, imbalance)
     best = 100.0 * (1.0 - 1.0 / imbalance)
@@ -163,7 +182,7 @@ def judge(spec: Rebalance, history: History, known: SmoothedLoads, comparison: C
         Action.STAY if objection else Action.REBALANCE,
         reason,
         message,
-        active=objection is None,
+        active=objection is None and spec.enabled,
         imbalance_percent=percent_above(comparison.imbalance),
         gain_percent=round(100 * comparison.gain),
         hold_s=hold_s,

@@ -109,7 +109,8 @@ def build_status(deployment: MoEDeployment, observed: Observation, outcome: Outc
     status["model"] = model_status(deployment, observed, old.get("model", {}))
     status["engines"] = engines_status(deployment, pool, old.get("engines", {}))
     status["experts"] = experts_status(deployment, observed, old.get("experts", {}))
-    placement = placement_status(outcome, old.get("placement", {}), rfc3339(observed.now))
+    asked = deployment.annotations.get(names.REBALANCE_ANNOTATION, "")
+    placement = placement_status(outcome, old.get("placement", {}), rfc3339(observed.now), asked)
     if placement:
         status["placement"] = placement
     if pool is not None and pool.operation is not None:
@@ -117,8 +118,8 @@ def build_status(deployment: MoEDeployment, observed: Observation, outcome: Outc
     return status
 
 
-def placement_status(outcome: Outcome, old: Json, now: str) -> dict[str, Any]:
-    """`status.placement`: the solver's last answer, and the last look at whether moving experts pays."""
+def placement_status(outcome: Outcome, old: Json, now: str, asked: str = "") -> dict[str, Any]:
+    """`status.placement`: the solver's last answer, and the last look at whether moving pays, maybe `asked` for."""
     found = dict(old)
     if outcome.solution is not None:
         found["objective"] = outcome.solution.objective
@@ -129,6 +130,9 @@ def placement_status(outcome: Outcome, old: Json, now: str) -> dict[str, Any]:
         found["lastDecision"] = decision_status(outcome.decision, now)
         if outcome.decision.action is Action.REBALANCE:
             found["rebalancedAt"] = now
+        if asked not in ("", old.get("lookAsked", "")):
+            found["lookAsked"] = asked
+            found["lastDecision"]["asked"] = True
     return found
 
 

@@ -7,7 +7,6 @@ checkpoint, a memory limit) ends it with status 3 and a JSON line {"error", "mes
 
 import argparse
 import json
-import logging
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ import threading
 
 import msgspec
 
+from flexpert_proto import logs
 from flexpert_workers.engine.config import EngineConfig
 from flexpert_workers.engine.service import EngineService
 from flexpert_workers.errors import FlexpertError
@@ -24,7 +24,7 @@ _CHECK_S = 0.1
 
 def main() -> int:
     """Serve until told to end; 3 when the engine could not start, 1 when it broke."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logs.configure()
     parser = argparse.ArgumentParser(prog="flexpert_workers.engine", description="One attention engine.")
     parser.add_argument("--config", required=True, help="EngineConfig as JSON")
     config = msgspec.json.decode(parser.parse_args().config, type=EngineConfig)

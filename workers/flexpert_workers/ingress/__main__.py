@@ -5,13 +5,13 @@ Prints one line of JSON when it listens. SIGTERM or SIGINT drains it; a second o
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import sys
 
 import uvloop
 
+from flexpert_proto import logs
 from flexpert_workers.ingress.config import IngressConfig, from_environment
 from flexpert_workers.ingress.server import running
 
@@ -32,8 +32,8 @@ async def serve(config: IngressConfig) -> None:
 
 def main() -> int:
     """Read the environment and serve."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s ingress %(levelname)s %(message)s")
     try:
+        logs.configure()
         config = from_environment(os.environ)
     except ValueError as error:
         print(error, file=sys.stderr)

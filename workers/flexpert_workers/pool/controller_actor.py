@@ -11,7 +11,7 @@ from concurrent.futures import Future
 
 import ray
 
-from flexpert_proto import names
+from flexpert_proto import logs, names
 from flexpert_workers.pool.controller import PoolController, Settings
 from flexpert_workers.pool.inspector import inspect_in_subprocess
 from flexpert_workers.pool.links import ControlLink
@@ -30,7 +30,7 @@ class ControllerActor:
     """
 
     def __init__(self, uid: str, pool_control: str, listen: str) -> None:
-        logging.basicConfig(level=logging.INFO)
+        logs.configure()
         self._port: Future[int] = Future()
         thread = threading.Thread(target=self._run, args=(uid, pool_control, listen), name="pool", daemon=True)
         thread.start()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+from flexpert_proto import logs
 from flexpert_workers.errors import StaleEpoch
 from flexpert_workers.messages.control import ControlReply, ControlRequest
 from flexpert_workers.pool.aside import aside
@@ -232,8 +233,9 @@ class Operations:
 
     async def _run(self, waves: Waves) -> None:
         try:
-            ended = await waves.run()
-            log.info("operation %s: %s %s", ended.id, ended.phase, ended.message)
+            with logs.saying(operation=waves.request.operation):
+                ended = await waves.run()
+                log.info("operation %s: %s %s", ended.id, ended.phase, ended.message)
             if waves.busiest_bytes:
                 self.bytes_per_second = waves.busiest_bytes / max(ended.phase_seconds["prepare"], 1e-3)
         finally:

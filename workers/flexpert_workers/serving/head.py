@@ -13,7 +13,7 @@ import threading
 
 import ray
 
-from flexpert_proto import names
+from flexpert_proto import logs, names
 from flexpert_workers.pool import controller_actor
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _ANSWER_S = 30.0
 
 def main() -> int:
     """Keep a controller until SIGTERM."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logs.configure()
     ending = threading.Event()
     _end_on_signals(ending)
     pool = json.loads(os.environ[names.ENV_POOL])
