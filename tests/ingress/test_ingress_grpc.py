@@ -200,6 +200,7 @@ async def test_the_callers_request_id_is_kept(pool: FakePool, start_engine: Star
         mine = call(generate_request(max_tokens=2), metadata=(("x-request-id", "trace-7"),))
         answers = [pb.GenerateResponse.FromString(answer) async for answer in mine]
     assert {answer.request_id for answer in answers} == {"trace-7"}
+    assert engine.submitted[0].request_id == "trace-7"
 
 
 def test_raw_texts_survive_packing() -> None:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
+import openai
 import pytest
 import torch
 from ingress_fake_pool import FakePool
@@ -117,6 +118,41 @@ async def complete_all(client: AsyncGenerationClient, temperature: float) -> lis
         for n, prompt in enumerate(PROMPTS * 2)
     )
     return await asyncio.gather(*calls)
+
+
+async def test_log_probabilities_are_the_models(ingress: Ingress) -> None:
+    model = AutoModelForCausalLM.from_pretrained(TINY_MOE, dtype=torch.float32)
+    url = f"http://127.0.0.1:{ingress.http_port}/v1"
+    async with (
+        AsyncGenerationClient(f"127.0.0.1:{ingress.grpc_port}") as client,
+        openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as openai_client,
+    ):
+        prompt = await client.tokenize(PROMPTS[0])
+        grpc_side = await client.generate(
+            PROMPTS[0], max_tokens=8, temperature=0.7, seed=5, logprobs=3, ignore_eos=True
+        )
+        http_side = await openai_client.completions.create(
+            model="",
+            prompt=PROMPTS[0],
+            max_tokens=8,
+            temperature=0.7,
+            seed=5,
+            logprobs=3,
+            extra_body={"ignore_eos": True},
+        )
+    ids = torch.tensor([[*prompt, *grpc_side.token_ids]])
+    with torch.inference_mode():
+        reference = model(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+    chosen = reference.gather(1, ids[0, len(prompt) :, None])[:, 0]
+    said = [token.logprob for token in grpc_side.tokens]
+    assert said == pytest.approx(chosen.tolist(), abs=1e-3)
+    best = reference.topk(3)
+    for row, token in enumerate(grpc_side.tokens):
+        assert [top.logprob for top in token.top] == pytest.approx(best.values[row].tolist(), abs=1e-3)
+    choice = http_side.choices[0]
+    assert choice.text == grpc_side.text, "one seed, one text, whatever the protocol"
+    assert choice.logprobs is not None
+    assert choice.logprobs.token_logprobs == pytest.approx(said, abs=1e-5)
 
 
 async def test_text_is_the_references_and_survives_the_death_of_an_engine(

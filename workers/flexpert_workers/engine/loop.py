@@ -206,7 +206,7 @@ class Engine:
                 request.suspect = True
             return {}
         request = scheduled[0].request
-        logger.error("request %d broke its pass", request.key.number, exc_info=error)
+        logger.error("request %d (%s) broke its pass", request.key.number, request.request_id, exc_info=error)
         self._forget(request)
         return {request.key.source: [_broken(request, f"{type(error).__name__}: {error}")]}
 

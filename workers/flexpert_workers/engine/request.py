@@ -43,6 +43,7 @@ class Request:
         digests: Of its full blocks, as far as they were computed.
         suspect: It was in a pass that broke, and is tried alone next.
         num_cached: Prompt tokens that the prefix cache gave, the first time it was let in.
+        request_id: What the client calls it.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class Request:
         "num_computed",
         "num_prompt",
         "num_tokens",
+        "request_id",
         "sampling",
         "stop_token_ids",
         "suspect",
@@ -62,6 +64,7 @@ class Request:
     def __init__(self, key: RequestKey, submit: Submit) -> None:
         prompt, output = submit.prompt_ids, submit.output_ids
         self.key = key
+        self.request_id = submit.request_id
         self.sampling = submit.sampling
         self.stop_token_ids = frozenset(submit.sampling.stop_token_ids)
         self.num_prompt = len(prompt)

@@ -14,6 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from flexpert_workers import allocator
 from flexpert_workers.errors import CheckpointNotFound, CorruptCheckpoint, FlexpertError
 from flexpert_workers.ingress.chat import ChatTemplate, load_template
 from flexpert_workers.sources import Cache
@@ -109,6 +110,7 @@ class ModelHolder:
             return True
         try:
             self._model = await asyncio.to_thread(load_model, source, called, context_length, digest)
+            allocator.freeze_heap()
         except FlexpertError as error:
             self._problem = str(error)
             log.warning("model %s: %s", source, error)

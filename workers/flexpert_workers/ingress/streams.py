@@ -73,7 +73,7 @@ class Stream:
     def submission(self, number: int) -> Submit:
         """What to send to an engine to go on from here."""
         request = self.request
-        return Submit(number, request.prompt_ids, tuple(self.output_ids), request.sampling)
+        return Submit(number, request.prompt_ids, tuple(self.output_ids), request.sampling, self.caller.request_id)
 
     def take(self, output: TokenOutput) -> Delta:
         """Take in what an engine sent; tokens that are already there are dropped.

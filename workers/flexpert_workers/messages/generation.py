@@ -30,12 +30,17 @@ class Sampling(msgspec.Struct, frozen=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Run a request: `prompt_ids` and the `output_ids` it already has (when resumed), of `sampling.max_tokens`."""
+    """Run a request: `prompt_ids` and the `output_ids` it already has (when resumed), of `sampling.max_tokens`.
+
+    Attributes:
+        request_id: The client's name for it, for logs.
+    """
 
     request: int
     prompt_ids: tuple[int, ...]
     output_ids: tuple[int, ...]
     sampling: Sampling
+    request_id: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
