@@ -166,9 +166,10 @@ def one_setting_for_all(rows: Sequence[Row]) -> Row:
         same = [row for row in rows if row.get("scaler") == "hpa" and row["setting"] == setting and row["seed"] == 0]
         if all(row["attainment"] >= ENOUGH for row in same):
             found.append((sum(row["deviceHours"] for row in same) / ours, setting))
-    ratio, setting = min(found, key=lambda one: one[0]) if found else (None, None)
-    print(f"HPA with one setting for all patterns: {ratio if ratio is None else round(ratio, 3)} x our device-hours")
-    return {"section": "one_setting", "scaler": "hpa", "ratio": ratio, "setting": setting}
+    best = min(found, key=lambda one: one[0], default=None)
+    ratio = None if best is None else best[0]
+    print(f"HPA with one setting for all patterns: {'never enough' if ratio is None else round(ratio, 3)} (ours is 1)")
+    return {"section": "one_setting", "scaler": "hpa", "ratio": ratio, "setting": None if best is None else best[1]}
 
 
 def main() -> None:
