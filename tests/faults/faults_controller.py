@@ -8,7 +8,7 @@ from pathlib import Path
 from faults_gate import gated
 from faults_nodes import HostEngines, HostWorkers, Nodes
 
-from flexpert_workers.checkpoint import open_checkpoint
+from flexpert_workers.checkpoint.checkpoint import open_folder
 from flexpert_workers.checkpoint.inspect import model_info
 from flexpert_workers.pool.controller import PoolController, Settings
 from flexpert_workers.pool.fleet import Patience
@@ -17,6 +17,8 @@ from flexpert_workers.pool.links import ControlLink
 from flexpert_workers.pool.reconfigure import Deadlines
 from flexpert_workers.pool.service import serve
 from flexpert_workers.pool.state import ModelFacts
+from flexpert_workers.sources import Cache
+from flexpert_workers.sources.bringing import Bringer
 
 
 def settings(pool: str) -> Settings:
@@ -34,9 +36,11 @@ def settings(pool: str) -> Settings:
 
 async def inspect(source: str, revision: str, dtype: str) -> ModelFacts:
     """The checkpoint's facts, without a process of their own: this one has what it takes."""
-    info = model_info(await asyncio.to_thread(open_checkpoint, source, dtype))
-    facts = {field.name: getattr(info, field.name) for field in info.DESCRIPTOR.fields}
-    return ModelFacts(source=source, revision=revision, dtype=dtype, **facts)
+    located = Bringer(Cache.of()).located(source, revision)
+    info = model_info(await asyncio.to_thread(open_folder, located.folder, dtype), located)
+    own = ("source", "revision")
+    facts = {field.name: getattr(info, field.name) for field in info.DESCRIPTOR.fields if field.name not in own}
+    return ModelFacts(source, revision, dtype, **facts, opened=info.source, resolved=info.revision)
 
 
 async def run(folder: Path, pool: str, pool_control: str, listen: str) -> None:
