@@ -150,3 +150,9 @@ def test_junctors():
     schema = {"oneOf": [{"required": ["a"]}, {"required": ["b"]}], "not": {"required": ["c"]}}
     assert [error.reason for error in validate(schema, {"a": 1, "b": 2, "c": 3}, "x")] == ["FieldValueInvalid"] * 2
     assert validate(schema, {"a": 1}, "x") == []
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 1e300])
+def test_a_number_beyond_64_bits_is_no_integer(number: float) -> None:
+    (error,) = validate({"type": "object", "properties": {"count": {"type": "integer"}}}, {"count": number})
+    assert (error.path, error.reason) == ("count", "FieldValueTypeInvalid")

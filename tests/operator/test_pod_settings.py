@@ -12,8 +12,9 @@ from flexpert_operator import manifests
 from flexpert_operator.api import Engines, Experts, MoEDeployment, Resources, names
 from flexpert_operator.api.core_schema import core_schema
 from flexpert_operator.api.crd import moe_deployment
-from flexpert_operator.api.fields import read
+from flexpert_operator.api.fields import members, read
 from flexpert_operator.api.pods import PodSettings
+from flexpert_operator.api.schema import field_schema
 from flexpert_operator.api.spec import Head, Ingress
 from flexpert_operator.children import correction, with_digest
 from flexpert_operator.decide.difference import covers
@@ -221,3 +222,26 @@ def test_what_is_taken_out_of_the_spec_goes(deployment: MoEDeployment, settled: 
     assert template["spec"]["nodeSelector"] is None
     assert template["metadata"]["annotations"] is None
     json.dumps(template)
+
+
+def unknown_to(schema: Object, other: Object, path: str) -> Iterator[str]:
+    """Fields of a schema that another one does not have, or has in another size."""
+    for name, below in schema.get("properties", {}).items():
+        there = other.get("properties", {}).get(name)
+        if there is None or there.get("format") != below.get("format"):
+            yield f"{path}.{name}"
+        else:
+            yield from unknown_to(below, there, f"{path}.{name}")
+    if isinstance(schema.get("items"), dict):
+        yield from unknown_to(schema["items"], other.get("items", {}), f"{path}[]")
+
+
+def test_kuberay_knows_every_field_that_is_passed_through(kuberay_schema: Object) -> None:
+    head = kuberay_schema["properties"]["spec"]["properties"]["headGroupSpec"]["properties"]
+    pod = head["template"]["properties"]["spec"]["properties"]
+    container = pod["containers"]["items"]["properties"]
+    there = {member.name: {**pod, **container}.get(member.name) for member in members(PodSettings) if member.field.core}
+    for member in members(PodSettings):
+        if member.field.core:
+            schema = field_schema(member, core_schema)
+            assert list(unknown_to(schema, there[member.name], member.name)) == []

@@ -5,7 +5,7 @@ larger than `kubectl apply` can carry, and `kubectl explain pod.spec` has them.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from flexpert_operator.api.pods import OWN_PATHS, OWN_VARIABLES, OWN_VOLUMES, one_of
 from flexpert_operator.api.schema import QUANTITY_PATTERN, Schema, int_or_string
@@ -14,6 +14,27 @@ from flexpert_operator.local.kubeapi.builtin_models import structural
 DROPPED = ("description", "x-kubernetes-patch-merge-key", "x-kubernetes-patch-strategy")
 LIST_KEYS = "x-kubernetes-list-map-keys"
 TEMPLATE_METADATA = ("labels", "annotations")
+LONG = ("tolerationSeconds", "expirationSeconds")
+"""Integers of 64 bits; all others that pods have in these places have 32."""
+
+NEWER_IN_VOLUMES = (
+    "configMap.defaultUser",
+    "configMap.items.user",
+    "downwardAPI.defaultUser",
+    "downwardAPI.items.user",
+    "emptyDir.mode",
+    "projected.defaultUser",
+    "projected.sources.clusterTrustBundle.user",
+    "projected.sources.configMap.items.user",
+    "projected.sources.downwardAPI.items.user",
+    "projected.sources.podCertificate.user",
+    "projected.sources.secret.items.user",
+    "projected.sources.serviceAccountToken.user",
+    "secret.defaultUser",
+    "secret.items.user",
+)
+NEWER_IN_MOUNTS = ("bindMountOptions",)
+"""Fields of newer Kubernetes versions than KubeRay's definitions know: a RayCluster would lose them without a word."""
 
 
 def core_schema(model: str) -> Schema:
@@ -33,13 +54,31 @@ def plain(schema: Schema) -> Schema:
     if "ownerReferences" in properties:
         properties = {name: properties[name] for name in TEMPLATE_METADATA}
     if properties:
-        found["properties"] = {name: plain(below) for name, below in properties.items()}
+        found["properties"] = {name: sized(name, plain(below)) for name, below in properties.items()}
     for key in ("items", "additionalProperties"):
         if isinstance(found.get(key), dict):
             found[key] = plain(found[key])
     if LIST_KEYS in found:
         require(found["items"], *found[LIST_KEYS])
     return found
+
+
+def sized(name: str, schema: Schema) -> Schema:
+    """A field's schema with the size of its integer."""
+    if schema.get("type") != "integer":
+        return schema
+    return {"type": "integer", "format": "int64" if name in LONG else "int32"} | schema
+
+
+def drop(schema: Schema, paths: Iterable[str]) -> None:
+    """Take fields away; a path goes through lists."""
+    for path in paths:
+        *above, last = path.split(".")
+        below = schema
+        for name in above:
+            below = below["properties"][name]
+            below = below.get("items", below)
+        del below["properties"][last]
 
 
 def require(schema: Schema, *names: str) -> None:
@@ -66,6 +105,7 @@ def variables_from(schema: Schema) -> None:
 
 def volume(schema: Schema) -> None:
     """A volume: its name is a label of DNS, and not one of the operator's own."""
+    drop(schema, NEWER_IN_VOLUMES)
     name = schema["properties"]["name"]
     name |= {"minLength": 1, "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
     refuse(name, OWN_VOLUMES, "the operator has a volume of this name")
@@ -73,6 +113,7 @@ def volume(schema: Schema) -> None:
 
 def mount(schema: Schema) -> None:
     """A mount: below the root, and not where the operator has one."""
+    drop(schema, NEWER_IN_MOUNTS)
     schema["properties"]["name"] |= {"minLength": 1, "maxLength": 63}
     path = schema["properties"]["mountPath"]
     path |= {"minLength": 1, "maxLength": 1024, "pattern": "^/[^:]*$"}

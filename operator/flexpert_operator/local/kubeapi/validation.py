@@ -35,7 +35,7 @@ def json_type(value: Any) -> str:
         case bool():
             return "boolean"
         case int():
-            return "integer"
+            return "integer" if is_int64(value) else "number"
         case float():
             return "number"
         case str():
@@ -44,6 +44,11 @@ def json_type(value: Any) -> str:
             return "array"
         case _:
             return "object"
+
+
+def is_int64(value: float) -> bool:
+    """Whether a number is one that the API server can have as an integer."""
+    return -(2**63) <= value < 2**63
 
 
 def join(path: str, name: str) -> str:
@@ -82,7 +87,7 @@ def _type_error(schema: JsonObject, value: Any, path: str) -> FieldError | None:
         return None
     if wanted == "number" and actual == "integer":
         return None
-    if wanted == "integer" and actual == "number" and float(value).is_integer():
+    if wanted == "integer" and actual == "number" and float(value).is_integer() and is_int64(value):
         return None
     return wrong_type(path, actual, wanted)
 
