@@ -28,8 +28,9 @@ HERE = Path(__file__).parent
 PACKAGES = ("kopf", "kubernetes", "aiohttp", "grpcio")
 SIZES = (10, 100, 1000)
 OURS, PEER = "flexpert", "kopf"
-START_S = 180.0
-RESYNC_S = 5.0
+START_S = 600.0
+RESYNC_S = 4.0
+SMALL_REPEATS = 2
 WARM_UP_S = 5.0
 SETUP = {
     "api": "embedded, in a process of its own, on the same cores",
@@ -97,9 +98,9 @@ def command(who: str, kubeconfig: Path, *options: str) -> list[str]:
     return ["-m", "flexpert_operator", "--kubeconfig", str(kubeconfig), "--metrics", "", *election, *options]
 
 
-def apply_and_churn(who: str, number: int, folder: Path, idle_s: float) -> dict[str, Any]:
-    """A new API, an operator, `number` objects applied, left alone, and all of them changed."""
-    with an_api(folder) as load, running(command(who, load.kubeconfig), folder / f"{who}.log") as process:
+def apply_and_churn(who: str, load: Load, number: int, folder: Path, idle_s: float) -> dict[str, Any]:
+    """An operator on an empty API, `number` objects applied, left alone, and all of them changed."""
+    with running(command(who, load.kubeconfig), folder / f"{who}.log") as process:
         load.warm_up(START_S, has_children=who == OURS)
         applied = load.apply(number, has_children=who == OURS, timeout_s=START_S)
         time.sleep(WARM_UP_S)
@@ -181,15 +182,15 @@ def forced(load: Load, number: int, folder: Path, idle_s: float) -> dict[str, An
 def measure(folder: Path, sizes: Sequence[int], repeats: int, idle_s: float) -> Iterator[dict[str, Any]]:
     """All rows; what is compared is measured in turn."""
     for number in sizes[:-1]:
-        for repeat in range(repeats):
+        for repeat in range(SMALL_REPEATS):
             for who in (OURS, PEER):
-                yield {"repeat": repeat, **apply_and_churn(who, number, folder, idle_s / 2)}
+                with an_api(folder) as load:
+                    yield {"repeat": repeat, **apply_and_churn(who, load, number, folder, idle_s)}
     most = sizes[-1]
-    for who in (PEER, OURS):
-        yield {"repeat": 0, **apply_and_churn(who, most, folder, idle_s)}
     with an_api(folder) as load:
-        with running(command(OURS, load.kubeconfig), folder / "first.log"):
-            load.apply(most, has_children=True, timeout_s=START_S)
+        yield {"repeat": 0, **apply_and_churn(PEER, load, most, folder, idle_s)}
+    with an_api(folder) as load:
+        yield {"repeat": 0, **apply_and_churn(OURS, load, most, folder, idle_s)}
         for repeat in range(repeats):
             for who in (OURS, PEER):
                 yield {"repeat": repeat, **cold_start(who, load, most, folder, idle_s)}
@@ -218,7 +219,7 @@ def main() -> None:
     """Measure and write the report."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--repeats", type=int, default=5)
-    options.add_argument("--idle-seconds", type=float, default=12.0)
+    options.add_argument("--idle-seconds", type=float, default=10.0)
     options.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     chosen = options.parse_args()
     rows: list[dict[str, Any]] = [{"what": "set-up", "operator": "", "objects": 0, **SETUP}]

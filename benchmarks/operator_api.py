@@ -2,7 +2,7 @@
 
     python benchmarks/operator_api.py TOKEN READY_FILE
 
-Its counts, by user agent and kind of request, are at /healthz/counts.
+Its counts, by user agent and kind of request, are at /livez/counts.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from aiohttp import web
 
 from flexpert_operator.local.kubeapi import tls
 from flexpert_operator.local.kubeapi.api import Api
+from flexpert_operator.local.kubeapi.authorization import ADMINISTRATOR
 from flexpert_operator.local.kubeapi.server import Handler, application
 
 HOST = "127.0.0.1"
@@ -29,7 +30,7 @@ def counting(counts: Counter[str]) -> Any:
 
     @web.middleware
     async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path == "/healthz/counts":
+        if request.path == "/livez/counts":
             return web.json_response(dict(counts))
         agent = request.headers.get("User-Agent", "").split("/")[0]
         lease = "leases" in request.path
@@ -45,7 +46,7 @@ async def serve(token: str, ready: Path) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     api = Api(state_file=None, history=HISTORY)
-    app = application(api, token, bookmark_interval_s=30.0)
+    app = application(api, {token: ADMINISTRATOR}, bookmark_interval_s=30.0)
     app.middlewares.insert(0, counting(Counter()))
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
     await runner.setup()

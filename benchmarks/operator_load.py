@@ -111,7 +111,7 @@ class Load:
 
     def requests(self) -> int:
         """Requests of others so far, without those of the election and the watches themselves."""
-        counts = self._kube.request("GET", "/healthz/counts")
+        counts = self._kube.request("GET", "/livez/counts")
         return sum(
             number
             for key, number in counts.items()

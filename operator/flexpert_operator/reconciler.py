@@ -245,7 +245,7 @@ class Reconciler:
         self._measure(observed, outcome, (told.get("id"), told.get("phase")))
         busy = any(condition.type == PROGRESSING and condition.status == "True" for condition in conditions)
         self._quiet = 0 if patch or events else self._quiet + 1
-        unsettled = observed.pool is not None and (busy or outcome.problem is not None)
+        unsettled = outcome.problem is not None or (busy and observed.pool is not None)
         wait_s = waking.next_look(unsettled, self._quiet, self._settings.busy_s, self._settings.resync_s)
         growing = outcome.size.pods > outcome.size.sizing.settled
         return min(

@@ -26,7 +26,8 @@ class OperatorProcess:
 
     def __init__(self, kubeconfig: Path, log: Path, *options: str, environment: dict[str, str] | None = None) -> None:
         self._log = log
-        command = [sys.executable, "-m", "flexpert_operator", "--kubeconfig", str(kubeconfig), "--namespace", "default"]
+        command = [sys.executable, "-m", "flexpert_operator", "--kubeconfig", str(kubeconfig)]
+        command += [] if "--namespace" in options else ["--namespace", "default"]
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [*command, "--metrics", "", *options],

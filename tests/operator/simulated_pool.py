@@ -19,6 +19,9 @@ LAYERS, EXPERTS, EXPERT_BYTES = 2, 4, 2**20
 WATCH_S, LOADS_EVERY = 0.02, 10
 """How often it looks for something to tell, and at every which look for loads."""
 
+OPTIONS = (("grpc.http2.min_ping_interval_without_data_ms", 5_000), ("grpc.keepalive_permit_without_calls", 1))
+"""As the real one's: a watcher pings now and then."""
+
 RUNNING = (pb.PENDING, pb.PREPARE, pb.COMMIT, pb.RETIRE)
 
 Pair = tuple[int, int]
@@ -70,7 +73,7 @@ class SimulatedPool(PoolControlServicer):
         self._last: str | None = None
         self._pending: pb.ReconfigureRequest | None = None
         self._numbers = iter(range(10**6))
-        self._server = grpc.server(ThreadPoolExecutor(8))
+        self._server = grpc.server(ThreadPoolExecutor(8), options=OPTIONS)
         add_PoolControlServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()

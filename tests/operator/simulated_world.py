@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIServer
@@ -14,6 +15,8 @@ from wsgiref.simple_server import WSGIServer
 import kopf
 import pytest
 import yaml
+from faulty_api import FaultyApi
+from operator_process import moe_deployment
 from simulated_cluster import NAMESPACE, SimulatedCluster
 from simulated_pool import SimulatedPool
 
@@ -37,6 +40,8 @@ SETTINGS = Settings(
     drain_deadline_s=20,
     headroom_wait_s=0.5,
 )
+PATIENT = replace(SETTINGS, provision_deadline_s=300)
+"""Where pods may come late because the API server is made to fail."""
 
 Object = dict[str, Any]
 
@@ -44,8 +49,9 @@ Object = dict[str, Any]
 class Operator:
     """The operator in a thread of its own."""
 
-    def __init__(self, kubeconfig: Path) -> None:
+    def __init__(self, kubeconfig: Path, settings: Settings = SETTINGS) -> None:
         self._kubeconfig = kubeconfig
+        self._settings = settings
         self.nodes = NodeNotices()
         self.metrics = Metrics()
         self._stop = threading.Event()
@@ -60,18 +66,22 @@ class Operator:
 
     def _run(self) -> None:
         scope = Scope((NAMESPACE,), self.nodes)
-        registry = assemble(api_client(self._kubeconfig), SETTINGS, scope, self.metrics)
+        registry = assemble(api_client(self._kubeconfig), self._settings, scope, self.metrics)
         asyncio.run(kopf.operator(registry=registry, standalone=True, namespaces=[NAMESPACE], stop_flag=self._stop))
 
 
 class World:
     """The API, the simulated cluster, the operator (one in a thread, or whatever has `stop`), and what tests do."""
 
-    def __init__(self, kubeconfig: Path, cluster: SimulatedCluster, operator: Any = None) -> None:
+    def __init__(
+        self, kubeconfig: Path, cluster: SimulatedCluster, operator: Any = None, proxy: FaultyApi | None = None
+    ) -> None:
         self.kubeconfig = kubeconfig
+        self.proxy = proxy
         self.kube = Kube(api_client(kubeconfig))
         self.cluster = cluster
-        self.operator: Any = operator or Operator(kubeconfig)
+        reached = proxy.write_kubeconfig(kubeconfig.with_name("faulty")) if proxy else kubeconfig
+        self.operator: Any = operator or Operator(reached, PATIENT if proxy else SETTINGS)
         self.servers: list[WSGIServer] = []
         self._pause = threading.Event()
 
@@ -90,13 +100,7 @@ class World:
 
     def apply(self, name: str, **experts: Any) -> SimulatedPool | None:
         """Create a MoEDeployment with two workers."""
-        spec = {
-            "model": {"source": "file:///models/tiny"},
-            "experts": {"workers": 2, "memoryPerWorker": "16Mi"} | experts,
-            "placement": {"rebalance": {"enabled": False}},
-        }
-        body = {"apiVersion": "flexpert.io/v1alpha1", "kind": "MoEDeployment", "metadata": {"name": name}, "spec": spec}
-        self.kube.create(MOE_DEPLOYMENTS, NAMESPACE, body)
+        self.kube.create(MOE_DEPLOYMENTS, NAMESPACE, moe_deployment(name, **experts))
         return None
 
     def serve(self, name: str, **experts: Any) -> SimulatedPool:
@@ -134,6 +138,12 @@ class World:
         groups = self.kube.get(RAY_CLUSTERS, NAMESPACE, name)["spec"]["workerGroupSpecs"]
         return next(group for group in groups if group["groupName"] == role)
 
+    def reconciliations(self, name: str) -> float:
+        """How often it was looked at, as the operator's metrics say."""
+        labels = {"namespace": NAMESPACE, "name": name}
+        found = self.operator.metrics.registry.get_sample_value("flexpert_reconcile_seconds_count", labels)
+        return found or 0.0
+
     def reasons(self, name: str) -> list[str]:
         """Reasons of its Events."""
         events = self.kube.list(EVENTS, NAMESPACE, "")
@@ -141,18 +151,20 @@ class World:
 
 
 @contextlib.contextmanager
-def run_world(folder: Path) -> Iterator[World]:
-    """All of it, until the end of the context."""
+def run_world(folder: Path, faulty: bool = False) -> Iterator[World]:
+    """All of it, until the end of the context; where it is `faulty`, the operator reaches the API through a proxy."""
     services = folder / "services.json"
     services.write_text("{}")
     patch = pytest.MonkeyPatch()
     patch.setenv(pool_names.ENV_SERVICES, str(services))
-    with KubeApiServer() as api:
+    with contextlib.ExitStack() as stack:
+        api = stack.enter_context(KubeApiServer())
+        proxy = stack.enter_context(FaultyApi(api.url, api.token)) if faulty else None
         kubeconfig = api.write_kubeconfig(folder / "kubeconfig")
         kube = Kube(api_client(kubeconfig))
         install_crds(kube)
         with SimulatedCluster(kube, services) as cluster:
-            world = World(kubeconfig, cluster)
+            world = World(kubeconfig, cluster, proxy=proxy)
             yield world
             world.operator.stop()
             for server in world.servers:
