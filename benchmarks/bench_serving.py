@@ -28,6 +28,8 @@ HERE = Path(__file__).parent
 MODEL = ROOT / "examples" / "models" / "tiny-moe"
 CONCURRENCY = 32
 TTFT_STREAMS, TOKEN_STREAMS, STREAM_TOKENS, PACE_US = 200, 10, 128, 4000
+PINGS = (("grpc.http2.min_ping_interval_without_data_ms", 5_000), ("grpc.keepalive_permit_without_calls", 1))
+"""A pool controller lets its watchers ping it while nothing happens."""
 PACKAGES = ("grpcio", "fastapi", "uvicorn", "uvloop", "httptools", "pyzmq", "msgspec")
 
 
@@ -123,7 +125,7 @@ async def measure(repeats: int, seconds: float) -> list[dict[str, Any]]:
     rows = []
     with ExitStack() as processes:
         endpoint = start(processes, [str(HERE / "serving_engine.py")])
-        pool = grpc.aio.server()
+        pool = grpc.aio.server(options=PINGS)
         pool_pb2_grpc.add_PoolMembershipServicer_to_server(OneEngine(endpoint), pool)
         address = f"127.0.0.1:{pool.add_insecure_port('127.0.0.1:0')}"
         await pool.start()
