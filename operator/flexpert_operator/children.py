@@ -13,6 +13,7 @@ from flexpert_operator.decide import drift
 from flexpert_operator.decide.difference import covers, merge_patch
 from flexpert_operator.decide.observation import Event
 from flexpert_operator.decide.sizing import Size
+from flexpert_operator.decide.succession import Part
 from flexpert_operator.errors import KubeConflict
 from flexpert_operator.kube import DEPLOYMENTS, DISRUPTION_BUDGETS, PODS, RAY_CLUSTERS, SERVICES, Kube, Object, Resource
 from flexpert_operator.settings import Settings
@@ -25,6 +26,7 @@ def ensure_children(
     cluster: Object | None,
     size: Size,
     model: Model | None,
+    part: Part | None = None,
 ) -> tuple[Event, ...]:
     """Create what is missing, correct what differs.
 
@@ -35,15 +37,20 @@ def ensure_children(
         cluster: The RayCluster as it was read, before its pods were listed.
         size: Of its groups.
         model: What the RayCluster serves, once that is known.
+        part: Which RayCluster it is; None: the first and only one.
 
     Raises:
         KubeConflict: The RayCluster was changed since it was read; observe again.
     """
-    events = ensure_ray_cluster(kube, settings, deployment, cluster, size, model)
+    part = part or Part(names.ray_cluster(deployment.name))
+    events = ensure_ray_cluster(kube, settings, deployment, cluster, size, model, part)
+    ensure(kube, SERVICES, manifests.cluster_control_service(deployment, part.cluster))
+    if not part.serves:
+        return events
     ingresses = deployment.ingress.replicas or settings.ingress_replicas
     budgets = manifests.disruption_budgets(deployment, size, ingresses)
     for resource, wanted in (
-        (SERVICES, manifests.pool_control_service(deployment)),
+        (SERVICES, manifests.pool_control_service(deployment, part.cluster)),
         (SERVICES, manifests.ingress_service(deployment)),
         (DEPLOYMENTS, manifests.ingress_deployment(deployment, settings.image, ingresses)),
         *((DISRUPTION_BUDGETS, one) for one in budgets),
@@ -97,12 +104,12 @@ def ensure_ray_cluster(
     live: Object | None,
     size: Size,
     model: Model | None,
+    part: Part,
 ) -> tuple[Event, ...]:
     """Create the RayCluster, or replace its spec if it is still as it was read."""
-    wanted = with_digest(
-        manifests.ray_cluster(deployment, settings.image, size.engines, size.experts, size.sizing, model, settings.gcs)
-    )
-    namespace, name = deployment.namespace, names.ray_cluster(deployment.name)
+    namespace, name, gcs = deployment.namespace, part.cluster, settings.gcs
+    body = manifests.ray_cluster(deployment, settings.image, size.engines, size.experts, size.sizing, model, gcs, name)
+    wanted = with_digest(manifests.as_it_is(body, live) if part.frozen and live is not None else body)
     if live is None:
         wanted["metadata"]["annotations"][names.WRITTEN_ANNOTATION] = "1"
         note_generation(kube, kube.create(RAY_CLUSTERS, namespace, wanted))
@@ -166,12 +173,19 @@ def scale_events(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Ev
     return tuple(events)
 
 
+def delete_cluster(kube: Kube, namespace: str, cluster: str) -> None:
+    """Delete a RayCluster and its Service."""
+    kube.delete(RAY_CLUSTERS, namespace, cluster)
+    kube.delete(SERVICES, namespace, names.cluster_control_service(cluster))
+
+
 def delete_children(kube: Kube, deployment: MoEDeployment) -> None:
     """Delete all of them; what they own goes in the background."""
     namespace, name = deployment.namespace, deployment.name
     for role in (names.ENGINES_ROLE, names.EXPERTS_ROLE, names.INGRESS_ROLE):
         kube.delete(DISRUPTION_BUDGETS, namespace, names.disruption_budget(name, role))
     kube.delete(DEPLOYMENTS, namespace, names.ingress(name))
-    kube.delete(RAY_CLUSTERS, namespace, names.ray_cluster(name))
+    for cluster in kube.list(RAY_CLUSTERS, namespace, names.selector(name)):
+        delete_cluster(kube, namespace, cluster["metadata"]["name"])
     kube.delete(SERVICES, namespace, names.ingress(name))
     kube.delete(SERVICES, namespace, names.pool_control_service(name))

@@ -16,7 +16,7 @@ from flexpert_operator.errors import KubeConflict, KubeError, KubeUnavailable
 from flexpert_operator.kube import MOE_DEPLOYMENTS
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.object_store import Key, key_of
-from flexpert_operator.reconciler import Reconciler
+from flexpert_operator.succession import Succession
 from flexpert_operator.work_queue import WorkQueue
 from flexpert_proto import logs
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 STOP_S = 10.0
 
-MakeReconciler = Callable[[str, str], Reconciler]
+MakeReconciler = Callable[[str, str], Succession]
 """(namespace, name) → a reconciler."""
 
 
@@ -33,7 +33,7 @@ class Tended:
     """The reconciler of the object with a uid."""
 
     uid: str
-    reconciler: Reconciler
+    reconciler: Succession
 
 
 class Controller:
@@ -121,7 +121,7 @@ class Controller:
             else:
                 self.queue.done(key, wait_s * random.uniform(0.9, 1.0))
 
-    def _reconciler(self, key: Key) -> Reconciler | None:
+    def _reconciler(self, key: Key) -> Succession | None:
         """The reconciler of the object that has the name now, None where there is none."""
         uid, tended = self._store.uid(*key), self._tended.get(key)
         if tended is not None and tended.uid != uid:

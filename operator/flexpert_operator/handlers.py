@@ -40,6 +40,7 @@ from flexpert_operator.object_store import ObjectStore, pod_seen
 from flexpert_operator.pool_feed import PoolFeed, PoolFeeds
 from flexpert_operator.reconciler import Reconciler, Surroundings
 from flexpert_operator.settings import Settings
+from flexpert_operator.succession import Succession
 
 log = logging.getLogger(__name__)
 
@@ -101,16 +102,19 @@ def assemble(
     kube = CachedKube(api, watched_stores(), fence)
     feeds = PoolFeeds(settings.refresh_s)
 
-    def listen(namespace: str, name: str) -> PoolFeed:
-        address = names.pool_control_address(name, namespace)
+    def listen(namespace: str, name: str, cluster: str) -> PoolFeed:
+        address = names.cluster_control_address(cluster, namespace)
         return feeds.listen(address, lambda: parts.controller.wake(namespace, name))
 
     around = Surroundings(listen, scope.nodes or NodeNotices(), metrics or Metrics())
 
     events = EventWriter(kube)
 
-    def make(namespace: str, name: str) -> Reconciler:
-        return Reconciler(namespace, name, kube, settings, events.tell, around)
+    def make(namespace: str, name: str) -> Succession:
+        def tender(cluster: str) -> Reconciler:
+            return Reconciler(namespace, name, kube, settings, events.tell, around, cluster)
+
+        return Succession(namespace, name, kube, settings, events.tell, tender)
 
     parts = Parts(
         kube, Controller(kube, make, settings.threads, around.metrics), events, pulse or Pulse(), feeds, around.metrics

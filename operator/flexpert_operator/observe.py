@@ -51,31 +51,44 @@ class Seen:
     head_runs: bool = False
 
 
-def read_cluster(kube: Kube, deployment: MoEDeployment, why_leaving: Callable[[str], str] = lambda _: "") -> Seen:
+def read_cluster(
+    kube: Kube, deployment: MoEDeployment, cluster: str, why_leaving: Callable[[str], str] = lambda _: ""
+) -> Seen:
     """The RayCluster, and then the pods, so that the list of pods is never older than the sizes it is checked with.
 
     `why_leaving`: why a node is to be emptied, by its name; empty where it is not.
     """
-    raw = kube.find(RAY_CLUSTERS, deployment.namespace, names.ray_cluster(deployment.name))
-    pods = kube.list(PODS, deployment.namespace, names.selector(deployment.name))
-    ingress = [pod for pod in pods if role_of(pod) == names.INGRESS_ROLE]
-    cluster = parse_cluster(raw, pods, why_leaving) if raw is not None else None
+    raw = kube.find(RAY_CLUSTERS, deployment.namespace, cluster)
+    everybody = kube.list(PODS, deployment.namespace, names.selector(deployment.name))
+    ingress = [pod for pod in everybody if role_of(pod) == names.INGRESS_ROLE]
+    pods = [pod for pod in everybody if ray_cluster_of(pod) in ("", cluster)]
+    found = parse_cluster(raw, pods, why_leaving) if raw is not None else None
     hindrances = {hindrance(pod.get("status") or {}) for pod in pods} - {""}
     heads = [pod for pod in pods if role_of(pod) == names.HEAD_ROLE]
     head_runs = any((pod.get("status") or {}).get("phase") == "Running" for pod in heads)
-    return Seen(raw, cluster, sum(is_ready(pod) for pod in ingress), tuple(sorted(hindrances)), head_runs)
+    return Seen(raw, found, sum(is_ready(pod) for pod in ingress), tuple(sorted(hindrances)), head_runs)
+
+
+def ray_cluster_of(pod: Mapping[str, Any]) -> str:
+    """Name of the RayCluster that a pod is of; empty where it is of none."""
+    return str((pod["metadata"].get("labels") or {}).get(names.RAY_CLUSTER_LABEL, ""))
+
+
+def served_model(raw: Mapping[str, Any]) -> Model | None:
+    """The model that a RayCluster serves, once that is known."""
+    served = (raw["metadata"].get("annotations") or {}).get(names.MODEL_ANNOTATION)
+    return parse_served(json.loads(served)) if served else None
 
 
 def parse_cluster(raw: Mapping[str, Any], pods: list[Object], why_leaving: Callable[[str], str]) -> Cluster:
     """The RayCluster with the pods of its groups."""
     annotations = raw["metadata"].get("annotations") or {}
-    served = annotations.get(names.MODEL_ANNOTATION)
     return Cluster(
         resource_version=raw["metadata"]["resourceVersion"],
         engines=parse_group(raw, names.ENGINES_ROLE, pods, why_leaving),
         experts=parse_group(raw, names.EXPERTS_ROLE, pods, why_leaving),
         sizing=Sizing.decode(annotations.get(names.SIZING_ANNOTATION)),
-        served_model=parse_served(json.loads(served)) if served else None,
+        served_model=served_model(raw),
     )
 
 

@@ -23,6 +23,7 @@ from flexpert_operator.decide.observation import Event, Observation, Pool, Probl
 from flexpert_operator.decide.persistence import persistence_condition
 from flexpert_operator.decide.requests import requests_problem
 from flexpert_operator.decide.sizing import Size, decide_size
+from flexpert_operator.decide.succession import Part, is_complete
 from flexpert_operator.errors import KubeConflict, KubeRefused, PoolError, PoolUnavailable
 from flexpert_operator.finalizer import add_finalizer, is_still_there, remove_finalizer
 from flexpert_operator.inspector import ModelInspector
@@ -44,8 +45,8 @@ FINALIZE_POLL_S = 0.5
 Tell = Callable[[Object, Event], None]
 """Posts an Event about an object."""
 
-Listen = Callable[[str, str], PoolFeed]
-"""(namespace, name) → what the pool of that MoEDeployment tells from now on."""
+Listen = Callable[[str, str, str], PoolFeed]
+"""(namespace, name, RayCluster) → what the pool on that RayCluster of that MoEDeployment tells from now on."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Reconciler:
         settings: Settings,
         tell: Tell,
         around: Surroundings,
+        cluster: str = "",
         clock: Callable[[], float] = time.time,
         solver: Solve = solve,
     ) -> None:
@@ -77,7 +79,8 @@ class Reconciler:
         self._settings = settings
         self._tell = tell
         self._around = around
-        address = names.pool_control_address(name, namespace)
+        self._cluster = cluster or names.ray_cluster(name)
+        address = names.cluster_control_address(self._cluster, namespace)
         self._pool = PoolClient(address)
         self._inspector = ModelInspector(lambda: PoolClient(address), settings.inspect_retry_s)
         self._clock = clock
@@ -88,16 +91,32 @@ class Reconciler:
         self._quiet = 0
         self._loads: SmoothedLoads | None = None
         self._before = Observation(0.0)
+        self.complete = False
+        self.trouble = ""
 
     def close(self) -> None:
         """Give up the connection to the pool controller; nothing more is told of the object."""
         self._around.metrics.forget(self._namespace, self._name)
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Give up the connection to the pool controller; another RayCluster goes on."""
         self._hang_up()
         self._pool.close()
         self._inspector.close()
 
-    def reconcile(self) -> float | None:
+    def requests_in_flight(self) -> int | None:
+        """Requests that the engines of this RayCluster still answer; None when nobody says."""
+        try:
+            return self._pool.get_pool().requests_in_flight
+        except PoolError:
+            return None
+
+    def reconcile(self, part: Part | None = None) -> float | None:
         """Bring the world one step nearer to the spec, or to the end of what is being deleted.
+
+        Args:
+            part: The part that the RayCluster plays; None: it is the only one.
 
         Returns:
             The seconds until it should be called again, if nothing changes before; None when the object is gone.
@@ -112,26 +131,27 @@ class Reconciler:
                 return None
             began = self._clock()
             try:
-                wait_s = self._finalize(body) if "deletionTimestamp" in body["metadata"] else self._step(body)
+                wait_s = self._finalize(body) if "deletionTimestamp" in body["metadata"] else self._step(body, part)
             finally:
                 self._pool.close()
             self._around.metrics.note_reconciled(self._namespace, self._name, self._clock() - began)
             return wait_s
 
-    def _step(self, body: Object) -> float | None:
+    def _step(self, body: Object, part: Part | None) -> float | None:
+        part = part or Part(self._cluster)
         body = add_finalizer(self._kube, body)
         deployment = parse_deployment(body)
-        seen = read_cluster(self._kube, deployment, self._around.nodes.why_leaving)
+        seen = read_cluster(self._kube, deployment, self._cluster, self._around.nodes.why_leaving)
         if seen.raw is None and not is_still_there(self._kube, body):
             return None
-        observed, size = self._size(deployment, seen)
+        observed, size = self._size(deployment, seen, part)
         if resizes(seen.raw, size):
-            seen = read_cluster(self._kube.live, deployment, self._around.nodes.why_leaving)
-            observed, size = self._size(deployment, seen)
+            seen = read_cluster(self._kube.live, deployment, self._cluster, self._around.nodes.why_leaving)
+            observed, size = self._size(deployment, seen, part)
         problem = model.model_problem(deployment, observed) or model.fetch_problem(observed.pool) or size.problem
         serving = model.model_to_serve(deployment, observed)
         shown = replace(deployment, model=serving or deployment.model)
-        refused, changes = self._ensure(shown, seen, size, serving)
+        refused, changes = self._ensure(shown, seen, size, serving, part)
         problem = problem or refused
         for event in changes:
             self._tell(body, event)
@@ -143,27 +163,39 @@ class Reconciler:
             except PoolError as refusal:
                 log.info("%s/%s: %s", self._namespace, self._name, refusal)
             problem = problem or placed.problem
+        if not part.serves:
+            return self._note(deployment, observed, size, seen.hindrances)
+        problem = problem or part.problem
         endpoints, due = local_endpoints(deployment), due and problem is None
         said = (persistence_condition(self._settings.gcs),)
-        replaced = rollout.progress_of(observed, rules_of(shown, self._settings))
+        replaced = part.progress or rollout.progress_of(observed, rules_of(shown, self._settings))
         outcome = status.Outcome(size, problem, placed.solution, endpoints, due, placed.decision, said, replaced)
         return self._report(body, deployment, observed, outcome)
 
-    def _size(self, deployment: MoEDeployment, seen: Seen) -> tuple[Observation, Size]:
+    def _note(self, deployment: MoEDeployment, observed: Observation, size: Size, hindrances: tuple[str, ...]) -> float:
+        """What a succession has to know of a RayCluster that does not serve yet."""
+        workers, engines = size.pods * deployment.experts.workers_per_pod, deployment.engines.replicas
+        self.complete = is_complete(observed, workers, engines, deployment.generation)
+        pods = (*observed.cluster.experts.pods, *observed.cluster.engines.pods) if observed.cluster is not None else ()
+        stuck = size.problem.message if size.problem is not None else ""
+        self.trouble = stuck or ("; ".join(hindrances) if any(one.failing or one.unschedulable for one in pods) else "")
+        return self._settings.busy_s
+
+    def _size(self, deployment: MoEDeployment, seen: Seen, part: Part) -> tuple[Observation, Size]:
         observed, own = self._observe(deployment, seen), self._settings
-        serving = model.model_to_serve(deployment, observed)
-        rules = rules_of(replace(deployment, model=serving or deployment.model), own)
+        shown = replace(deployment, model=model.model_to_serve(deployment, observed) or deployment.model)
+        rules = rollout.Rules() if part.frozen else rules_of(shown, own)
         return observed, decide_size(deployment, observed, own.provision_deadline_s, own.retry_s, rules)
 
     def _ensure(
-        self, deployment: MoEDeployment, seen: Seen, size: Size, serving: Model | None
+        self, deployment: MoEDeployment, seen: Seen, size: Size, serving: Model | None, part: Part
     ) -> tuple[Problem | None, tuple[Event, ...]]:
         """Have the children be as they should, unless they cannot be: then what there is stays."""
         problem = requests_problem(deployment)
         if problem is not None:
             return problem, ()
         try:
-            changes = ensure_children(self._kube, self._settings, deployment, seen.raw, size, serving)
+            changes = ensure_children(self._kube, self._settings, deployment, seen.raw, size, serving, part)
         except KubeRefused as refusal:
             why = f"the API server refuses what the spec asks for: {refusal}"
             return Problem(DegradedReason.CHILD_REFUSED, why), ()
@@ -190,7 +222,7 @@ class Reconciler:
             self._hang_up()
             raise PoolUnavailable("the head of the RayCluster does not run")
         if self._feed is None:
-            self._feed, self._noted = self._around.listen(self._namespace, self._name), 0
+            self._feed, self._noted = self._around.listen(self._namespace, self._name, self._cluster), 0
         return self._feed.last()
 
     def _hang_up(self) -> None:
@@ -202,9 +234,10 @@ class Reconciler:
         self, deployment: MoEDeployment, observed: Observation, pool: Pool, size: Size, serving: Model
     ) -> Placed:
         """Tell the pool controller what to do next; raises `PoolError`."""
-        grant = terms.decide_grant(deployment.annotations, pool)
+        keys = terms.keys_of(self._name, self._cluster)
+        grant = terms.decide_grant(deployment.annotations, pool, keys)
         if not grant.taken:
-            self._take_term(deployment, terms.annotations_of(grant, pool.incarnation))
+            self._take_term(deployment, terms.annotations_of(grant, pool.incarnation, keys))
         workers = size.pods * deployment.experts.workers_per_pod
         told = (pool.generation, pool.wanted_workers) == (deployment.generation, workers)
         if not grant.taken or pool.term == 0 or not told:
@@ -301,7 +334,7 @@ class Reconciler:
 
     def _still_serving(self, deployment: MoEDeployment) -> bool:
         """Stop the engines from taking requests; whether some still run. A pool that does not answer has none."""
-        cluster = read_cluster(self._kube, deployment).cluster
+        cluster = read_cluster(self._kube, deployment, self._cluster).cluster
         try:
             pool = self._pool.get_pool()
             if cluster is not None and cluster.served_model is not None and pool.term > 0 and pool.engines:

@@ -52,6 +52,8 @@ class Settings:
         drain_deadline_s: Time that running requests have to end when a MoEDeployment is deleted.
         max_surge: Pods of a group that are replaced at a time when their template changes.
         headroom_wait_s: Time that a new pod has to find a node, before an older one makes place for it.
+        settle_s: Time that every ingress needs to learn that another RayCluster serves.
+        streams_deadline_s: Time that the streams of a RayCluster that no longer serves have to end.
         gcs: Where Ray's heads keep their tables; None: in memory, and a lost head is a lost pool.
         refresh_s: Seconds between two tellings of figures that creep, such as loads, by a pool controller.
         threads: MoEDeployments that are reconciled at once.
@@ -67,6 +69,8 @@ class Settings:
     drain_deadline_s: float = 60.0
     max_surge: int = 1
     headroom_wait_s: float = 120.0
+    settle_s: float = 45.0
+    streams_deadline_s: float = 600.0
     gcs: GcsStore | None = None
     refresh_s: float = 10.0
     threads: int = 8

@@ -69,5 +69,6 @@ class HostCluster(SimulatedCluster):
     def _table(self, clusters: list[dict[str, Any]]) -> dict[str, str]:
         return {
             names.pool_control_address(self._name, "default"): f"127.0.0.1:{self._pool.port}",
+            names.cluster_control_address(self._name, "default"): f"127.0.0.1:{self._pool.port}",
             names.ingress_address(self._name, "default", 9000): self._ingress(),
         }

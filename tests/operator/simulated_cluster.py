@@ -14,7 +14,7 @@ from simulated_pool import SimulatedPool
 from flexpert_operator.api import names
 from flexpert_operator.decide.leaving import why_node_leaves
 from flexpert_operator.errors import KubeError, KubeNotFound
-from flexpert_operator.kube import DEPLOYMENTS, PODS, RAY_CLUSTERS, Kube
+from flexpert_operator.kube import DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES, Kube
 
 NAMESPACE = "default"
 TICK_S = 0.02
@@ -125,7 +125,7 @@ class SimulatedCluster:
         metadata = owner["metadata"]
         reference = {key: owner[key] for key in ("apiVersion", "kind")}
         reference |= {"name": metadata["name"], "uid": metadata["uid"]}
-        labels = template["metadata"]["labels"]
+        labels = template["metadata"]["labels"] | {names.RAY_CLUSTER_LABEL: metadata["name"]}
         name = f"{metadata['name']}-{labels[names.ROLE_LABEL]}-{self._count:04}"
         pod = {
             "apiVersion": "v1",
@@ -175,11 +175,13 @@ class SimulatedCluster:
 
     def _table(self, clusters: list[Object]) -> dict[str, str]:
         table = {}
+        for service in self._kube.list(SERVICES, NAMESPACE, ""):
+            cluster = (service["spec"].get("selector") or {}).get(names.RAY_CLUSTER_LABEL)
+            if cluster in self.pools and any(one["metadata"]["name"] == cluster for one in clusters):
+                address = f"{service['metadata']['name']}.{NAMESPACE}.svc:{service['spec']['ports'][0]['port']}"
+                table[address] = f"127.0.0.1:{self.pools[cluster].port}"
         for cluster in clusters:
-            name = cluster["metadata"]["name"]
-            if name in self.pools:
-                table[names.pool_control_address(name, NAMESPACE)] = f"127.0.0.1:{self.pools[name].port}"
-            table[names.ingress_address(name, NAMESPACE, 9000)] = "127.0.0.1:45678"
+            table[names.ingress_address(cluster["metadata"]["name"], NAMESPACE, 9000)] = "127.0.0.1:45678"
         return table
 
 

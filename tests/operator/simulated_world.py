@@ -35,10 +35,12 @@ SETTINGS = Settings(
     resync_s=0.5,
     busy_s=0.05,
     refresh_s=0.2,
-    provision_deadline_s=1.5,
+    provision_deadline_s=10,
     inspect_retry_s=0.2,
     drain_deadline_s=20,
     headroom_wait_s=0.5,
+    settle_s=0.5,
+    streams_deadline_s=60,
 )
 PATIENT = replace(SETTINGS, provision_deadline_s=300)
 """Where pods may come late because the API server is made to fail."""

@@ -1,7 +1,6 @@
 """Shrinks on stale knowledge: a pod that nobody named must never go. The API is a table of pods here."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,7 +99,7 @@ def test_a_change_of_annotations_makes_no_generation(cluster: Callable[..., Obje
 
 
 def test_what_a_service_selects_by_beside_is_taken_away(deployment: MoEDeployment) -> None:
-    wanted = manifests.pool_control_service(replace(deployment))
+    wanted = manifests.pool_control_service(deployment, "tiny")
     live = {"spec": {"selector": wanted["spec"]["selector"] | {"extra": "label"}}}
     assert surplus_selectors(live, wanted) == {"extra": None}
     assert surplus_selectors(wanted, wanted) == {}

@@ -119,7 +119,10 @@ def test_expert_pods_retire_before_they_end(cluster: Callable[..., Object]) -> N
     (container,) = experts["template"]["spec"]["containers"]
     command = container["lifecycle"]["preStop"]["exec"]["command"]
     assert command[:3] == ["python", "-m", "flexpert_workers.serving.retire"]
-    assert environment(container)[names.ENV_POOL_CONTROL] == "tiny-pool-control.default.svc:7000"
+    assert environment(container)[names.ENV_POOL_CONTROL] == "$(FLEXPERT_RAY_CLUSTER)-head-control.default.svc:7000"
+    assert environment(container)["FLEXPERT_RAY_CLUSTER"] == {
+        "fieldRef": {"fieldPath": "metadata.labels['ray.io/cluster']"}
+    }
     assert "lifecycle" not in engines["template"]["spec"]["containers"][0]
 
 
@@ -221,11 +224,15 @@ def test_a_claim_is_mounted_where_the_pool_looks_for_it(
 
 
 def test_services_select_the_pods_they_are_for(cluster: Callable[..., Object], deployment: MoEDeployment) -> None:
-    control = manifests.pool_control_service(deployment)
+    control = manifests.pool_control_service(deployment, "tiny")
     assert control["metadata"]["name"] == "tiny-pool-control"
     assert control["spec"]["ports"][0]["port"] == names.POOL_CONTROL_PORT
     head = cluster()["spec"]["headGroupSpec"]["template"]
-    assert control["spec"]["selector"].items() <= head["metadata"]["labels"].items()
+    labels = head["metadata"]["labels"] | {"ray.io/cluster": "tiny"}
+    assert control["spec"]["selector"].items() <= labels.items()
+    own = manifests.cluster_control_service(deployment, "tiny")
+    assert own["metadata"]["name"] == "tiny-head-control"
+    assert own["spec"] == control["spec"]
     ports = [port["name"] for container in head["spec"]["containers"] for port in container.get("ports", ())]
     assert control["spec"]["ports"][0]["targetPort"] in ports
     ingress = manifests.ingress_deployment(deployment, "image:1", 2)
@@ -252,7 +259,7 @@ def test_the_ingress(deployment: MoEDeployment) -> None:
 def test_everything_belongs_to_the_deployment(cluster: Callable[..., Object], deployment: MoEDeployment) -> None:
     for body in (
         cluster(),
-        manifests.pool_control_service(deployment),
+        manifests.pool_control_service(deployment, "tiny"),
         manifests.ingress_service(deployment),
         manifests.ingress_deployment(deployment, "image:1", 2),
     ):

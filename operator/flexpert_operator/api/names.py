@@ -16,6 +16,9 @@ RAY_KIND = "RayCluster"
 
 DEPLOYMENT_LABEL = f"{GROUP}/moedeployment"
 ROLE_LABEL = f"{GROUP}/role"
+RAY_CLUSTER_LABEL = "ray.io/cluster"
+"""Label that KubeRay puts on every pod of a RayCluster."""
+
 REVISION_LABEL = f"{GROUP}/revision"
 """Label of a pod: which template of its group it was made from."""
 
@@ -30,6 +33,12 @@ MODEL_ANNOTATION = f"{GROUP}/served-model"
 SIZING_ANNOTATION = f"{GROUP}/sizing"
 DIGEST_ANNOTATION = f"{GROUP}/digest"
 """Of a child as it was written: what was taken out of a spec does not show otherwise, beside what Kubernetes adds."""
+
+HEAD_ANNOTATION = f"{GROUP}/head-revision"
+"""Of a RayCluster: which head it was made with."""
+
+RETIRED_ANNOTATION = f"{GROUP}/retired-at"
+"""Of a RayCluster that no longer serves: since when, in seconds since the Unix epoch."""
 
 WRITTEN_ANNOTATION = f"{GROUP}/written-generation"
 """Generation of a RayCluster's spec that the operator wrote; where it is another one, somebody else wrote it."""
@@ -55,6 +64,11 @@ def ray_cluster(name: str) -> str:
 def pool_control_service(name: str) -> str:
     """Name of the Service in front of the pool controller."""
     return f"{name}-pool-control"
+
+
+def cluster_control_service(cluster: str) -> str:
+    """Name of the Service in front of the pool controller of one RayCluster, whether it serves or not."""
+    return f"{cluster}-head-control"
 
 
 def ingress(name: str) -> str:
@@ -86,6 +100,11 @@ def selector(name: str, role: str | None = None) -> str:
 def pool_control_address(name: str, namespace: str) -> str:
     """Where the pool controller answers, as `flexpert_proto.names.resolve` takes it."""
     return f"{pool_control_service(name)}.{namespace}.svc:{pool_names.POOL_CONTROL_PORT}"
+
+
+def cluster_control_address(cluster: str, namespace: str) -> str:
+    """Where the pool controller of one RayCluster answers."""
+    return f"{cluster_control_service(cluster)}.{namespace}.svc:{pool_names.POOL_CONTROL_PORT}"
 
 
 def ingress_address(name: str, namespace: str, port: int) -> str:

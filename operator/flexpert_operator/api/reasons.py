@@ -187,6 +187,8 @@ class EventReason(Documented):
     ROLLED_OUT = "RolledOut", "They are replaced."
     POD_UNSCHEDULABLE = "PodUnschedulable", "No node takes a pod; the message is the scheduler's."
     POD_FAILING = "PodFailing", "A container of a pod cannot be started, or ends again and again."
+    RAY_CLUSTER_SWITCHED = "RayClusterSwitched", "A second RayCluster, with another head, serves from now on."
+    RAY_CLUSTER_DELETED = "RayClusterDeleted", "A RayCluster that does not serve is deleted; the message says why."
     RAY_CLUSTER_RESTORED = "RayClusterRestored", "Somebody else changed the RayCluster; it is put right."
     READY = "Ready", "Requests are answered."
     MODEL_SOURCE_CHANGED = "ModelSourceChanged", "The source of the model names something else than what is served."

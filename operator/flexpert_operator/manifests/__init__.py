@@ -2,11 +2,14 @@
 
 from flexpert_operator.manifests.disruption import disruption_budgets
 from flexpert_operator.manifests.ingress import ingress_deployment, ingress_service
-from flexpert_operator.manifests.pool_control import pool_control_service
-from flexpert_operator.manifests.ray_cluster import ray_cluster, template_revisions
+from flexpert_operator.manifests.pool_control import cluster_control_service, pool_control_service
+from flexpert_operator.manifests.ray_cluster import as_it_is, head_revision, ray_cluster, template_revisions
 
 __all__ = [
+    "as_it_is",
+    "cluster_control_service",
     "disruption_budgets",
+    "head_revision",
     "ingress_deployment",
     "ingress_service",
     "pool_control_service",

@@ -8,15 +8,29 @@ from flexpert_operator.manifests.metadata import child_metadata
 from flexpert_proto import names as pool_names
 
 
-def pool_control_service(deployment: MoEDeployment) -> dict[str, Any]:
-    """The Service in front of the head's `pool-control` port."""
+def pool_control_service(deployment: MoEDeployment, cluster: str) -> dict[str, Any]:
+    """The Service in front of the `pool-control` port of the head of the RayCluster that serves."""
+    return control_service(deployment, names.pool_control_service(deployment.name), cluster)
+
+
+def cluster_control_service(deployment: MoEDeployment, cluster: str) -> dict[str, Any]:
+    """The Service in front of the same port of one RayCluster: its engines and the operator use it."""
+    return control_service(deployment, names.cluster_control_service(cluster), cluster)
+
+
+def control_service(deployment: MoEDeployment, name: str, cluster: str) -> dict[str, Any]:
+    """A Service in front of the head of `cluster`."""
     port = pool_names.POOL_CONTROL_PORT_NAME
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": child_metadata(deployment, names.pool_control_service(deployment.name), names.HEAD_ROLE),
+        "metadata": child_metadata(deployment, name, names.HEAD_ROLE),
         "spec": {
-            "selector": {names.DEPLOYMENT_LABEL: deployment.name, names.ROLE_LABEL: names.HEAD_ROLE},
+            "selector": {
+                names.DEPLOYMENT_LABEL: deployment.name,
+                names.ROLE_LABEL: names.HEAD_ROLE,
+                names.RAY_CLUSTER_LABEL: cluster,
+            },
             "ports": [{"name": port, "port": pool_names.POOL_CONTROL_PORT, "targetPort": port, "protocol": "TCP"}],
         },
     }

@@ -33,6 +33,8 @@ HEAD_MEMORY_BYTES = 4 * 2**30
 PROCESS_MEMORY_BYTES = 2 * 2**30
 """What a Ray node's own processes and a Python process with torch take beside the weights."""
 
+RAY_CLUSTER_VARIABLE = "FLEXPERT_RAY_CLUSTER"
+
 RAY_ENVIRONMENT: Mapping[str, str] = {
     "RAY_AUTH_MODE": "token",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
@@ -49,13 +51,18 @@ def ray_cluster(
     sizing: Sizing,
     served_model: Model | None,
     gcs: GcsStore | None = None,
+    cluster: str = "",
 ) -> dict[str, Any]:
     """The RayCluster with both groups at the sizes given; what has to be remembered stands in its annotations.
 
-    `gcs`: where the head keeps its tables; None: in memory.
+    `gcs`: where the head keeps its tables; None: in memory. `cluster`: its name, where it is not the first one's.
     """
-    metadata = child_metadata(deployment, names.ray_cluster(deployment.name), names.HEAD_ROLE)
-    metadata["annotations"] = {names.SIZING_ANNOTATION: sizing.encode()}
+    name = cluster or names.ray_cluster(deployment.name)
+    metadata = child_metadata(deployment, name, names.HEAD_ROLE)
+    metadata["annotations"] = {
+        names.SIZING_ANNOTATION: sizing.encode(),
+        names.HEAD_ANNOTATION: head_revision(deployment, image, gcs),
+    }
     if served_model is not None:
         metadata["annotations"][names.MODEL_ANNOTATION] = json.dumps(annotated(served_model), sort_keys=True)
     return {
@@ -68,7 +75,7 @@ def ray_cluster(
             "authOptions": {"mode": "token"},
             "upgradeStrategy": {"type": "None"},
             **gcs_options(gcs),
-            "headGroupSpec": head_group(deployment, image),
+            "headGroupSpec": head_group(deployment, image, name),
             "workerGroupSpecs": [
                 stamped(engines_group(deployment, image, engines)),
                 stamped(experts_group(deployment, image, experts)),
@@ -105,7 +112,42 @@ def annotated(model: Model) -> dict[str, Any]:
     return known | ({"resolved": model.resolved, "access": written(model.access)} if model.remote else {})
 
 
-def head_group(deployment: MoEDeployment, image: str) -> dict[str, Any]:
+def head_revision(deployment: MoEDeployment, image: str, gcs: GcsStore | None) -> str:
+    """Digest of all that makes a head what it is: another one takes another RayCluster."""
+    made_from = [RAY_VERSION, gcs_options(gcs), revision_of(head_group(deployment, image, ""))]
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def as_it_is(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
+    """A RayCluster with the sizes of `wanted`, and head and templates as they are in `live`."""
+    spec, groups = live["spec"], {group["groupName"]: group for group in live["spec"].get("workerGroupSpecs", ())}
+    kept = {key: spec[key] for key in ("rayVersion", "gcsFaultToleranceOptions", "headGroupSpec") if key in spec}
+    plain = {key: value for key, value in wanted["spec"].items() if key != "gcsFaultToleranceOptions"}
+    annotations = dict(wanted["metadata"]["annotations"])
+    was = (live["metadata"].get("annotations") or {}).get(names.HEAD_ANNOTATION)
+    annotations[names.HEAD_ANNOTATION] = was or annotations[names.HEAD_ANNOTATION]
+    return {
+        **wanted,
+        "metadata": {**wanted["metadata"], "annotations": annotations},
+        "spec": {
+            **plain,
+            **kept,
+            "workerGroupSpecs": [
+                {
+                    **group,
+                    **{
+                        key: groups[group["groupName"]][key]
+                        for key in ("template", "rayStartParams")
+                        if group["groupName"] in groups
+                    },
+                }
+                for group in wanted["spec"]["workerGroupSpecs"]
+            ],
+        },
+    }
+
+
+def head_group(deployment: MoEDeployment, image: str, cluster: str) -> dict[str, Any]:
     """The head: it takes no work but the pool controller, which the launcher beside it starts."""
     return {
         "rayStartParams": {
@@ -115,7 +157,9 @@ def head_group(deployment: MoEDeployment, image: str) -> dict[str, Any]:
             "include-dashboard": "false",
         },
         "template": pod_template(
-            deployment, names.HEAD_ROLE, [head_container(deployment, image), launcher_container(deployment, image)]
+            deployment,
+            names.HEAD_ROLE,
+            [head_container(deployment, image), launcher_container(deployment, image, cluster)],
         ),
     }
 
@@ -128,21 +172,23 @@ def head_container(deployment: MoEDeployment, image: str) -> dict[str, Any]:
     return head
 
 
-def launcher_container(deployment: MoEDeployment, image: str) -> dict[str, Any]:
+def launcher_container(deployment: MoEDeployment, image: str, cluster: str) -> dict[str, Any]:
     """Creates the pool controller where there is none; ready when the controller answers."""
     port = pool_names.POOL_CONTROL_PORT_NAME
     number = pool_names.POOL_CONTROL_PORT
     token = {
         "name": "RAY_AUTH_TOKEN",
-        "valueFrom": {
-            "secretKeyRef": {"name": names.ray_cluster(deployment.name), "key": names.RAY_TOKEN_KEY, "optional": True}
-        },
+        "valueFrom": {"secretKeyRef": {"name": cluster, "key": names.RAY_TOKEN_KEY, "optional": True}},
     }
     launcher = ray_container(
         deployment, image, "pool-launcher", containers.resources(Resources(), 1, PROCESS_MEMORY_BYTES)
     )
     launcher["command"] = ["python", "-m", "flexpert_workers.serving.head"]
-    launcher["env"] += [token, *containers.variables({pool_names.port_variable(port): str(number)})]
+    launcher["env"] += [
+        token,
+        *containers.variables({pool_names.port_variable(port): str(number)}),
+        *control_variables(deployment),
+    ]
     launcher["ports"] = [{"name": port, "containerPort": number, "protocol": "TCP"}]
     launcher["readinessProbe"] = {"tcpSocket": {"port": port}, "periodSeconds": 2, "failureThreshold": 3}
     return launcher
@@ -183,10 +229,18 @@ def experts_group(deployment: MoEDeployment, image: str, size: GroupSize) -> dic
 
 def retire_first(deployment: MoEDeployment, container: dict[str, Any]) -> None:
     """Have an expert pod's workers emptied before it ends, whoever deletes it."""
-    control = names.pool_control_address(deployment.name, deployment.namespace)
     command = ["python", "-m", "flexpert_workers.serving.retire", "--deadline-seconds", str(RETIRE_S)]
-    container["env"] += containers.variables({pool_names.ENV_POOL_CONTROL: control})
+    container["env"] += control_variables(deployment)
     container["lifecycle"] = {"preStop": {"exec": {"command": command}}}
+
+
+def control_variables(deployment: MoEDeployment) -> list[dict[str, Any]]:
+    """Where the pool controller of the pod's own RayCluster is, said alike for every RayCluster."""
+    address = names.cluster_control_address(f"$({RAY_CLUSTER_VARIABLE})", deployment.namespace)
+    return [
+        containers.from_field(RAY_CLUSTER_VARIABLE, f"metadata.labels['{names.RAY_CLUSTER_LABEL}']"),
+        *containers.variables({pool_names.ENV_POOL_CONTROL: address}),
+    ]
 
 
 def has_gpus(resources: Resources) -> bool:

@@ -17,20 +17,28 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
+REDIAL_S = 30.0
+"""How long one stream is listened to: a Service may lead to another controller by then, and old connections stay."""
+
 _CHANNEL_OPTIONS = (("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 5_000))
 
 
 async def watch_engines(address: str, tell: Callable[[pool_pb2.EngineList], None]) -> None:
-    """Give each list of engines to `tell`, for ever; dial again, at the address of the moment, when the stream ends."""
+    """Give each list of engines to `tell`, for ever; dial again and again, at the address of the moment."""
     pause_s = FIRST_PAUSE_S
     while True:
         try:
-            async with grpc.aio.insecure_channel(names.resolve(address), options=_CHANNEL_OPTIONS) as channel:
+            async with (
+                asyncio.timeout(REDIAL_S),
+                grpc.aio.insecure_channel(names.resolve(address), options=_CHANNEL_OPTIONS) as channel,
+            ):
                 async for engines in pool_pb2_grpc.PoolMembershipStub(channel).WatchEngines(
                     pool_pb2.WatchEnginesRequest()
                 ):
                     pause_s = FIRST_PAUSE_S
                     tell(engines)
+        except TimeoutError:
+            continue
         except grpc.aio.AioRpcError as error:
             log.info("pool controller at %s: %s %s", names.resolve(address), error.code().name, error.details())
         await asyncio.sleep(pause_s)

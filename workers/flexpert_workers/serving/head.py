@@ -57,7 +57,7 @@ def _join(uid: str) -> None:
 
 def _watch(pool: dict[str, str], listen: str, ending: threading.Event) -> None:
     """Create the controller and see that it stays; returns when this process is to end, raises when Ray is away."""
-    control = names.pool_control_address(pool["name"], pool["namespace"])
+    control = os.environ.get(names.ENV_POOL_CONTROL) or names.pool_control_address(pool["name"], pool["namespace"])
     known = None
     while not ending.is_set():
         controller = controller_actor.create(pool["uid"], control, listen)
