@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import urllib3
 
 from flexpert_operator.api import names
+from flexpert_operator.errors import KubeUnavailable
 from flexpert_operator.kube import (
     DEPLOYMENTS,
     MOE_DEPLOYMENTS,
@@ -30,6 +31,7 @@ CHILDREN = {RAY_CLUSTERS: 1, SERVICES: 2, DEPLOYMENTS: 1}
 
 POLL_S = 0.2
 QUIET_S = 4.0
+ATTEMPTS = 10
 NO_RECONCILE = ("lease", "watch")
 
 Object = Mapping[str, Any]
@@ -111,12 +113,19 @@ class Load:
 
     def requests(self) -> int:
         """Requests of others so far, without those of the election and the watches themselves."""
-        counts = self._kube.request("GET", "/livez/counts")
+        counts = self._counts()
         return sum(
             number
             for key, number in counts.items()
             if not key.startswith("bench ") and key.rpartition(" ")[2] not in NO_RECONCILE
         )
+
+    def _counts(self) -> Mapping[str, int]:
+        """The API's counts; while it lists for others, it may not answer for a while."""
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(KubeUnavailable):
+                return self._kube.request("GET", "/livez/counts")
+        raise SystemExit("the API does not answer")
 
     def reconciled(self, port: int) -> int:
         """Reconciliations so far, as the operator's metrics say."""
