@@ -141,6 +141,9 @@ def test_a_support_bundle_has_everything_and_no_secret(world: World, flexpert: R
         ("password=hunter22", f"password={REDACTED}"),
         ("fetched with hf_abcdefghijk", f"fetched with {REDACTED}"),
         ("the laptop's own is known-secret, said it", f"the laptop's own is {REDACTED}, said it"),
+        ('{"token": "abcdef123456"}', f'{{"token": "{REDACTED}"}}'),
+        ("redis://user:hunter22@host:6379/0", f"redis://user:{REDACTED}@host:6379/0"),
+        ("https://b.s3/x?X-Amz-Signature=0a1b2c3d4e&y=1", f"https://b.s3/x?X-Amz-Signature={REDACTED}&y=1"),
         ("12 tokens in 3 s, token 7 of layer 2", "12 tokens in 3 s, token 7 of layer 2"),
     ],
 )

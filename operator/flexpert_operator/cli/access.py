@@ -36,7 +36,8 @@ def connect(options: argparse.Namespace) -> Kube:
         CliError: There is no kubeconfig, or it cannot be used.
     """
     path = kubeconfig_path(options)
-    use_services_of(layout_of(options))
+    if is_laptop(options):
+        use_services_of(layout_of(options))
     try:
         return Kube(api_client(path, options.context))
     except (ConfigException, OSError, ValueError) as error:
@@ -57,6 +58,13 @@ def kubeconfig_path(options: argparse.Namespace) -> Path | None:
         return here
     usual = Path(os.environ.get("KUBECONFIG") or _DEFAULT_KUBECONFIG).expanduser()
     return usual if usual.exists() or "KUBECONFIG" in os.environ else None
+
+
+def is_laptop(options: argparse.Namespace) -> bool:
+    """Whether the options name the laptop cluster."""
+    here = layout_of(options).kubeconfig
+    path = kubeconfig_path(options)
+    return path is not None and here.exists() and path.exists() and path.samefile(here)
 
 
 def use_services_of(layout: Layout) -> None:

@@ -12,8 +12,9 @@ SECRET_NAME = re.compile(
 
 SECRET_TEXT = re.compile(
     r"(?i)\b(bearer\s+|basic\s+|authorization['\"]?\s*[:=]\s*['\"]?(?:bearer\s+|basic\s+)?|password['\"]?\s*[:=]\s*['\"]?|"
-    r"[a-z_]*(?:secret|token|api_key)['\"]?\s*=\s*['\"]?)[A-Za-z0-9._~+/=-]{6,}"
+    r"[a-z_]*(?:secret|token|api_key|signature|credential)['\"]?\s*[=:]\s*['\"]?)[A-Za-z0-9._~+/=%-]{6,}"
 )
+SECRET_IN_URL = re.compile(r"(://[^/\s:@]*:)[^@/\s]+@")
 SECRET_SHAPE = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{8,}|AKIA[A-Z0-9]{12,}|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+)"
 )
@@ -37,6 +38,7 @@ class Redaction:
         """A text without secrets."""
         for secret in self._known:
             text = text.replace(secret, REDACTED)
+        text = SECRET_IN_URL.sub(rf"\g<1>{REDACTED}@", text)
         return SECRET_SHAPE.sub(REDACTED, SECRET_TEXT.sub(rf"\g<1>{REDACTED}", text))
 
 

@@ -1,4 +1,4 @@
-"""`flexpert support-bundle NAME`: all that somebody who helps would ask for, in one file, with secrets taken out.
+"""`flexpert support-bundle NAME`: what somebody who helps would ask for, in one file, without what looks secret.
 
 What cannot be read is left out, and told in the bundle's `missing.txt`: it is wanted most when things do not work.
 """
@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         with tarfile.open(output, "w:gz") as target:
             bundle = Bundle(target, root, Redaction(secrets_of(layout)))
-            collect(bundle, kube, deployment, layout)
+            collect(bundle, kube, deployment, layout, access.is_laptop(options))
             bundle.close()
     except OSError as error:
         raise CliError(f"{output} cannot be written: {error.strerror}") from error
@@ -121,16 +121,16 @@ def secrets_of(layout: Layout) -> list[str]:
     return [file.read_text().strip() for file in files]
 
 
-def collect(bundle: Bundle, kube: Kube, deployment: Object, layout: Layout) -> None:
-    """Everything about a MoEDeployment."""
+def collect(bundle: Bundle, kube: Kube, deployment: Object, layout: Layout, on_laptop: bool) -> None:
+    """Everything about a MoEDeployment. On a laptop logs are files, and the operator's metrics are at hand."""
     name, namespace = deployment["metadata"]["name"], deployment["metadata"]["namespace"]
     bundle.add("version.json", lambda: json.dumps(kube.request("GET", "/version"), indent=2))
     bundle.add("moedeployment.yaml", lambda: as_yaml(deployment))
     for kind, resource in CHILDREN.items():
         bundle.add(f"{kind}.yaml", partial(children_yaml, kube, resource, namespace, name))
-    bundle.add("events.yaml", lambda: as_yaml(kube.list(EVENTS, namespace, "")))
+    bundle.add("events.yaml", lambda: as_yaml(events_of(kube, namespace, name)))
     bundle.add("pool.json", lambda: pool_json(names.pool_control_address(name, namespace)))
-    if layout.kubeconfig.exists():
+    if on_laptop:
         bundle.add("metrics.txt", lambda: fetch(layout.metrics.read_text().strip()))
         for file in sorted(layout.logs.glob("*.log")):
             bundle.add(f"logs/{file.name}", partial(end_of, file))
@@ -151,6 +151,12 @@ def containers_of(bundle: Bundle, kube: Kube, namespace: str, name: str) -> Iter
     for pod in pods:
         for container in pod["spec"].get("containers") or ():
             yield pod["metadata"]["name"], container["name"]
+
+
+def events_of(kube: Kube, namespace: str, name: str) -> list[Object]:
+    """Events about a MoEDeployment and what is named after it."""
+    events = kube.list(EVENTS, namespace, "")
+    return [event for event in events if f"{event['involvedObject'].get('name', '')}-".startswith(f"{name}-")]
 
 
 def children_yaml(kube: Kube, resource: Resource, namespace: str, name: str) -> str:
