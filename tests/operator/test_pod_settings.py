@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from pool_pods import templates
 
 from flexpert_operator import manifests
 from flexpert_operator.api import Engines, Experts, MoEDeployment, Resources, names
@@ -81,15 +82,6 @@ def settled(deployment: MoEDeployment) -> MoEDeployment:
         head=Head(pod),
         ingress=Ingress(pod=pod),
     )
-
-
-def templates(deployment: MoEDeployment) -> Iterator[tuple[str, Object]]:
-    """Role and pod template of all pods."""
-    body = manifests.ray_cluster(deployment, "operator:1", GroupSize(1), GroupSize(2), Sizing(), None)
-    yield names.HEAD_ROLE, body["spec"]["headGroupSpec"]["template"]
-    for group in body["spec"]["workerGroupSpecs"]:
-        yield group["groupName"], group["template"]
-    yield names.INGRESS_ROLE, manifests.ingress_deployment(deployment, "operator:1", 2)["spec"]["template"]
 
 
 def refusals(schema: Object, rules: CelRules, spec: Object) -> list[str]:

@@ -23,7 +23,25 @@ ENDPOINT_VARIABLES = {"hf": "HF_ENDPOINT", "s3": "AWS_ENDPOINT_URL", "gs": "FSSP
 GPU_RESOURCE = "nvidia.com/gpu"
 """Name under which Kubernetes knows GPUs, as NVIDIA's device plugin offers them."""
 
+POOL_USER = 65532
+"""User and group of the pools' image, as numbers: by a name the kubelet could not tell that it is not root."""
+
 SECURITY_CONTEXT: Mapping[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+"""Of every container. KubeRay copies it to the init container that it adds to pods."""
+
+POD_SECURITY: Mapping[str, Any] = {
+    "automountServiceAccountToken": False,
+    "securityContext": {
+        "runAsNonRoot": True,
+        "runAsUser": POOL_USER,
+        "runAsGroup": POOL_USER,
+        "fsGroup": POOL_USER,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    },
+}
+"""Of every pod's spec: with `SECURITY_CONTEXT` all that the Pod Security Standard *restricted* asks for. No process of
+a pool talks to the API server, so none is given a token. Volumes that the pool may write are its group's."""
 
 
 def variables(values: Mapping[str, str]) -> list[dict[str, Any]]:

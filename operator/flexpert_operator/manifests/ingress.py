@@ -16,6 +16,7 @@ def ingress_deployment(deployment: MoEDeployment, image: str, replicas: int) -> 
     template = {
         "metadata": {"labels": names.labels(deployment.name, names.INGRESS_ROLE)},
         "spec": {
+            **containers.POD_SECURITY,
             "terminationGracePeriodSeconds": 60,
             "containers": [ingress_container(deployment, image)],
             "volumes": containers.model_volumes(deployment),

@@ -311,6 +311,7 @@ def pod_template(
         "metadata": {"labels": names.labels(deployment.name, role)},
         "spec": {
             **tolerated,
+            **containers.POD_SECURITY,
             "terminationGracePeriodSeconds": GRACE_S,
             "containers": pod_containers,
             "volumes": [
