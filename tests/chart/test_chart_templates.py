@@ -167,7 +167,12 @@ def test_what_the_values_say_reaches_the_operator(
             {
                 "watchNamespaces": ["a", "b"],
                 "leaderElection": {"leaseSeconds": 20},
-                "operator": {"resyncSeconds": 7, "provisionDeadlineSeconds": 70, "drainDeadlineSeconds": 77},
+                "operator": {
+                    "resyncSeconds": 7,
+                    "provisionDeadlineSeconds": 70,
+                    "drainDeadlineSeconds": 77,
+                    "logFormat": "json",
+                },
                 "pool": {"image": {"repository": "registry:5000/pool", "tag": "2"}, "ingressReplicas": 3},
                 "gcsFaultTolerance": {"backend": "RocksDB", "rocksdb": {"size": "2Gi", "storageClassName": "fast"}},
             }
@@ -179,6 +184,7 @@ def test_what_the_values_say_reaches_the_operator(
     assert (settings.resync_s, settings.provision_deadline_s, settings.drain_deadline_s) == (7, 70, 77)
     assert (options.leader_elect, options.lease_name, options.lease_namespace) == (True, "fx-flexpert", NAMESPACE)
     assert options.lease_seconds == 20
+    assert options.log_format == "json"
     assert (settings.image, settings.ingress_replicas) == ("registry:5000/pool:2", 3)
     assert settings.gcs is not None
     assert (settings.gcs.backend, settings.gcs.volume_size, settings.gcs.volume_class) == ("rocksdb", "2Gi", "fast")
@@ -227,6 +233,13 @@ def test_namespaced_mode_has_no_role_at_cluster_scope(chart: Chart) -> None:
     assert rule["resources"] == ["nodes"]
 
 
+def test_objects_at_cluster_scope_are_named_by_their_namespace(chart: Chart) -> None:
+    """So that releases of one name in two namespaces have different ones."""
+    role, binding = chart.one("ClusterRole"), chart.one("ClusterRoleBinding")
+    assert role["metadata"]["name"] == binding["metadata"]["name"] == f"{NAMESPACE}-fx-flexpert"
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+
+
 def test_selectors_find_the_pods(chart: Chart) -> None:
     values = {
         "networkPolicy": {"enabled": True},
@@ -256,6 +269,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "a namespace twice": ({"watchNamespaces": ["a", "a"]}, "watchNamespaces"),
     "no namespace's name": ({"watchNamespaces": ["A_B"]}, "watchNamespaces"),
     "two operators that do not elect": ({"leaderElection": {"enabled": False}}, "two operators would work at once"),
+    "an unknown format of the log": ({"operator": {"logFormat": "xml"}}, "logFormat"),
     "a port": ({"metrics": {"service": {"port": 0}}}, "port"),
 }
 
@@ -271,7 +285,9 @@ def test_notes_say_what_to_do(chart: Chart) -> None:
     assert "all namespaces" in first
     assert "rayclusters.ray.io" in first
     assert "crds/" not in first
-    assert "kubectl apply --server-side" in chart.files(upgrade=True)["NOTES.txt"]
+    upgrade = chart.files(upgrade=True)["NOTES.txt"]
+    assert "kubectl apply --server-side" in upgrade
+    assert "flexpert crds apply" in upgrade
     digests = {"operator": {"image": {"digest": DIGEST}}, "pool": {"image": {"digest": DIGEST}}}
     assert "by digest" not in chart.files(digests)["NOTES.txt"]
 

@@ -11,6 +11,11 @@
 {{- end -}}
 {{- end -}}
 
+{{/* Name of objects at cluster scope: of a release of this name in another namespace they are others. */}}
+{{- define "flexpert.clusterName" -}}
+{{- printf "%s-%s" .Release.Namespace (include "flexpert.fullname" .) -}}
+{{- end -}}
+
 {{- define "flexpert.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "flexpert.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
