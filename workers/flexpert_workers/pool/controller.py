@@ -6,12 +6,10 @@ It keeps no journal. A new incarnation finds the workers, adopts the highest tab
 may change it once the operator has granted a term.
 """
 
-import asyncio
-import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -30,11 +28,11 @@ from flexpert_workers.pool.launchers import EngineLauncher, LauncherUnavailable,
 from flexpert_workers.pool.leases import EngineRegistry, LeaseTerms
 from flexpert_workers.pool.operations import Ground, Operations, check_base
 from flexpert_workers.pool.predict import Planned
-from flexpert_workers.pool.reconcile import decide_roles
 from flexpert_workers.pool.reconfigure import Deadlines
 from flexpert_workers.pool.recording import Recordings
+from flexpert_workers.pool.roles import Roles
+from flexpert_workers.pool.rounds import Rounds
 from flexpert_workers.pool.state import (
-    Condition,
     Expert,
     ModelFacts,
     ModelFiles,
@@ -119,30 +117,27 @@ class PoolController:
         self._fetches = ModelFetches(fetcher, self._files_changed, clock)
         self._watch = watch or SourceWatch(inspector, clock=clock)
         self._newer = ""
-        self._clock = clock
+        self._roles = Roles(self.fleet, self.keeper, self.operations, clock)
         self._healer = Healer(
             self.fleet, self.keeper, self.operations, partial(self._note_problem, "recovery"), clock, new_id
         )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._rounds = Rounds(settings.round_s)
         self._inspecting: tuple[str, str, str] | None = None
         self._problems: dict[str, str] = {}
-        self._missing_since: float | None = None
 
     # ---- life
 
     async def start(self) -> None:
         """Find the workers of an earlier incarnation, adopt the highest table, begin to keep the pool."""
         await self._caretaker.discover(self.settings.discovery_s, self.settings.round_s)
-        self._spawn(self._forever(self._round, self._worker_changes))
-        self._spawn(self._forever(self._tend, self.changes))
-        self._spawn(self._forever(self._tend_engines, self._engine_changes))
-        self._spawn(self._forever(self._tend_files, Changes()))
+        self._rounds.repeat(self._round, self._worker_changes)
+        self._rounds.repeat(self._tend, self.changes)
+        self._rounds.repeat(self._tend_engines, self._engine_changes)
+        self._rounds.repeat(self._tend_files, Changes())
 
     async def stop(self) -> None:
         """End this incarnation; workers and engines run on."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._rounds.stop()
         await self.operations.close()
         self._caretaker.close()
         self.engines.close()
@@ -166,7 +161,7 @@ class PoolController:
         before, self.spec, self.generation = self.spec, spec, generation
         changed = before is None or _model_of(before) != _model_of(spec) or "model" in self._problems
         if changed and self._inspecting != _model_of(spec):
-            self._spawn(self._inspect(spec))
+            self._rounds.spawn(self._inspect(spec))
         self._engine_changes.bump()
         self._workers_changed()
 
@@ -271,25 +266,12 @@ class PoolController:
 
     # ---- rounds
 
-    async def _forever(self, act: Callable[[], Coroutine[None, None, None]], changes: Changes) -> None:
-        """Call `act` whenever something changed, and every `round_s`. A failed round does not end the controller."""
-        while True:
-            seen = changes.count
-            try:
-                await act()
-            except LauncherUnavailable as away:
-                log.info("the launcher is away: %s", away)
-            except Exception:
-                log.exception("a round of the pool controller failed")
-                seen = changes.count
-            await changes.wait(seen, self.settings.round_s)
-
     async def _round(self) -> None:
         """Make slots and workers agree, where the model's files are."""
         busy = self.operations.running is not None
         spec = self._startable()
         holds = partial(self._fetches.holds, spec.source if spec is not None else "")
-        await self._caretaker.round(Wanted(spec, self.model, self._named(), busy, holds))
+        await self._caretaker.round(Wanted(spec, self.model, self._roles.named(), busy, holds))
 
     async def _tend_files(self) -> None:
         """Have the model's files on every node, and notice when its source is not what is served any more."""
@@ -384,26 +366,7 @@ class PoolController:
         self.changes.bump()
 
     def _settle_roles(self) -> None:
-        """Promote standbys at once where workers are missing, and let those that are too many stand by."""
-        running = self.operations.running
-        in_force = self._named()
-        named = in_force | running.workers() if running is not None else in_force
-        wanted = self.spec.workers if self.spec is not None else 0
-        roles = decide_roles(self.fleet.all(), named, wanted, self._orphaned_domains(named))
-        now, missing_since = self._clock(), self._missing_since
-        self.fleet.cast(roles, now - missing_since if missing_since is not None else 0.0)
-        ready = sum(one.condition is Condition.READY for one in self.fleet.all())
-        self._missing_since = (missing_since or now) if wanted is not None and ready < wanted else None
-
-    def _named(self) -> frozenset[str]:
-        """Workers of the table in force."""
-        table = self.keeper.table
-        return frozenset(address.worker for address in table.workers) if table is not None else frozenset()
-
-    def _orphaned_domains(self, named: frozenset[str]) -> frozenset[str]:
-        """Page owners of workers that are lost and held experts of the table in force."""
-        lost = (one for one in self.fleet.all() if one.condition is Condition.LOST and one.id in named)
-        return frozenset(one.state.domain for one in lost if one.state is not None and one.state.domain)
+        self._roles.settle(self.spec.workers if self.spec is not None else 0)
 
     def _note_problem(self, about: str, problem: str) -> None:
         if self._problems.get(about, "") == problem:
@@ -413,19 +376,6 @@ class PoolController:
         else:
             del self._problems[about]
         self.changes.bump()
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_log_failure)
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    with contextlib.suppress(asyncio.CancelledError):
-        failure = task.exception()
-        if failure is not None:
-            log.error("a task of the pool controller failed", exc_info=failure)
 
 
 def _model_of(spec: PoolSpec) -> tuple[str, str, str]:

@@ -1,6 +1,6 @@
 """One worker per slot: which to start, which to stop, which are dead, which serve and which stand by. Pure.
 
-`caretaker` calls `reconcile` on every round, `controller` calls `decide_roles` whenever a worker changes.
+`caretaker` calls `reconcile` on every round, `roles` calls `decide_roles` whenever a worker changes.
 """
 
 from collections.abc import Collection, Mapping, Sequence
