@@ -48,6 +48,7 @@ WATCH_TIMEOUT_S = 300
 PAGE = 100
 STOP_TIMEOUT_S = 1.0
 BEAT_S = 1.0
+SERVED_S = 60.0
 KOPF_IDLE_S = 0.2
 """kopf keeps a task for every object that it has seen lately."""
 
@@ -185,14 +186,18 @@ async def beat(pulse: Pulse) -> None:
 
 
 async def until_served(connection: WatchClient, path: str) -> None:
-    """Wait until the API server answers for our kind."""
-    backoff = Backoff(0.5, 10.0)
+    """Wait until the API server answers for our kind: a kind that was just installed is not served at once."""
+    backoff, clock = Backoff(0.5, 10.0), asyncio.get_running_loop().time
+    latest = clock() + SERVED_S
     while True:
         try:
             await connection.page(path, {"limit": "1"})
             return
         except KubeNotFound as missing:
-            raise kopf.PermanentError(f"{path} is not served; install the CRDs of the chart: {missing}") from missing
+            if clock() > latest:
+                text = f"{path} is not served; install the CRDs of the chart: {missing}"
+                raise kopf.PermanentError(text) from missing
+            await asyncio.sleep(backoff.next())
         except KubeError as failure:
             log.warning("waiting for the API server: %s", failure)
             await asyncio.sleep(backoff.next())

@@ -7,12 +7,14 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import socket
 import ssl
 import subprocess
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,7 +51,7 @@ class RealApiServer:
         self._token = secrets.token_urlsafe(24)
         self._etcd_url = f"http://{HOST}:{free_port()}"
         self._port = free_port()
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
     def url(self) -> str:
@@ -82,6 +84,22 @@ class RealApiServer:
                 resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
                 found.add((about.get("apiGroup", ""), resource, event["verb"]))
         return found
+
+    @contextlib.contextmanager
+    def killed(self) -> Iterator[None]:
+        """The API server is killed, and started again at the end of the context; etcd stays."""
+        self._processes["kube-apiserver"].kill()
+        self._processes["kube-apiserver"].wait()
+        yield
+        self._start("kube-apiserver", *self._api_options(), *self._options)
+        self._await_ready()
+
+    @contextlib.contextmanager
+    def etcd_paused(self) -> Iterator[None]:
+        """etcd is stopped, and goes on at the end of the context."""
+        self._processes["etcd"].send_signal(signal.SIGSTOP)
+        yield
+        self._processes["etcd"].send_signal(signal.SIGCONT)
 
     def __enter__(self) -> "RealApiServer":
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -135,14 +153,14 @@ class RealApiServer:
     def _start(self, name: str, *options: str) -> None:
         with (self._folder / f"{name}.log").open("wb") as log:
             command = [str(self._assets / name), *options]
-            self._processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+            self._processes[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def _await_ready(self) -> None:
         pause = threading.Event()
         for _ in range(START_S * 5):
             if self._is_ready():
                 return
-            if any(process.poll() is not None for process in self._processes):
+            if any(process.poll() is not None for process in self._processes.values()):
                 break
             pause.wait(0.2)
         logs = "\n".join((self._folder / f"{name}.log").read_text()[-2000:] for name in ASSETS)
@@ -156,7 +174,7 @@ class RealApiServer:
         return False
 
     def _stop(self) -> None:
-        for process in reversed(self._processes):
+        for process in reversed(self._processes.values()):
             process.terminate()
             try:
                 process.wait(STOP_S)
