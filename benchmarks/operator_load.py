@@ -26,7 +26,7 @@ from flexpert_operator.kube import (
 )
 
 NAMESPACE = "default"
-CHILDREN = {RAY_CLUSTERS: 1, SERVICES: 2, DEPLOYMENTS: 1}
+CHILDREN = {RAY_CLUSTERS: 1, SERVICES: 3, DEPLOYMENTS: 1}
 """What every MoEDeployment has in the end, however large it is."""
 
 POLL_S = 0.2
