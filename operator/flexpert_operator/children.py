@@ -129,16 +129,15 @@ def ensure_ray_cluster(
 
 
 def note_generation(kube: Kube, written: Object) -> None:
-    """Have the annotation say the generation that was written, where it was foreseen wrongly."""
-    metadata = written["metadata"]
+    """Have the annotation say the generation that was written, where it was foreseen wrongly.
+
+    Raises:
+        KubeConflict: The RayCluster was changed since it was written.
+    """
     if drift.is_foreign(written):
-        body = {
-            "metadata": {
-                "resourceVersion": metadata["resourceVersion"],
-                "annotations": {names.WRITTEN_ANNOTATION: str(metadata["generation"])},
-            }
-        }
-        kube.patch(RAY_CLUSTERS, metadata["namespace"], metadata["name"], body)
+        metadata = written["metadata"]
+        noted = {names.WRITTEN_ANNOTATION: str(metadata["generation"])}
+        kube.replace(RAY_CLUSTERS, metadata["namespace"], metadata["name"], drift.annotated(written, noted))
 
 
 def check_shrink(kube: Kube, deployment: MoEDeployment, live: Object, wanted: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from flexpert_operator.api.reasons import DegradedReason, EventReason
 from flexpert_operator.api.spec import MoEDeployment, parse_deployment
 from flexpert_operator.cached import CachedKube
 from flexpert_operator.children import delete_cluster
+from flexpert_operator.decide import drift
 from flexpert_operator.decide.observation import Event, Problem
 from flexpert_operator.decide.succession import Part, Plan, Standing, decide_succession, may_go, standing_of
 from flexpert_operator.decide.terms import forgotten
@@ -102,15 +103,24 @@ class Succession:
         return Part(plan.active, frozen=True, progress=progress, problem=problem)
 
     def _switch(self, body: Object, plan: Plan, successor: str) -> None:
-        """From now on the successor serves: the next reconciliation moves the Services."""
-        self._mark(successor, None)
-        self._mark(plan.active, str(round(self._clock(), 3)))
+        """From now on the successor serves: the next reconciliation moves the Services.
+
+        The newer of the two is marked first: `decide_succession` then goes on with the same plan if that was all.
+
+        Raises:
+            KubeConflict: One of them was changed since it was seen.
+        """
+        marks = {successor: None, plan.active: str(round(self._clock(), 3))}
+        found = [self._kube.get(RAY_CLUSTERS, self._namespace, cluster) for cluster in marks]
+        for raw in sorted(found, key=age_of, reverse=True):
+            self._mark(raw, marks[raw["metadata"]["name"]])
         message = f"RayCluster {successor} serves from now on; {plan.active} goes when its streams have ended"
         self._tell(body, Event(EventReason.RAY_CLUSTER_SWITCHED, message))
 
-    def _mark(self, cluster: str, retired: str | None) -> None:
-        metadata = {"annotations": {names.RETIRED_ANNOTATION: retired}}
-        self._kube.patch(RAY_CLUSTERS, self._namespace, cluster, {"metadata": metadata})
+    def _mark(self, raw: Object, retired: str | None) -> None:
+        if drift.annotations_of(raw).get(names.RETIRED_ANNOTATION) != retired:
+            body = drift.annotated(raw, {names.RETIRED_ANNOTATION: retired})
+            self._kube.replace(RAY_CLUSTERS, self._namespace, raw["metadata"]["name"], body)
 
     def _retire(self, body: Object, plan: Plan) -> Part:
         """Delete those whose streams have ended."""
@@ -140,3 +150,8 @@ class Succession:
         if cluster not in self._tenders:
             self._tenders[cluster] = self._make(cluster)
         return self._tenders[cluster]
+
+
+def age_of(raw: Object) -> tuple[str, str]:
+    """What RayClusters are sorted by, the oldest first."""
+    return str(raw["metadata"].get("creationTimestamp", "")), raw["metadata"]["name"]

@@ -33,7 +33,7 @@ CHILDREN = (
 
 
 def live_a_whole_life(world: World, asked: Callable[[], set[Permission]]) -> None:
-    """Whatever an operator does for a pool: begin, grow, shrink, repair what others changed, empty a node, end.
+    """Whatever an operator does for a pool: begin, grow, shrink, repair what others changed, change the head, end.
 
     `asked`: what the operator has asked for so far.
     """
@@ -45,12 +45,31 @@ def live_a_whole_life(world: World, asked: Callable[[], set[Permission]]) -> Non
     world.kube.patch(DEPLOYMENTS, NAMESPACE, "whole-ingress", {"spec": {"replicas": 1}})
     world.kube.patch(SERVICES, NAMESPACE, "whole-ingress", {"spec": {"selector": {"flexpert.io/role": "another"}}})
     world.until("both are as they were", lambda: is_as_wanted(world))
+    change_and_change_back(world)
     for resource, name in CHILDREN:
         hide_and_seek(world, resource, name, asked)
     world.kube.delete(PODS, NAMESPACE, sorted(pool.holders())[0].removeprefix("w-"))
     world.until("it is replaced", lambda: world.is_settled("whole") and len(pool.holders()) == 2)
+    world.patch("whole", {"head": {"env": [{"name": "SOME", "value": "thing"}]}})
+    world.until("another RayCluster serves", lambda: "RayClusterSwitched" in world.reasons("whole"))
     world.kube.delete(MOE_DEPLOYMENTS, NAMESPACE, "whole")
     world.until("gone", lambda: world.kube.find(MOE_DEPLOYMENTS, NAMESPACE, "whole") is None)
+
+
+def change_and_change_back(world: World) -> None:
+    """Have the RayCluster be of a generation that the operator did not write, with a spec that is as it wants it.
+
+    Two changes that the operator only sees the second of leave this; here the note of its own generation is made old.
+    """
+    note = {"metadata": {"annotations": {names.WRITTEN_ANNOTATION: "0"}}}
+    world.kube.patch(RAY_CLUSTERS, NAMESPACE, "whole", note)
+    world.until("the generation is noted again", lambda: is_noted(world))
+
+
+def is_noted(world: World) -> bool:
+    """Whether the RayCluster says the generation that it has."""
+    metadata = world.kube.get(RAY_CLUSTERS, NAMESPACE, "whole")["metadata"]
+    return bool(metadata["annotations"][names.WRITTEN_ANNOTATION] == str(metadata["generation"]))
 
 
 def hide_and_seek(world: World, resource: Resource, name: str, asked: Callable[[], set[Permission]]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from flexpert_proto import names
 from flexpert_proto import pool_pb2 as pb
-from flexpert_proto.pool_pb2_grpc import PoolControlServicer, add_PoolControlServicer_to_server
+from flexpert_proto.pool_pb2_grpc import PoolControlServicer, PoolControlStub, add_PoolControlServicer_to_server
 from flexpert_workers.serving import retire
 
 
@@ -75,3 +75,28 @@ def test_the_pod_ends_when_its_time_is_up(drainer: Drainer, capsys: pytest.Captu
     drainer.stuck = True
     assert retire.main(["--deadline-seconds", "0.2"]) == 0
     assert "not emptied in time" in capsys.readouterr().out
+
+
+def test_a_controller_that_has_gone_is_given_up(drainer: Drainer) -> None:
+    """Its clock goes on by five seconds whenever it is looked at; of more than an hour it takes what `GONE_S` says."""
+    drainer.server.stop(None).wait()
+    time_left = iter(range(4000, 0, -5))
+    pauses: list[float] = []
+    with grpc.insecure_channel(f"127.0.0.1:{drainer.port}") as channel:
+        assert not retire.retire(PoolControlStub(channel), "a", lambda: next(time_left), pauses.append)
+    assert len(pauses) <= retire.GONE_S / 5
+
+
+def test_a_controller_that_restarts_is_waited_for(drainer: Drainer) -> None:
+    """Each answer lets the time begin anew in which nobody answers."""
+    drainer.stuck = True
+    time_left = iter(range(4 * int(retire.GONE_S) * 2, -1, -2))
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        drainer.silent = len(pauses) % 2
+
+    with grpc.insecure_channel(f"127.0.0.1:{drainer.port}") as channel:
+        assert not retire.retire(PoolControlStub(channel), "a", lambda: next(time_left, 0), pause)
+    assert len(pauses) > retire.GONE_S

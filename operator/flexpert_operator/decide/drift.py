@@ -44,6 +44,13 @@ def replacement(live: Json, wanted: Json) -> dict[str, Any]:
     return body
 
 
+def annotated(live: Json, changes: Mapping[str, str | None]) -> dict[str, Any]:
+    """The whole RayCluster with other annotations; those that are None are taken away."""
+    found = {**annotations_of(live), **changes}
+    annotations = {key: value for key, value in found.items() if value is not None}
+    return {**live, "metadata": {**live["metadata"], "annotations": annotations}}
+
+
 def digest_of(spec: Json) -> str:
     """A short digest of a spec, but for sizes: these change without anybody else's doing."""
     plain = copy.deepcopy(dict(spec))
