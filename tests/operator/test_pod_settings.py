@@ -182,7 +182,7 @@ def test_what_is_wrong_is_refused_with_its_path(
 
 def test_a_container_is_never_limited_below_what_is_requested() -> None:
     found = containers.resources(Resources(requests={"cpu": "2500m", "memory": "1Mi"}), 1, 2**30)
-    assert found["limits"] == {"cpu": "2500m", "memory": "1024Mi"}
+    assert found["limits"] == {"cpu": "2500m", "memory": "1Gi"}
     assert found["requests"] == {"cpu": "2500m", "memory": "1Mi"}
 
 
@@ -202,6 +202,52 @@ def test_growth_does_not_hold_back_the_nodes_of_those_that_serve(deployment: MoE
     growing = Size(GroupSize(1), GroupSize(8), pods=8, sizing=Sizing(settled=2, aim=8))
     _, experts, _ = manifests.disruption_budgets(replace(deployment, experts=Experts(workers=8)), growing, 2)
     assert experts["spec"]["minAvailable"] == 1
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "written"),
+    [(0, "0"), (1, "1Mi"), (1023, "1023Mi"), (1024, "1Gi"), (1536, "1536Mi"), (2**20, "1Ti"), (2048, "2Gi")],
+)
+def test_memory_is_written_as_the_api_server_writes_it(mebibytes: int, written: str) -> None:
+    assert containers.memory_quantity(mebibytes * 2**20) == written
+
+
+STORED = (
+    ({"limits": {"cpu": "1000m", "memory": "2048Mi"}}, {"limits": {"cpu": "1", "memory": "2Gi"}}),
+    ({"requests": {"cpu": "0.5", "nvidia.com/gpu": 1}}, {"requests": {"cpu": "500m", "nvidia.com/gpu": "1"}}),
+    ({"emptyDir": {"sizeLimit": "1024Mi"}}, {"emptyDir": {"sizeLimit": "1Gi"}}),
+    ({"resourceFieldRef": {"divisor": "1024Ki"}}, {"resourceFieldRef": {"divisor": "1Mi"}}),
+    ({"name": "A", "value": ""}, {"name": "A"}),
+    ({"key": "spot", "operator": "Exists", "value": ""}, {"key": "spot", "operator": "Exists"}),
+    ({"volumes": [], "containers": [{"volumeMounts": []}]}, {"containers": [{"image": "i"}]}),
+    ({"labelSelector": {"matchLabels": {}}}, {"labelSelector": {}}),
+    ({"mountPath": "/m", "readOnly": False}, {"mountPath": "/m"}),
+)
+"""What was written, and what the API server (1.36) has of it."""
+
+
+@pytest.mark.parametrize(("wanted", "live"), STORED)
+def test_what_the_api_server_writes_otherwise_is_the_same(wanted: Object, live: Object) -> None:
+    assert covers(live, wanted)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "live"),
+    [
+        ({"limits": {"memory": "2048Mi"}}, {"limits": {"memory": "2G"}}),
+        ({"limits": {"memory": "2048Mi"}}, {"limits": {}}),
+        ({"limits": {"memory": "2048Mi"}}, {}),
+        ({"emptyDir": {"sizeLimit": "1Gi"}}, {"emptyDir": {}}),
+        ({"emptyDir": {}}, {"hostPath": {"path": "/"}}),
+        ({"name": "A", "value": ""}, {"name": "A", "value": "1"}),
+        ({"name": "A", "value": "1000m"}, {"name": "A", "value": "1"}),
+        ({"labels": {"limits": "1000m"}}, {"labels": {"limits": "1"}}),
+        ({"labels": {"a": ""}}, {"labels": {}}),
+        ({"allowPrivilegeEscalation": False}, {}),
+    ],
+)
+def test_what_somebody_changed_is_not_the_same(wanted: Object, live: Object) -> None:
+    assert not covers(live, wanted)
 
 
 def test_what_is_taken_out_of_the_spec_goes(deployment: MoEDeployment, settled: MoEDeployment) -> None:

@@ -1,4 +1,4 @@
-"""Kubernetes quantities as numbers; `spec` and `manifests` read memory and cores through here."""
+"""Kubernetes quantities as numbers; `spec`, `manifests` and `decide.difference` read them through here."""
 
 import math
 from decimal import Decimal
@@ -7,13 +7,22 @@ from typing import cast
 from kubernetes.utils.quantity import parse_quantity
 
 
+def to_number(quantity: str | int) -> Decimal:
+    """A quantity as an exact number.
+
+    Raises:
+        ValueError: It is not a quantity.
+    """
+    return cast(Decimal, parse_quantity(quantity))
+
+
 def to_bytes(quantity: str | int) -> int:
     """A quantity of memory in bytes, rounded up.
 
     Raises:
         ValueError: It is not a quantity.
     """
-    return math.ceil(cast(Decimal, parse_quantity(quantity)))
+    return math.ceil(to_number(quantity))
 
 
 def to_cores(quantity: str | int) -> float:
@@ -22,4 +31,4 @@ def to_cores(quantity: str | int) -> float:
     Raises:
         ValueError: It is not a quantity.
     """
-    return float(cast(Decimal, parse_quantity(quantity)))
+    return float(to_number(quantity))

@@ -3,14 +3,23 @@
 from collections.abc import Mapping
 from typing import Any
 
+from flexpert_operator.api.quantities import to_number
+
+QUANTITIES = frozenset({"limits", "requests", "sizeLimit", "divisor"})
+"""Fields of pods that are quantities, or hold them."""
+
+TEXTS = frozenset({"labels", "annotations", "nodeSelector", "matchLabels"})
+"""Fields whose keys are somebody's own words: an empty text is kept there, and nothing is a quantity."""
+
 
 def covers(live: Any, wanted: Any) -> bool:
-    """Whether `live` has all that `wanted` has: what the API server added by default does not count.
+    """Whether `live` has all that `wanted` has: neither what the API server added by default counts, nor what it left
+    out because it was empty, nor how it writes quantities.
 
     Lists have to be equal in length and cover each other item by item.
     """
     if isinstance(wanted, Mapping):
-        return isinstance(live, Mapping) and all(key in live and covers(live[key], wanted[key]) for key in wanted)
+        return isinstance(live, Mapping) and all(covers_field(live, key, value) for key, value in wanted.items())
     if isinstance(wanted, list):
         return (
             isinstance(live, list)
@@ -18,6 +27,39 @@ def covers(live: Any, wanted: Any) -> bool:
             and all(covers(item, other) for item, other in zip(live, wanted, strict=True))
         )
     return bool(live == wanted)
+
+
+def covers_field(live: Mapping[str, Any], key: str, wanted: Any) -> bool:
+    """Whether `live` has what is wanted under a key."""
+    if key not in live:
+        return is_left_out(key, wanted)
+    found = live[key]
+    if key in TEXTS and isinstance(wanted, Mapping) and isinstance(found, Mapping):
+        return all(name in found and found[name] == text for name, text in wanted.items())
+    return covers_quantity(found, wanted) if key in QUANTITIES else covers(found, wanted)
+
+
+def is_left_out(key: str, value: Any) -> bool:
+    """Whether the API server does not store a field of pods with such a value."""
+    return (
+        value is None
+        or value == ""
+        or value == []
+        or (key == "readOnly" and value is False)
+        or (key in TEXTS and value == {})
+    )
+
+
+def covers_quantity(live: Any, wanted: Any) -> bool:
+    """Whether quantities, alone or by name, are the same numbers."""
+    if isinstance(wanted, Mapping):
+        return isinstance(live, Mapping) and all(
+            name in live and covers_quantity(live[name], quantity) for name, quantity in wanted.items()
+        )
+    try:
+        return to_number(live) == to_number(wanted)
+    except ValueError:
+        return bool(live == wanted)
 
 
 def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

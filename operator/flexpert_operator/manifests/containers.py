@@ -26,6 +26,8 @@ GPU_RESOURCE = "nvidia.com/gpu"
 POOL_USER = 65532
 """User and group of the pools' image, as numbers: by a name the kubelet could not tell that it is not root."""
 
+MEMORY_UNITS = ("Mi", "Gi", "Ti", "Pi", "Ei")
+
 SECURITY_CONTEXT: Mapping[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 """Of every container. KubeRay copies it to the init container that it adds to pods."""
 
@@ -97,8 +99,14 @@ def larger(one: str | int, other: str | int) -> str | int:
 
 
 def memory_quantity(num_bytes: int) -> str:
-    """Bytes as Kubernetes writes them, in whole mebibytes, rounded up."""
-    return f"{math.ceil(num_bytes / 2**20)}Mi"
+    """Bytes as the API server writes them, rounded up to whole mebibytes: with the largest unit of which it is a
+    whole number.
+    """
+    number, units = math.ceil(num_bytes / 2**20), list(MEMORY_UNITS)
+    while number and number % 1024 == 0 and len(units) > 1:
+        number //= 1024
+        units.pop(0)
+    return f"{number}{units[0]}" if number else "0"
 
 
 def cores_of(container_resources: Mapping[str, Any]) -> int:

@@ -41,7 +41,7 @@ def with_settings(deployment: MoEDeployment, role: str, template: Object) -> Obj
             "labels": {**said.labels, **metadata["labels"]},
             **({"annotations": annotations} if annotations else {}),
         },
-        "spec": {**spec, **{key: value for key, value in added.items() if value}, "containers": containers},
+        "spec": without_empty({**spec, **without_empty(added), "containers": containers}),
     }
 
 
@@ -54,7 +54,12 @@ def with_container_settings(container: Object, said: PodSettings) -> Object:
         "envFrom": [*container.get("envFrom", ()), *said.env_from],
         "volumeMounts": [*container.get("volumeMounts", ()), *said.volume_mounts],
     }
-    return {**container, **{key: value for key, value in added.items() if value}}
+    return without_empty({**container, **without_empty(added)})
+
+
+def without_empty(fields: Object) -> Object:
+    """Without what is empty, which the API server does not store."""
+    return {key: value for key, value in fields.items() if value not in (None, "", [], {})}
 
 
 def merged_variables(own: Iterable[Mapping[str, Any]], said: Iterable[Mapping[str, Any]]) -> list[Object]:
