@@ -2,7 +2,8 @@
 
 `handlers` starts them before kopf begins to watch, and they wake whom a change concerns. Only objects with the label of
 a MoEDeployment are asked for. A list comes in pages; a watch goes on where the last one ended, and a list is made anew
-only when the API server says that it cannot (410).
+only when the API server says that it cannot (410). One that ends as soon as it began counts as broken, whatever its end
+looks like: some proxies end every watch so.
 """
 
 import asyncio
@@ -11,7 +12,8 @@ import json
 import logging
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -31,6 +33,12 @@ WATCH_S = (240.0, 360.0)
 
 SILENCE_S = 90.0
 """API servers send a bookmark every minute; a watch that says nothing for longer is cut off."""
+
+SHORT_S = 1.0
+"""A watch that lasted for less has ended before its time, as in Kubernetes' own informers."""
+
+LONGEST_PAUSE_S = 60.0
+"""However much later the API server asks to come back."""
 
 SELECTOR = names.DEPLOYMENT_LABEL
 
@@ -128,6 +136,8 @@ class Informer:
         store: ObjectStore,
         wake: Wake,
         note_restart: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.synced = asyncio.Event()
         self.lists = 0
@@ -138,6 +148,8 @@ class Informer:
         self._store = store
         self._wake = wake
         self._note_restart = note_restart
+        self._clock = clock
+        self._sleep = sleep
         self._plural = resource.plural
         self._version: str | None = None
 
@@ -153,17 +165,17 @@ class Informer:
             except KubeExpired as expired:
                 log.info("%s is listed anew: %s", self._path, expired)
                 self._version = None
-                await asyncio.sleep(backoff.next())
+                await self._sleep(backoff.next())
             except KubeError as failure:
                 log.warning("%s is watched again: %s", self._path, failure)
                 self.restarts += 1
                 self._note_restart(self._plural)
                 pause = getattr(failure, "retry_after_s", None) or 0.0
-                await asyncio.sleep(max(pause, backoff.next()))
+                await self._sleep(max(min(pause, LONGEST_PAUSE_S), backoff.next()))
             except Exception:
                 log.exception("%s cannot be understood; it is listed anew", self._path)
                 self._version = None
-                await asyncio.sleep(backoff.next())
+                await self._sleep(backoff.next())
 
     async def _list(self) -> str:
         """Fill the store page by page; returns the version to watch from."""
@@ -187,7 +199,7 @@ class Informer:
         return version
 
     async def _watch(self, version: str, backoff: Backoff) -> None:
-        seconds = str(int(random.uniform(*WATCH_S)))
+        began, seconds = self._clock(), str(int(random.uniform(*WATCH_S)))
         query = {"labelSelector": SELECTOR, "resourceVersion": version, "timeoutSeconds": seconds}
         async for kind, body in self._connection.watch(self._path, query):
             if kind != "BOOKMARK":
@@ -196,6 +208,8 @@ class Informer:
                     self._tell(body)
             self._version = body["metadata"]["resourceVersion"]
             backoff.reset()
+        if self._clock() - began < SHORT_S:
+            raise KubeUnavailable("the watch ended as soon as it began")
 
     def _tell(self, body: Mapping[str, Any]) -> None:
         owner = (body["metadata"].get("labels") or {}).get(names.DEPLOYMENT_LABEL)

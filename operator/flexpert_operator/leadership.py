@@ -155,16 +155,25 @@ class Leadership:
         return False
 
     def keep(self, lost: Callable[[str], None]) -> None:
-        """Renew the lease until it is released; calls `lost` with the reason once it cannot be."""
+        """Renew the lease until it is released; calls `lost` with the reason once it cannot be, whatever that is."""
+        try:
+            reason = self._renew()
+        except Exception as error:
+            log.exception("renewing the lease broke")
+            reason = f"renewing the lease broke: {error!r}"
+        if reason is not None:
+            lost(reason)
+
+    def _renew(self) -> str | None:
+        """Renew until the lease is released (None), or cannot be held any more: why."""
         while not self._released.wait(self._pause()):
             if self._attempt() or self._released.is_set():
                 continue
             if self._seen is not None and self._seen[0] not in (None, self._lock.identity):
-                lost(f"{self._seen[0]} leads")
-                return
+                return f"{self._seen[0]} leads"
             if self._clock() >= self._valid_until:
-                lost(f"the lease could not be renewed for {self._times.deadline_s:.0f} s")
-                return
+                return f"the lease could not be renewed for {self._times.deadline_s:.0f} s"
+        return None
 
     def release(self) -> None:
         """Lead no longer; another one need not wait for the end of the lease."""

@@ -19,6 +19,7 @@ Key = tuple[str, str]
 
 FIRST_RETRY_S = 0.1
 LONGEST_RETRY_S = 60.0
+LONGEST_HOLD_S = 60.0
 
 
 @dataclass(slots=True)
@@ -119,9 +120,9 @@ class WorkQueue:
                 del self._entries[key]
 
     def hold(self, seconds: float) -> None:
-        """Give nothing out for a while: the API server asked for that."""
+        """Give nothing out for a while, and no longer than `LONGEST_HOLD_S`: the API server asked for that."""
         with self._changed:
-            self._held_until = max(self._held_until, self._clock() + seconds)
+            self._held_until = max(self._held_until, self._clock() + min(seconds, LONGEST_HOLD_S))
 
     def close(self) -> None:
         """Give nothing out any more."""

@@ -144,6 +144,32 @@ def test_an_api_server_that_is_away_ends_a_leader_only_past_the_deadline(
     assert len(attempts) == 4
 
 
+def test_whatever_ends_the_renewing_is_told(
+    candidate: Callable[..., Leadership], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = candidate("one", Clock())
+    assert tries(one)
+
+    def break_down(*_: Any) -> tuple[bool, Any]:
+        raise AttributeError("a lease without a spec")
+
+    monkeypatch.setattr(one._lock, "get", break_down)
+    told: list[str] = []
+    one.keep(told.append)
+    assert told == ["renewing the lease broke: AttributeError('a lease without a spec')"]
+
+
+def test_a_lease_that_was_emptied_is_renewed(
+    candidate: Callable[..., Leadership], kubeconfig: Path, request: pytest.FixtureRequest
+) -> None:
+    one = candidate("one", Clock())
+    assert tries(one)
+    kube, name = Kube(api_client(kubeconfig)), lease_name(request.node.name)
+    kube.patch(LEASES, "default", name, {"spec": None})
+    assert tries(one)
+    assert kube.get(LEASES, "default", name)["spec"]["holderIdentity"] == "one"
+
+
 def test_times_are_written_as_the_api_server_reads_them(candidate: Callable[..., Leadership]) -> None:
     one = candidate("one", Clock())
     record = LeaderElectionRecord("one", "15", "2026-01-01 00:00:00+00:00", "2026-01-01 00:00:00+00:00")

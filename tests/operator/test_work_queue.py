@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from flexpert_operator.backoff import Backoff, backoff_s
-from flexpert_operator.work_queue import FIRST_RETRY_S, LONGEST_RETRY_S, WorkQueue
+from flexpert_operator.work_queue import FIRST_RETRY_S, LONGEST_HOLD_S, LONGEST_RETRY_S, WorkQueue
 
 KEY, OTHER = ("ns", "a"), ("ns", "b")
 
@@ -124,6 +124,13 @@ def test_nothing_is_given_out_while_the_api_server_wants_that(queue: WorkQueue, 
     queue.close()
     thread.join(10)
     assert taken == [None]
+
+
+def test_an_api_server_that_asks_for_a_day_is_asked_earlier(queue: WorkQueue, clock: Clock) -> None:
+    queue.hold(86400.0)
+    queue.wake(KEY)
+    clock.now += LONGEST_HOLD_S
+    assert due(queue) == [KEY]
 
 
 def test_what_is_gone_is_forgotten(queue: WorkQueue, clock: Clock) -> None:
