@@ -53,6 +53,18 @@ def test_each_query_is_over_labels_that_exist(exposed: dict[str, set[str]]) -> N
         assert used <= labels, query
 
 
+def test_a_reconciliation_is_counted_by_object_and_timed_for_all() -> None:
+    metrics = Metrics()
+    for number in range(3):
+        metrics.note_reconciled("default", f"m{number}", 0.1)
+    value = metrics.registry.get_sample_value
+    assert value("flexpert_reconcile_seconds_count") == 3
+    assert value("flexpert_reconciliations_total", {"namespace": "default", "name": "m1"}) == 1
+    metrics.forget("default", "m1")
+    assert value("flexpert_reconciliations_total", {"namespace": "default", "name": "m1"}) is None
+    assert value("flexpert_reconcile_seconds_count") == 3
+
+
 def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:

@@ -12,6 +12,7 @@ from chart_release import CHART, NAMESPACE, Chart, Object
 from flexpert_operator.__main__ import parser, settings_of
 from flexpert_operator.kube import Kube, api_client
 from flexpert_operator.local.kubeapi import KubeApiServer
+from flexpert_operator.settings import Settings
 from flexpert_proto import names
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -156,6 +157,24 @@ def test_the_operator_understands_its_arguments(
     monkeypatch.delenv(names.ENV_SERVICES, raising=False)
     for values in COMBINATIONS:
         settings_of(parser().parse_args(container(values)["args"]))
+
+
+def test_the_chart_says_what_the_operator_would_do_by_itself(
+    container: Callable[..., Object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(names.ENV_SERVICES, raising=False)
+    settings, default = settings_of(parser().parse_args(container({})["args"])), Settings()
+    assert (settings.resync_s, settings.max_surge) == (default.resync_s, default.max_surge)
+    assert settings.provision_deadline_s == default.provision_deadline_s
+    assert settings.drain_deadline_s == default.drain_deadline_s
+    assert settings.headroom_wait_s == default.headroom_wait_s
+
+
+def test_probes_are_cheap(container: Callable[..., Object]) -> None:
+    """What Prometheus reads every half minute is too large to be made every few seconds."""
+    found = container({})
+    for probe in ("livenessProbe", "readinessProbe"):
+        assert found[probe]["httpGet"] == {"path": "/healthz", "port": "liveness"}
 
 
 def test_what_the_values_say_reaches_the_operator(

@@ -143,7 +143,7 @@ class World:
     def reconciliations(self, name: str) -> float:
         """How often it was looked at, as the operator's metrics say."""
         labels = {"namespace": NAMESPACE, "name": name}
-        found = self.operator.metrics.registry.get_sample_value("flexpert_reconcile_seconds_count", labels)
+        found = self.operator.metrics.registry.get_sample_value("flexpert_reconciliations_total", labels)
         return found or 0.0
 
     def reasons(self, name: str) -> list[str]:
