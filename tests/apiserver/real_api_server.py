@@ -76,9 +76,8 @@ class RealApiServer:
 
     def asked_by(self, user: str) -> set[tuple[str, str, str]]:
         """What a user asked for, by the audit log: (group, resource, verb)."""
-        lines = self._audit_log.read_text().splitlines() if self._audit_log.exists() else []
         found = set()
-        for event in map(json.loads, lines):
+        for event in self._audit():
             about: dict[str, Any] = event.get("objectRef") or {}
             if event["user"]["username"] == user and "resource" in about:
                 resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
@@ -100,6 +99,18 @@ class RealApiServer:
         self._processes["etcd"].send_signal(signal.SIGSTOP)
         yield
         self._processes["etcd"].send_signal(signal.SIGCONT)
+
+    def requests_by(self, user: str) -> list[str]:
+        """Every request of a user but watches, by the audit log: its verb and its path."""
+        return [
+            f"{event['verb']} {event['requestURI']}"
+            for event in self._audit()
+            if event["user"]["username"] == user and event["verb"] != "watch" and event["stage"] == "ResponseComplete"
+        ]
+
+    def _audit(self) -> Iterator[dict[str, Any]]:
+        lines = self._audit_log.read_text().splitlines(keepends=True) if self._audit_log.exists() else []
+        yield from (json.loads(line) for line in lines if line.endswith("\n"))
 
     def __enter__(self) -> "RealApiServer":
         self._folder.mkdir(parents=True, exist_ok=True)
