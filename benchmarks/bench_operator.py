@@ -29,7 +29,7 @@ PACKAGES = ("kopf", "kubernetes", "aiohttp", "grpcio")
 SIZES = (10, 100, 1000)
 OURS, PEER = "flexpert", "kopf"
 START_S = 600.0
-RESYNC_S = 4.0
+RESYNC_S = 30.0
 SMALL_REPEATS = 2
 WARM_UP_S = 5.0
 SETUP = {
@@ -140,7 +140,7 @@ def cold_start(who: str, load: Load, number: int, folder: Path, idle_s: float) -
     """An operator starts on `number` objects that exist, sees all of them, and is left alone."""
     before, began = load.requests(), time.monotonic()
     with running(command(who, load.kubeconfig), folder / f"{who}.log") as process:
-        load.until_quiet(process, START_S)
+        load.until_quiet(process, before, START_S)
         took = time.monotonic() - began
         asked = load.requests() - before
         cpu = process.cpu_s
@@ -158,15 +158,15 @@ def cold_start(who: str, load: Load, number: int, folder: Path, idle_s: float) -
     }
 
 
-def forced(load: Load, number: int, folder: Path, idle_s: float) -> dict[str, Any]:
+def forced(load: Load, number: int, folder: Path) -> dict[str, Any]:
     """Our operator reconciles every object every few seconds though nothing changes."""
-    port = load.free_port()
+    port, before = load.free_port(), load.requests()
     options = ("--resync-seconds", str(RESYNC_S))
     arguments = [*command(OURS, load.kubeconfig, *options), "--metrics", f"127.0.0.1:{port}"]
     with running(arguments, folder / "forced.log") as process:
-        load.until_quiet(process, START_S)
+        load.until_quiet(process, before, START_S)
         requests, reconciled, cpu = load.requests(), load.reconciled(port), process.cpu_s
-        time.sleep(idle_s)
+        time.sleep(RESYNC_S)
         reconciliations = load.reconciled(port) - reconciled
         return {
             "what": "idle reconciliations",
@@ -194,7 +194,7 @@ def measure(folder: Path, sizes: Sequence[int], repeats: int, idle_s: float) -> 
         for repeat in range(repeats):
             for who in (OURS, PEER):
                 yield {"repeat": repeat, **cold_start(who, load, most, folder, idle_s)}
-            yield {"repeat": repeat, **forced(load, most, folder, idle_s)}
+            yield {"repeat": repeat, **forced(load, most, folder)}
 
 
 def aims_of(rows: Sequence[dict[str, Any]], most: int) -> list[Aim]:

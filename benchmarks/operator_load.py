@@ -168,11 +168,14 @@ class Load:
         )
         return max(ends.values()) - began
 
-    def until_quiet(self, process: Measured, timeout_s: float) -> None:
-        """Wait until an operator that has started asks nothing and computes nothing any more."""
+    def until_quiet(self, process: Measured, before: int, timeout_s: float) -> None:
+        """Wait until an operator that is being started has asked something, then asks and computes nothing any more.
+
+        `before`: requests before it was started.
+        """
         deadline, quiet_since = time.monotonic() + timeout_s, time.monotonic()
         asked, cpu = self.requests(), process.cpu_s
-        while time.monotonic() - quiet_since < QUIET_S:
+        while time.monotonic() - quiet_since < QUIET_S or asked == before:
             time.sleep(POLL_S * 5)
             now = self.requests(), process.cpu_s
             if now[0] != asked or now[1] - cpu > 0.25 * POLL_S * 5:
