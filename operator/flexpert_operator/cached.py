@@ -10,6 +10,7 @@ from typing import Any
 from kubernetes import client
 
 from flexpert_operator.api import names
+from flexpert_operator.decide.ownership import check_ours
 from flexpert_operator.errors import KubeConflict, KubeNotFound
 from flexpert_operator.kube import MOE_DEPLOYMENTS, Kube, Object, Resource
 from flexpert_operator.object_store import ObjectStore, own_name
@@ -77,11 +78,17 @@ class CachedKube(FencedKube):
         return store.select(namespace, labels)
 
     def create(self, resource: Resource, namespace: str, body: Mapping[str, Any]) -> Object:
-        """Make an object; raises `KubeConflict` when it exists, and has then seen it."""
+        """Make a child, or any other object.
+
+        Raises:
+            KubeConflict: It exists, was out of sight, and is ours: it has now been seen.
+            ChildTaken: Something that is not ours has its name; nothing is remembered of that.
+        """
         try:
             made = super().create(resource, namespace, body)
         except KubeConflict:
-            self.look(resource, namespace, str(body["metadata"]["name"]))
+            if resource in self.stores:
+                self._see(resource, namespace, body)
             raise
         return self._written(resource, made)
 
@@ -102,6 +109,12 @@ class CachedKube(FencedKube):
         if store is not None and found is not None:
             store.put(found)
         return found
+
+    def _see(self, resource: Resource, namespace: str, wanted: Mapping[str, Any]) -> None:
+        found = self.live.find(resource, namespace, str(wanted["metadata"]["name"]))
+        if found is not None:
+            check_ours(resource.plural, found, wanted)
+            self.stores[resource].put(found)
 
     def forget(self, resource: Resource, body: Mapping[str, Any]) -> None:
         """An object is found to be gone."""

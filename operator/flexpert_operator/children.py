@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flexpert_operator import manifests
@@ -12,9 +12,10 @@ from flexpert_operator.cached import CachedKube
 from flexpert_operator.decide import drift
 from flexpert_operator.decide.difference import covers, merge_patch
 from flexpert_operator.decide.observation import Event
+from flexpert_operator.decide.ownership import check_ours, is_controlled, is_ours, owners
 from flexpert_operator.decide.sizing import Size
 from flexpert_operator.decide.succession import Part
-from flexpert_operator.errors import KubeConflict
+from flexpert_operator.errors import ChildTaken, KubeConflict
 from flexpert_operator.kube import DEPLOYMENTS, DISRUPTION_BUDGETS, PODS, RAY_CLUSTERS, SERVICES, Kube, Object, Resource
 from flexpert_operator.settings import Settings
 
@@ -41,37 +42,58 @@ def ensure_children(
 
     Raises:
         KubeConflict: The RayCluster was changed since it was read; observe again.
+        ChildTaken: Names are taken by what is not ours; the other children are as they should be.
     """
     part = part or Part(names.ray_cluster(deployment.name))
     events = ensure_ray_cluster(kube, settings, deployment, cluster, size, model, part)
-    ensure(kube, SERVICES, manifests.cluster_control_service(deployment, part.cluster))
-    if not part.serves:
-        return events
-    ingresses = deployment.ingress.replicas or settings.ingress_replicas
-    budgets = manifests.disruption_budgets(deployment, size, ingresses)
-    for resource, wanted in (
-        (SERVICES, manifests.pool_control_service(deployment, part.cluster)),
-        (SERVICES, manifests.ingress_service(deployment)),
-        (DEPLOYMENTS, manifests.ingress_deployment(deployment, settings.image, ingresses)),
-        *((DISRUPTION_BUDGETS, one) for one in budgets),
-    ):
-        ensure(kube, resource, wanted)
+    taken = []
+    for resource, wanted in children_beside(settings, deployment, size, part):
+        try:
+            ensure(kube, resource, wanted)
+        except ChildTaken as failure:
+            taken.append(str(failure))
+    if taken:
+        raise ChildTaken("; ".join(taken))
     return events
 
 
+def children_beside(
+    settings: Settings, deployment: MoEDeployment, size: Size, part: Part
+) -> Iterator[tuple[Resource, dict[str, Any]]]:
+    """What there is to be beside a RayCluster."""
+    yield SERVICES, manifests.cluster_control_service(deployment, part.cluster)
+    if part.serves:
+        ingresses = deployment.ingress.replicas or settings.ingress_replicas
+        yield SERVICES, manifests.pool_control_service(deployment, part.cluster)
+        yield SERVICES, manifests.ingress_service(deployment)
+        yield DEPLOYMENTS, manifests.ingress_deployment(deployment, settings.image, ingresses)
+        for budget in manifests.disruption_budgets(deployment, size, ingresses):
+            yield DISRUPTION_BUDGETS, budget
+
+
 def ensure(kube: Kube, resource: Resource, body: Mapping[str, Any]) -> None:
-    """Create an object, or patch it where it lacks something of `body`, selects by more or was written by another."""
+    """Create an object, or patch it where it lacks something of `body`, selects by more or was written by another.
+
+    Raises:
+        ChildTaken: Something that is not ours has its name; it is left as it is.
+        KubeConflict: It was changed since it was seen, or another one has its name.
+    """
     wanted = with_digest(body)
     namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
     live = kube.find(resource, namespace, name)
     if live is None:
         kube.create(resource, namespace, wanted)
         return
+    if "deletionTimestamp" in live["metadata"]:
+        return
+    check_ours(resource.plural, live, wanted)
+    wanted["metadata"]["ownerReferences"] = owners(live, wanted)
     surplus = surplus_selectors(live, wanted) if resource is SERVICES else {}
     if surplus or not covers(live, wanted):
         patch = correction(live, wanted)
         if surplus:
             patch["spec"] = {**patch["spec"], "selector": {**patch["spec"]["selector"], **surplus}}
+        patch["metadata"] = {**patch["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}
         kube.patch(resource, namespace, name, patch)
 
 
@@ -106,7 +128,7 @@ def ensure_ray_cluster(
     model: Model | None,
     part: Part,
 ) -> tuple[Event, ...]:
-    """Create the RayCluster, or replace its spec if it is still as it was read."""
+    """Create the RayCluster, or replace its spec if it is still as it was read; raises as `ensure_children` does."""
     namespace, name, gcs = deployment.namespace, part.cluster, settings.gcs
     body = manifests.ray_cluster(deployment, settings.image, size.engines, size.experts, size.sizing, model, gcs, name)
     wanted = with_digest(manifests.as_it_is(body, live) if part.frozen and live is not None else body)
@@ -119,6 +141,7 @@ def ensure_ray_cluster(
                 f"RayCluster {name} with {size.engines.replicas} engines and {size.experts.replicas} expert pods",
             ),
         )
+    wanted["metadata"]["ownerReferences"] = owners(live, wanted)
     restored = drift.is_foreign(live) and not drift.is_tolerated(live)
     if "deletionTimestamp" in live["metadata"] or (covers(live, wanted) and not restored):
         return ()
@@ -172,19 +195,42 @@ def scale_events(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Ev
     return tuple(events)
 
 
-def delete_cluster(kube: Kube, namespace: str, cluster: str) -> None:
-    """Delete a RayCluster and its Service."""
-    kube.delete(RAY_CLUSTERS, namespace, cluster)
-    kube.delete(SERVICES, namespace, names.cluster_control_service(cluster))
+def delete_cluster(kube: Kube, deployment: MoEDeployment, cluster: str) -> None:
+    """Delete a RayCluster and its Service, as far as they are ours."""
+    delete(kube, RAY_CLUSTERS, deployment, cluster)
+    delete(kube, SERVICES, deployment, names.cluster_control_service(cluster))
 
 
 def delete_children(kube: Kube, deployment: MoEDeployment) -> None:
-    """Delete all of them; what they own goes in the background."""
-    namespace, name = deployment.namespace, deployment.name
+    """Delete all of them that are not being deleted; what they own goes in the background."""
+    name = deployment.name
     for role in (names.ENGINES_ROLE, names.EXPERTS_ROLE, names.INGRESS_ROLE):
-        kube.delete(DISRUPTION_BUDGETS, namespace, names.disruption_budget(name, role))
-    kube.delete(DEPLOYMENTS, namespace, names.ingress(name))
-    for cluster in kube.list(RAY_CLUSTERS, namespace, names.selector(name)):
-        delete_cluster(kube, namespace, cluster["metadata"]["name"])
-    kube.delete(SERVICES, namespace, names.ingress(name))
-    kube.delete(SERVICES, namespace, names.pool_control_service(name))
+        delete(kube, DISRUPTION_BUDGETS, deployment, names.disruption_budget(name, role))
+    delete(kube, DEPLOYMENTS, deployment, names.ingress(name))
+    for cluster in own_clusters(kube, deployment):
+        delete_cluster(kube, deployment, cluster["metadata"]["name"])
+    delete(kube, SERVICES, deployment, names.ingress(name))
+    delete(kube, SERVICES, deployment, names.pool_control_service(name))
+
+
+def delete(kube: Kube, resource: Resource, deployment: MoEDeployment, name: str) -> None:
+    """Delete an object if it is ours and is not being deleted. One that is out of sight Kubernetes collects.
+
+    Raises:
+        KubeConflict: Another one has its name since it was seen.
+    """
+    live = kube.find(resource, deployment.namespace, name)
+    if live is None or "deletionTimestamp" in live["metadata"]:
+        return
+    if is_ours(live, deployment.uid, deployment.name):
+        kube.delete(resource, deployment.namespace, name, live["metadata"]["uid"])
+
+
+def own_clusters(kube: Kube, deployment: MoEDeployment) -> list[Object]:
+    """The RayClusters of a MoEDeployment; of those that nobody controls only the one with the first one's name."""
+    first, uid = names.ray_cluster(deployment.name), deployment.uid
+    return [
+        raw
+        for raw in kube.list(RAY_CLUSTERS, deployment.namespace, names.selector(deployment.name))
+        if is_controlled(raw, uid) or (raw["metadata"]["name"] == first and is_ours(raw, uid, deployment.name))
+    ]

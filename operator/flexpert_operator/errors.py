@@ -6,6 +6,7 @@ OperatorError
 │   │   └── KubeExpired   a list or watch cannot be continued; list anew
 │   ├── KubeConflict      somebody else changed the object, or made it first
 │   ├── KubeNotFound      there is no such object
+│   ├── ChildTaken        an object that is not ours has the name of one that is to be made
 │   └── KubeRefused       it will not be accepted as it is; the message is the API server's
 └── PoolError             the pool controller refused or did not answer
     ├── PoolUnavailable   no answer
@@ -45,6 +46,10 @@ class KubeConflict(KubeError):
 
 class KubeNotFound(KubeError):
     """There is no such object."""
+
+
+class ChildTaken(KubeError):
+    """Something that is not ours has the name of an object that is to be made; the message says which and whose."""
 
 
 class KubeRefused(KubeError):

@@ -11,6 +11,7 @@ from flexpert_operator.api.model import ModelAccess
 from flexpert_operator.api.spec import Model, MoEDeployment
 from flexpert_operator.decide.leaving import disruption, why_asked_to_leave
 from flexpert_operator.decide.observation import Cluster, Group, Pod
+from flexpert_operator.decide.ownership import is_ours
 from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_operator.decide.status import from_rfc3339
 from flexpert_operator.kube import PODS, RAY_CLUSTERS, Kube, Object
@@ -39,7 +40,7 @@ class Seen:
     """What was read from Kubernetes.
 
     Attributes:
-        raw: The RayCluster as it came.
+        raw: The RayCluster as it came; None where there is none, or one that is not ours.
         hindrances: What keeps pods from running, each once.
         head_runs: Whether the pod runs on which the pool controller would be.
     """
@@ -59,6 +60,7 @@ def read_cluster(
     `why_leaving`: why a node is to be emptied, by its name; empty where it is not.
     """
     raw = kube.find(RAY_CLUSTERS, deployment.namespace, cluster)
+    raw = raw if raw is not None and is_ours(raw, deployment.uid, deployment.name) else None
     everybody = kube.list(PODS, deployment.namespace, names.selector(deployment.name))
     ingress = [pod for pod in everybody if role_of(pod) == names.INGRESS_ROLE]
     pods = [pod for pod in everybody if ray_cluster_of(pod) in ("", cluster)]

@@ -18,13 +18,13 @@ from flexpert_operator.api.spec import Model, MoEDeployment, parse_deployment
 from flexpert_operator.cached import CachedKube
 from flexpert_operator.children import delete_children, ensure_children
 from flexpert_operator.decide import difference, drains, model, placing, progress, rollout, status, terms, waking
-from flexpert_operator.decide.loads import SmoothedLoads, counter_of, observe_loads
+from flexpert_operator.decide.loads import SmoothedLoads
 from flexpert_operator.decide.observation import Event, Observation, Pool, Problem
 from flexpert_operator.decide.persistence import persistence_condition
 from flexpert_operator.decide.requests import requests_problem
 from flexpert_operator.decide.sizing import Size, decide_size
 from flexpert_operator.decide.succession import Part, is_complete
-from flexpert_operator.errors import KubeConflict, KubeRefused, PoolError, PoolUnavailable
+from flexpert_operator.errors import ChildTaken, KubeConflict, KubeRefused, PoolError, PoolUnavailable
 from flexpert_operator.finalizer import add_finalizer, is_still_there, remove_finalizer
 from flexpert_operator.inspector import ModelInspector
 from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, Object
@@ -41,6 +41,10 @@ from flexpert_proto import names as pool_names
 log = logging.getLogger(__name__)
 
 FINALIZE_POLL_S = 0.5
+"""From one look at the requests of a pool that is to go to the next."""
+
+FINALIZE_RECHECK_S = 10.0
+"""The same for pods that end, which watches tell of."""
 
 Tell = Callable[[Object, Event], None]
 """Posts an Event about an object."""
@@ -164,7 +168,7 @@ class Reconciler:
                 log.info("%s/%s: %s", self._namespace, self._name, refusal)
             problem = problem or placed.problem
         if not part.serves:
-            return self._note(deployment, observed, size, seen.hindrances)
+            return self._note(deployment, observed, size, seen.hindrances, refused)
         problem = problem or part.problem
         endpoints, due = local_endpoints(deployment), due and problem is None
         said = (persistence_condition(self._settings.gcs),)
@@ -172,12 +176,20 @@ class Reconciler:
         outcome = status.Outcome(size, problem, placed.solution, endpoints, due, placed.decision, said, replaced)
         return self._report(body, deployment, observed, outcome)
 
-    def _note(self, deployment: MoEDeployment, observed: Observation, size: Size, hindrances: tuple[str, ...]) -> float:
+    def _note(
+        self,
+        deployment: MoEDeployment,
+        observed: Observation,
+        size: Size,
+        hindrances: tuple[str, ...],
+        refused: Problem | None,
+    ) -> float:
         """What a succession has to know of a RayCluster that does not serve yet."""
         workers, engines = size.pods * deployment.experts.workers_per_pod, deployment.engines.replicas
         self.complete = is_complete(observed, workers, engines, deployment.generation)
         pods = (*observed.cluster.experts.pods, *observed.cluster.engines.pods) if observed.cluster is not None else ()
-        stuck = size.problem.message if size.problem is not None else ""
+        problem = refused or size.problem
+        stuck = problem.message if problem is not None else ""
         self.trouble = stuck or ("; ".join(hindrances) if any(one.failing or one.unschedulable for one in pods) else "")
         return self._settings.busy_s
 
@@ -199,6 +211,9 @@ class Reconciler:
         except KubeRefused as refusal:
             why = f"the API server refuses what the spec asks for: {refusal}"
             return Problem(DegradedReason.CHILD_REFUSED, why), ()
+        except ChildTaken as taken:
+            why = f"not ours, and left as it is: {taken}. Delete or rename it, or rename this MoEDeployment"
+            return Problem(DegradedReason.CHILD_NAME_TAKEN, why), ()
         return None, size.events + changes
 
     def _observe(self, deployment: MoEDeployment, seen: Seen) -> Observation:
@@ -210,7 +225,7 @@ class Reconciler:
         pool, half_life_s = heard.pool, deployment.placement.rebalance.half_life_s
         if heard.number != self._noted or observed.now - heard.at > 3 * self._settings.refresh_s:
             at = heard.at if heard.number != self._noted else observed.now
-            self._loads, self._noted = note_loads(self._loads, pool, at, half_life_s), heard.number
+            self._loads, self._noted = placing.note_loads(self._loads, pool, at, half_life_s), heard.number
         observed = replace(observed, pool=pool, loads=self._loads)
         if observed.bound_model is not None:
             return observed
@@ -327,8 +342,9 @@ class Reconciler:
             return FINALIZE_POLL_S
         delete_children(self._kube, deployment)
         pods = self._kube.list(PODS, self._namespace, names.selector(self._name))
-        if pods and waited <= 2 * self._settings.drain_deadline_s:
-            return FINALIZE_POLL_S
+        left_s = 2 * self._settings.drain_deadline_s - waited
+        if pods and left_s >= 0:
+            return min(left_s + FINALIZE_POLL_S, FINALIZE_RECHECK_S)
         remove_finalizer(self._kube, body)
         return None
 
@@ -372,15 +388,6 @@ def rules_of(deployment: MoEDeployment, settings: Settings) -> rollout.Rules:
         headroom_wait_s=settings.headroom_wait_s,
         provision_deadline_s=settings.provision_deadline_s,
     )
-
-
-def note_loads(known: SmoothedLoads | None, pool: Pool, now: float, half_life_s: float) -> SmoothedLoads | None:
-    """What is known of the loads after one more look at the pool."""
-    if pool.model is None:
-        return known
-    shape = (pool.model.layers, pool.model.experts)
-    counter = counter_of(pool.incarnation, pool.loads_since, pool.loads, shape, now)
-    return observe_loads(known, pool.model.digest, counter, half_life_s)
 
 
 def local_endpoints(deployment: MoEDeployment) -> dict[str, str]:

@@ -12,7 +12,7 @@ from flexpert_operator.api import names
 from flexpert_operator.api.reasons import DegradedReason, EventReason
 from flexpert_operator.api.spec import MoEDeployment, parse_deployment
 from flexpert_operator.cached import CachedKube
-from flexpert_operator.children import delete_cluster
+from flexpert_operator.children import delete_cluster, own_clusters
 from flexpert_operator.decide import drift
 from flexpert_operator.decide.observation import Event, Problem
 from flexpert_operator.decide.succession import Part, Plan, Standing, decide_succession, may_go, standing_of
@@ -67,9 +67,9 @@ class Succession:
         body = self._kube.find(MOE_DEPLOYMENTS, self._namespace, self._name)
         if body is None:
             return None
-        raws = self._kube.list(RAY_CLUSTERS, self._namespace, names.selector(self._name))
-        there = [raw for raw in raws if "deletionTimestamp" not in raw["metadata"]]
         deployment = parse_deployment(body)
+        raws = own_clusters(self._kube, deployment)
+        there = [raw for raw in raws if "deletionTimestamp" not in raw["metadata"]]
         plan = decide_succession(self._name, [standing_of(raw) for raw in there], self._wanted(deployment, there))
         if "deletionTimestamp" in body["metadata"]:
             return self._tender(plan.active).reconcile(Part(plan.active))
@@ -137,7 +137,7 @@ class Succession:
         return True
 
     def _delete(self, body: Object, cluster: str, why: str) -> None:
-        delete_cluster(self._kube, self._namespace, cluster)
+        delete_cluster(self._kube, parse_deployment(body), cluster)
         tender = self._tenders.pop(cluster, None)
         if tender is not None:
             tender.disconnect()

@@ -120,6 +120,11 @@ class DegradedReason(Documented):
         "The API server refused an object that the spec asks for (a RayCluster, a Deployment, a budget); the message "
         "names the field. What runs is left as it is.",
     )
+    CHILD_NAME_TAKEN = (
+        "ChildNameTaken",
+        "An object that is to be made cannot be: another one, which is not this MoEDeployment's, has its name. It is "
+        "neither changed nor deleted; the message names it.",
+    )
 
 
 class LoadedReason(Documented):

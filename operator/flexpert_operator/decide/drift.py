@@ -14,6 +14,7 @@ from typing import Any
 
 from flexpert_operator.api import names
 from flexpert_operator.decide.difference import covers
+from flexpert_operator.decide.ownership import owners
 
 Json = Mapping[str, Any]
 
@@ -36,7 +37,7 @@ def replacement(live: Json, wanted: Json) -> dict[str, Any]:
     foreign, metadata = is_foreign(live), body["metadata"]
     for key in ("labels", "annotations"):
         metadata[key] = {**(metadata.get(key) or {}), **wanted["metadata"][key]}
-    metadata["ownerReferences"] = wanted["metadata"]["ownerReferences"]
+    metadata["ownerReferences"] = owners(live, wanted)
     changes = foreign or not covers(live["spec"], wanted["spec"])
     metadata["annotations"][names.WRITTEN_ANNOTATION] = str(metadata.get("generation", 0) + changes)
     if foreign:

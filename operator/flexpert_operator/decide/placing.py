@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flexpert_operator.api.spec import MoEDeployment, PlacementSpec
 from flexpert_operator.decide.balance import imbalance_of
-from flexpert_operator.decide.loads import SmoothedLoads
+from flexpert_operator.decide.loads import SmoothedLoads, counter_of, observe_loads
 from flexpert_operator.decide.observation import (
     UNDONE_PHASES,
     Cause,
@@ -309,3 +309,12 @@ def question_of(request: PlacementRequest | None) -> tuple[object, ...] | None:
         return None
     problem = request.problem
     return (request.base_epoch, problem.workers, problem.min_replicas, problem.expert_bytes)
+
+
+def note_loads(known: SmoothedLoads | None, pool: Pool, now: float, half_life_s: float) -> SmoothedLoads | None:
+    """What is known of the loads after one more look at the pool."""
+    if pool.model is None:
+        return known
+    shape = (pool.model.layers, pool.model.experts)
+    counter = counter_of(pool.incarnation, pool.loads_since, pool.loads, shape, now)
+    return observe_loads(known, pool.model.digest, counter, half_life_s)
