@@ -35,7 +35,7 @@ def templates(deployment: MoEDeployment) -> Iterator[tuple[str, Object]]:
 def with_kuberays_container(template: Object) -> Object:
     """A worker's template with the init container that KubeRay adds, secured as the first container is."""
     first = template["spec"]["containers"][0]
-    waiting = {key: first[key] for key in ("image", "securityContext", "env", "volumeMounts")}
+    waiting = {key: first[key] for key in ("image", "securityContext", "env", "volumeMounts") if key in first}
     added = {**waiting, "name": "wait-gcs-ready", "command": ["/bin/bash", "-c", "--"]}
     return {**template, "spec": {**template["spec"], "initContainers": [added]}}
 

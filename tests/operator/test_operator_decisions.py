@@ -210,7 +210,8 @@ def test_what_a_step_says() -> None:
     assert commit.message == "Scale scale-1.0: commit has begun"
     assert succeeded.message == "Scale scale-1.0: 4 experts, 4000 bytes moved in 0.500 s"
     (undone,) = operation_events(None, None, operation(Phase.ROLLED_BACK, message="worker w-c died"))
-    assert undone == Event("ReconfigurationRolledBack", "Scale scale-1.0: worker w-c died", warning=True)
+    message = "Scale scale-1.0: worker w-c died"
+    assert undone == Event("ReconfigurationRolledBack", message, warning=True, operation="scale-1.0")
     assert operation_events(None, None, None) == ()
 
 
