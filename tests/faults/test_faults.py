@@ -19,7 +19,7 @@ from flexpert_proto import pool_pb2
 
 pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
 
-GROWS, SHRINKS = ("provision",), ("deprovision",)
+GROWS, SHRINKS = ("provision", "prepare"), ("deprovision",)
 SOME: tuple[Cell, ...] = (
     ("provision", "target worker"),
     ("deprovision", "engine"),

@@ -1,37 +1,40 @@
 """A model of thousands of experts: the event loop goes on while plans, tables and recoveries are worked out."""
 
 import asyncio
-from contextlib import suppress
+import threading
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from flexpert_workers.pool.controller import PoolController, Settings
 from flexpert_workers.pool.fakes import FakeEngines, FakeWorkers
+from flexpert_workers.pool.predict import Planned
 from flexpert_workers.pool.state import Cause, Condition, ModelFacts, Move, Phase, Placement, PoolSpec, Request, Slot
 
 MODEL = ModelFacts("file:///m", "", "Auto", "digest", "MixtralForCausalLM", 20, 128, 8, 100)
 EXPERTS = sorted(MODEL.all_experts())
 WORKERS = 4
+PATIENCE_S = 60.0
 
 
-class Ticks:
-    """Counts how often the event loop comes round while something is awaited."""
+def while_the_loop_turns(controller: PoolController, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Have every plan wait until the event loop has come round once more; gives whether it did, plan by plan."""
+    loop, turned = asyncio.get_running_loop(), []
+    planning = controller.operations.planning
 
-    def __init__(self) -> None:
-        self.count = 0
+    def watched(request: Request) -> Callable[[], Planned]:
+        compute, turn = planning(request), threading.Event()
 
-    async def during(self, work: Any) -> Any:
-        async def tick() -> None:
-            while True:
-                self.count += 1
-                await asyncio.sleep(0.001)
+        def after_a_turn() -> Planned:
+            loop.call_soon_threadsafe(turn.set)
+            turned.append(turn.wait(PATIENCE_S))
+            return compute()
 
-        ticking = asyncio.create_task(tick())
-        try:
-            return await work
-        finally:
-            ticking.cancel()
-            with suppress(asyncio.CancelledError):
-                await ticking
+        return after_a_turn
+
+    monkeypatch.setattr(controller.operations, "planning", watched)
+    return turned
 
 
 def request(controller: PoolController, name: str, target: Placement) -> Request:
@@ -45,7 +48,7 @@ def request(controller: PoolController, name: str, target: Placement) -> Request
     return Request(name, Cause.SCALE, controller.keeper.epoch, moves, target)
 
 
-async def test_the_loop_goes_on_while_a_large_plan_is_worked_out() -> None:
+async def test_the_loop_goes_on_while_a_large_plan_is_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:
     room = len(EXPERTS) // WORKERS * 3 // 2
     workers = FakeWorkers(MODEL, [Slot(f"s-{number}", pod=f"p-{number}") for number in range(WORKERS)], room)
 
@@ -74,15 +77,15 @@ async def test_the_loop_goes_on_while_a_large_plan_is_worked_out() -> None:
     await until(lambda: len(ready()) == WORKERS)
     names = ready()
     first = request(controller, "first", {e: {names[n % WORKERS]: 1.0} for n, e in enumerate(EXPERTS)})
-    ticks = Ticks()
-    assert (await ticks.during(controller.predict_aside(first))).refusal == ""
-    assert ticks.count > 3
+    turned = while_the_loop_turns(controller, monkeypatch)
+    assert (await controller.predict_aside(first)).refusal == ""
+    assert turned == [True]
     await controller.reconfigure_aside(first)
     await carried_out("first")
-    ticks = Ticks()
     swap = request(controller, "swap", {e: {names[(n + 1) % WORKERS]: 1.0} for n, e in enumerate(EXPERTS)})
-    begun = await ticks.during(controller.reconfigure_aside(swap))
-    assert ticks.count > 3
+    begun = await controller.reconfigure_aside(swap)
+    assert turned == [True, True, True]
+    monkeypatch.undo()
     assert begun.predicted is not None
     assert begun.predicted.waves > 1
     await carried_out("swap")
