@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-from flexpert_workers.engine.ir_blocks import I32, I64, accumulate, as_float32, loop, pick, reduce, totals_of_lanes
+from flexpert_workers.ir_blocks import I32, I64, accumulate, as_float32, loop, pick, reduce, totals_of_lanes
 
 F32, VOID = ir.FloatType(), ir.VoidType()
 FLOATS, WORDS = F32.as_pointer(), I64.as_pointer()

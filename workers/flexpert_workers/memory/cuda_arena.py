@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flexpert_workers.memory.backend import Page
 from flexpert_workers.memory.cuda_pages import CudaPage
 from flexpert_workers.memory.driver import CudaDriver
+from flexpert_workers.memory.slots import Slots
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ TensorAt = Callable[[int, int], "torch.Tensor"]
 """(address, bytes) → a uint8 tensor over device memory."""
 
 
-class CudaArena:
+class CudaArena(Slots):
     """Slots in a reserved range of device addresses.
 
     Args:
@@ -25,26 +26,13 @@ class CudaArena:
     """
 
     def __init__(self, driver: CudaDriver, num_slots: int, slot_bytes: int, tensor_at: TensorAt) -> None:
+        super().__init__(driver.reserve(num_slots * slot_bytes), num_slots, slot_bytes)
         self._driver = driver
-        self._num_slots = num_slots
-        self._slot_bytes = slot_bytes
-        self._mapped: set[int] = set()
-        self._base = driver.reserve(num_slots * slot_bytes)
         try:
             self._tensors = self._make_tensors(tensor_at)
         except BaseException:
             driver.unreserve(self._base, num_slots * slot_bytes)
             raise
-
-    @property
-    def num_slots(self) -> int:
-        """See `Arena`."""
-        return self._num_slots
-
-    @property
-    def slot_bytes(self) -> int:
-        """See `Arena`."""
-        return self._slot_bytes
 
     def map(self, slot: int, page: Page) -> None:
         """See `Arena`."""
@@ -106,11 +94,6 @@ class CudaArena:
             return tensor_at(address, self._slot_bytes)
         finally:
             self._driver.unmap(address, granularity)
-
-    def _address(self, slot: int) -> int:
-        assert 0 <= slot < self._num_slots, f"there is no slot {slot}"
-        assert self._base, "the arena is closed"
-        return self._base + slot * self._slot_bytes
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from flexpert_workers.errors import CapacityError, PageError
 from flexpert_workers.memory import libc
 from flexpert_workers.memory.backend import Page, padded_bytes, page_checksum
+from flexpert_workers.memory.slots import Slots
 
 if TYPE_CHECKING:
     import torch
@@ -116,24 +117,11 @@ class NewHostPage:
         os.close(self._descriptor)
 
 
-class HostArena:
+class HostArena(Slots):
     """Slots in a reserved range of addresses."""
 
     def __init__(self, num_slots: int, slot_bytes: int) -> None:
-        self._num_slots = num_slots
-        self._slot_bytes = slot_bytes
-        self._mapped: set[int] = set()
-        self._base = libc.reserve(num_slots * slot_bytes)
-
-    @property
-    def num_slots(self) -> int:
-        """See `Arena`."""
-        return self._num_slots
-
-    @property
-    def slot_bytes(self) -> int:
-        """See `Arena`."""
-        return self._slot_bytes
+        super().__init__(libc.reserve(num_slots * slot_bytes), num_slots, slot_bytes)
 
     def map(self, slot: int, page: Page) -> None:
         """See `Arena`."""
@@ -177,11 +165,6 @@ class HostArena:
             libc.unmap(self._base, self._num_slots * self._slot_bytes)
             self._base = 0
             self._mapped.clear()
-
-    def _address(self, slot: int) -> int:
-        assert 0 <= slot < self._num_slots, f"there is no slot {slot}"
-        assert self._base, "the arena is closed"
-        return self._base + slot * self._slot_bytes
 
 
 class HostBackend:

@@ -11,9 +11,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import ray
@@ -28,6 +26,7 @@ from flexpert_workers.engine import EngineConfig
 from flexpert_workers.pool.launchers import LauncherUnavailable
 from flexpert_workers.pool.state import PoolSpec
 from flexpert_workers.serving.node import NodeFacts
+from flexpert_workers.serving.ray_thread import RayThread
 from flexpert_workers.sources import wait_until_here
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_Result = TypeVar("_Result")
 APPLICATION = "engines"
 DRAIN_S = 25.0
 _DRAIN_POLL_S = 0.1
@@ -81,7 +79,7 @@ class RayEngines:
 
     def __init__(self, pool_control: str) -> None:
         self._pool_control = pool_control
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray-engines")
+        self._ray = RayThread("ray-engines", _TIMEOUT_S, (ray.exceptions.RayError,))
         self._applied: PoolSpec | None = None
         self._problem = ""
         self._asked_at = 0.0
@@ -89,28 +87,21 @@ class RayEngines:
     async def warm_up(self) -> None:
         """Start Serve, so that the first engine need not wait for it."""
         with contextlib.suppress(LauncherUnavailable):  # `apply` starts it too
-            await self._call(_start_serve)
+            await self._ray.call(_start_serve)
 
     async def apply(self, spec: PoolSpec) -> None:
         """Deploy, unless this specification is deployed already."""
         if spec == self._applied:
             return
-        await self._call(lambda: _deploy(spec, self._pool_control))
+        await self._ray.call(lambda: _deploy(spec, self._pool_control))
         self._applied = spec
 
     async def problem(self) -> str:
         """What Serve says about engines that do not come up; asked for now and then only."""
         if self._applied is not None and time.monotonic() - self._asked_at > _STATUS_EVERY_S:
-            self._problem = await self._call(_problem)
+            self._problem = await self._ray.call(_problem)
             self._asked_at = time.monotonic()
         return self._problem
-
-    async def _call(self, act: Callable[[], _Result]) -> _Result:
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, act)
-        except (TimeoutError, ray.exceptions.RayError) as away:
-            raise LauncherUnavailable(f"Ray Serve does not answer: {away}") from away
 
 
 def _finish(service: "EngineService") -> None:

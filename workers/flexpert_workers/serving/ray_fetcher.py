@@ -3,23 +3,17 @@
 Every node that offers workers or engines opens the model. Nodes that share a cache wait for each other there.
 """
 
-import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flexpert_proto import names
-from flexpert_workers.pool.launchers import LauncherUnavailable
 from flexpert_workers.pool.state import FetchState
 from flexpert_workers.serving.fetch_actor import NodeFetch
+from flexpert_workers.serving.ray_thread import RayThread
 
-_Result = TypeVar("_Result")
-_TIMEOUT_S = 60.0
 _ANSWER_S = 10.0
 
 
@@ -27,30 +21,23 @@ class RayFetcher:
     """Starts and asks actors in the namespace of the caller."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray-fetches")
+        self._ray = RayThread("ray-fetches")
 
     async def nodes(self) -> tuple[str, ...]:
         """Every node that is alive and offers workers or engines."""
-        return await self._call(_nodes)
+        return await self._ray.call(_nodes)
 
     async def begin(self, node: str, source: str) -> None:
         """Create the actor, unless there is one."""
-        await self._call(lambda: _begin(node, source))
+        await self._ray.call(lambda: _begin(node, source))
 
     async def state(self, node: str, source: str) -> FetchState | None:
         """What the actor says; one that is silent for a while still waits for its node."""
-        return await self._call(lambda: _state(node, source))
+        return await self._ray.call(lambda: _state(node, source))
 
     async def end(self, node: str, source: str) -> None:
         """Kill the actor."""
-        await self._call(lambda: _end(node, source))
-
-    async def _call(self, act: Callable[[], _Result]) -> _Result:
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, act)
-        except (TimeoutError, ray.exceptions.RaySystemError, ray.exceptions.RpcError) as away:
-            raise LauncherUnavailable(f"Ray does not answer: {away}") from away
+        await self._ray.call(lambda: _end(node, source))
 
 
 def _nodes() -> tuple[str, ...]:

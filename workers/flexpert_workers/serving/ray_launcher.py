@@ -4,12 +4,9 @@ A Ray node offers one `flexpert_worker` for each worker that its pod is for; eac
 record: it tells the worker and its slot, so that a new controller finds what an earlier one started.
 """
 
-import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import ray
@@ -17,53 +14,43 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flexpert_proto import names
 from flexpert_workers.expert import WorkerConfig
-from flexpert_workers.pool.launchers import LauncherUnavailable
 from flexpert_workers.pool.owners import device_of, owner_config, owner_domain, owner_place
 from flexpert_workers.pool.state import LaunchedWorker, PoolSpec, Slot
 from flexpert_workers.serving.owner_actor import PodOwner
+from flexpert_workers.serving.ray_thread import RayThread
 from flexpert_workers.serving.worker_actor import PodWorker
 
 log = logging.getLogger(__name__)
-
-_Result = TypeVar("_Result")
-_TIMEOUT_S = 60.0
 
 
 class RayWorkers:
     """Starts, lists and ends worker actors in the namespace of the caller."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray-workers")
+        self._ray = RayThread("ray-workers")
         self._ready: dict[str, Any] = {}
         self._endpoints: dict[str, str] = {}
         self._failures: dict[str, str] = {}
 
     async def slots(self) -> tuple[Slot, ...]:
         """Every slot of the nodes that are alive."""
-        return await self._call(_slots)
+        return await self._ray.call(_slots)
 
     async def list(self) -> tuple[LaunchedWorker, ...]:
         """Every worker actor that is not dead; one that still starts has no endpoint."""
-        return await self._call(self._list)
+        return await self._ray.call(self._list)
 
     async def start(self, worker: str, slot: Slot, spec: PoolSpec) -> None:
         """Create the actor of a worker on the node of its slot."""
-        await self._call(lambda: self._start(worker, slot, spec))
+        await self._ray.call(lambda: self._start(worker, slot, spec))
 
     async def stop(self, worker: str) -> None:
         """Kill the actor of a worker."""
-        await self._call(lambda: self._stop(worker))
+        await self._ray.call(lambda: self._stop(worker))
 
     async def failure(self, worker: str) -> str:
         """Why an actor died, as Ray tells it."""
-        return await self._call(lambda: self._failure(worker))
-
-    async def _call(self, act: Callable[[], _Result]) -> _Result:
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, act)
-        except (TimeoutError, ray.exceptions.RaySystemError, ray.exceptions.RpcError) as away:
-            raise LauncherUnavailable(f"Ray does not answer: {away}") from away
+        return await self._ray.call(lambda: self._failure(worker))
 
     # ---- on the thread
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+from flexpert_workers.ir_blocks import I32, I64, four_lanes, loop_by, pick, totals_of_lanes
+
+I16 = ir.IntType(16)
 BYTE_POINTER = ir.IntType(8).as_pointer()
 F32 = ir.FloatType()
 ROWS_PER_TILE = 6
@@ -84,7 +86,7 @@ class _Writer:
             last = b.load(b.gep(starts, [b.add(index, I64(1))]))
             return group(b, _Group(inputs, weights, outputs, first, last, num_in, num_out, begin, end))
 
-        b, _ = _loop(ir.IRBuilder(function.append_basic_block()), I64(0), groups, 1, body)
+        b, _ = loop_by(ir.IRBuilder(function.append_basic_block()), I64(0), groups, 1, body)
         b.ret_void()
 
     def _row_blocks(
@@ -96,7 +98,7 @@ class _Writer:
             call(b, block, row)
             return b
 
-        b, row = _loop(b, g.first, g.last, block, full)
+        b, row = loop_by(b, g.first, g.last, block, full)
         done = b.function.append_basic_block()
         choice = b.switch(b.sub(g.last, row), done)
         for rows in range(1, block):
@@ -123,7 +125,7 @@ class _Writer:
             return self._row_blocks(b, g, ROWS_PER_TILE, call)
 
         rounded = b.add(g.end, I64(COLUMNS_PER_STRIP - 1))
-        b, _ = _loop(b, g.begin, rounded, COLUMNS_PER_STRIP, strip)
+        b, _ = loop_by(b, g.begin, rounded, COLUMNS_PER_STRIP, strip)
         return b
 
     def _write_strip(self, rows: int) -> ir.Function:
@@ -140,7 +142,7 @@ class _Writer:
                 b.call(tile, [inputs, b.gep(weights, [b.mul(j, num_in)]), b.gep(outputs, [j]), num_in, num_out])
                 return b
 
-            b, column = _loop(b, column, end, columns, call)
+            b, column = loop_by(b, column, end, columns, call)
         b.ret_void()
         return function
 
@@ -176,17 +178,12 @@ class _Writer:
 
     def _store_totals(self, b: ir.IRBuilder, sums: list[ir.Value], target: ir.Value) -> None:
         """Add the lanes of 4 vectors, or of 1, and store the totals side by side; the order of adding is the same."""
-        while sums[0].type.count > 4:
-            half = sums[0].type.count // 2
-            sums = [b.fadd(_pick(b, s, s, range(half)), _pick(b, s, s, range(half, 2 * half))) for s in sums]
         if len(sums) == 1:
-            pair = b.fadd(_pick(b, sums[0], sums[0], (0, 1)), _pick(b, sums[0], sums[0], (2, 3)))
+            four = four_lanes(b, sums[0])
+            pair = b.fadd(pick(b, four, four, (0, 1)), pick(b, four, four, (2, 3)))
             b.store(b.fadd(b.extract_element(pair, I32(0)), b.extract_element(pair, I32(1))), target)
             return
-        left, right = (
-            b.fadd(_pick(b, p, q, (0, 1, 4, 5)), _pick(b, p, q, (2, 3, 6, 7))) for p, q in (sums[:2], sums[2:])
-        )
-        totals = b.fadd(_pick(b, left, right, (0, 2, 4, 6)), _pick(b, left, right, (1, 3, 5, 7)))
+        totals = totals_of_lanes(b, sums)
         b.store(totals, b.bitcast(target, totals.type.as_pointer()), align=4)
 
     # ------------------------------------------------------------------ [in, out]: rank updates
@@ -206,7 +203,7 @@ class _Writer:
 
                 return self._row_blocks(b, g, ROWS_PER_UPDATE, call)
 
-            b, done = _loop(b, done, g.num_in, inputs, some)
+            b, done = loop_by(b, done, g.num_in, inputs, some)
         return b
 
     def _update(self, rows: int, inputs: int) -> ir.Function:
@@ -236,7 +233,7 @@ class _Writer:
                 b.store(total, b.bitcast(target, self.vector.as_pointer()), align=4)
             return b
 
-        b, _ = _loop(b, begin, end, self.spec.lanes, column)
+        b, _ = loop_by(b, begin, end, self.spec.lanes, column)
         b.ret_void()
         return function
 
@@ -259,7 +256,7 @@ class _Writer:
 
     def _spread(self, b: ir.IRBuilder, number: ir.Value) -> ir.Value:
         first = b.insert_element(ir.Constant(self.vector, ir.Undefined), number, I32(0))
-        return _pick(b, first, first, [0] * self.spec.lanes)
+        return pick(b, first, first, [0] * self.spec.lanes)
 
     def _fetch_ahead(self, b: ir.IRBuilder, pointer: ir.Value) -> None:
         """Ask for the cache line that the next tile reads here: a hint, harmless behind the end of a matrix."""
@@ -282,33 +279,6 @@ class _Group:
     num_out: ir.Value
     begin: ir.Value
     end: ir.Value
-
-
-def _pick(b: ir.IRBuilder, first: ir.Value, second: ir.Value, lanes: "range | tuple[int, ...] | list[int]") -> ir.Value:
-    """A vector of the given lanes of two vectors, the second's counted after the first's."""
-    return b.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
-
-
-def _loop(
-    b: ir.IRBuilder,
-    begin: ir.Value,
-    end: ir.Value,
-    step: int,
-    body: "Callable[[ir.IRBuilder, ir.Value], ir.IRBuilder]",
-) -> tuple[ir.IRBuilder, ir.Value]:
-    """`for i = begin; i + step <= end; i += step`; returns the builder behind the loop and the i it ended with."""
-    head, inside, behind = (b.function.append_basic_block() for _ in range(3))
-    before = b.block
-    b.branch(head)
-    b = ir.IRBuilder(head)
-    i = b.phi(I64)
-    i.add_incoming(begin, before)
-    following = b.add(i, I64(step))
-    b.cbranch(b.icmp_signed("<=", following, end), inside, behind)
-    b = body(ir.IRBuilder(inside), i)
-    i.add_incoming(following, b.block)
-    b.branch(head)
-    return ir.IRBuilder(behind), i
 
 
 def _accumulate(

@@ -1,6 +1,6 @@
-"""Blocks of LLVM IR that know nothing of attention: loops, and what is done with the lanes of vectors.
+"""Blocks of LLVM IR that every kernel is written with: loops, and what is done with the lanes of vectors.
 
-`paged_ir` writes its kernels with them.
+`engine.paged_ir` writes attention with them, `expert.kernels.codegen` the experts' matrices.
 """
 
 from array import array
@@ -28,34 +28,52 @@ def reduce(b: ir.IRBuilder, numbers: ir.Value, combine: Callable[[ir.Value, ir.V
 
 def totals_of_lanes(b: ir.IRBuilder, sums: Sequence[ir.Value]) -> ir.Value:
     """The sums over the lanes of four vectors, as a vector of four."""
-    sums = list(sums)
-    while sums[0].type.count > 4:
-        half = sums[0].type.count // 2
-        sums = [b.fadd(pick(b, s, s, list(range(half))), pick(b, s, s, list(range(half, 2 * half)))) for s in sums]
-    left, right = (b.fadd(pick(b, p, q, [0, 1, 4, 5]), pick(b, p, q, [2, 3, 6, 7])) for p, q in (sums[:2], sums[2:]))
+    folded = [four_lanes(b, one) for one in sums]
+    halves = (folded[:2], folded[2:])
+    left, right = (b.fadd(pick(b, p, q, [0, 1, 4, 5]), pick(b, p, q, [2, 3, 6, 7])) for p, q in halves)
     return b.fadd(pick(b, left, right, [0, 2, 4, 6]), pick(b, left, right, [1, 3, 5, 7]))
 
 
-def pick(b: ir.IRBuilder, first: ir.Value, second: ir.Value, lanes: list[int]) -> ir.Value:
+def four_lanes(b: ir.IRBuilder, sums: ir.Value) -> ir.Value:
+    """The halves of a vector added to each other until four lanes are left."""
+    while sums.type.count > 4:
+        half = sums.type.count // 2
+        sums = b.fadd(pick(b, sums, sums, range(half)), pick(b, sums, sums, range(half, 2 * half)))
+    return sums
+
+
+def pick(b: ir.IRBuilder, first: ir.Value, second: ir.Value, lanes: Sequence[int]) -> ir.Value:
     """A vector of the given lanes of two vectors, the second's counted after the first's."""
-    return b.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+    return b.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
 
 
 def loop(
     b: ir.IRBuilder, begin: ir.Value, end: ir.Value, body: Callable[[ir.IRBuilder, ir.Value], ir.IRBuilder]
 ) -> ir.IRBuilder:
     """`for i in range(begin, end)`; returns the builder behind the loop."""
+    return loop_by(b, begin, end, 1, body)[0]
+
+
+def loop_by(
+    b: ir.IRBuilder,
+    begin: ir.Value,
+    end: ir.Value,
+    step: int,
+    body: Callable[[ir.IRBuilder, ir.Value], ir.IRBuilder],
+) -> tuple[ir.IRBuilder, ir.Value]:
+    """`for i = begin; i + step <= end; i += step`; returns the builder behind the loop and the i it ended with."""
     head, inside, behind = (b.function.append_basic_block() for _ in range(3))
     before = b.block
     b.branch(head)
     b = ir.IRBuilder(head)
     i = b.phi(I64)
     i.add_incoming(begin, before)
-    b.cbranch(b.icmp_signed("<", i, end), inside, behind)
+    following = b.add(i, I64(step))
+    b.cbranch(b.icmp_signed("<=", following, end), inside, behind)
     b = body(ir.IRBuilder(inside), i)
-    i.add_incoming(b.add(i, I64(1)), b.block)
+    i.add_incoming(following, b.block)
     b.branch(head)
-    return ir.IRBuilder(behind)
+    return ir.IRBuilder(behind), i
 
 
 def accumulate(
