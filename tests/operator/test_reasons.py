@@ -10,14 +10,16 @@ import pytest
 import flexpert_operator
 from flexpert_operator.api import Model, MoEDeployment, Resources
 from flexpert_operator.api.conditions import MODEL_LOADED
-from flexpert_operator.api.reasons import CONDITIONS, EventReason
+from flexpert_operator.api.reasons import CONDITIONS, POLICY_CONDITIONS, EventReason, PolicyEventReason
 from flexpert_operator.api.words import Reason
 from flexpert_operator.decide.loading import loaded_condition
 from flexpert_operator.decide.observation import Engine, Inspection, MemberState, Observation, Pool
 from flexpert_operator.decide.requests import requests_problem
 
 SAYING = ("Condition", "Problem", "Event", "ModelRefused")
-KNOWN = {reason for _, reasons in CONDITIONS.values() for reason in reasons} | {str(one) for one in EventReason}
+ALL = {**CONDITIONS, **POLICY_CONDITIONS}
+KNOWN = {reason for _, reasons in ALL.values() for reason in reasons}
+KNOWN |= {str(one) for one in (*EventReason, *PolicyEventReason)}
 
 
 def said() -> Iterator[tuple[str, str]]:
@@ -39,7 +41,7 @@ def test_every_reason_is_documented() -> None:
 
 
 def test_every_reason_has_a_meaning_and_is_one_word() -> None:
-    for _, (about, reasons) in CONDITIONS.items():
+    for _, (about, reasons) in ALL.items():
         assert about
         for reason, meaning in reasons.items():
             assert reason.isalnum()

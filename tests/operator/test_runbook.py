@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flexpert_operator.api.reasons import CONDITIONS, EventReason
+from flexpert_operator.api.reasons import CONDITIONS, POLICY_CONDITIONS, EventReason, PolicyEventReason
 
+ALL = {**CONDITIONS, **POLICY_CONDITIONS}
 RUNBOOK = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
 
 
@@ -25,16 +26,17 @@ def entries(title: str) -> dict[str, list[str]]:
     return {reason: [cell.strip() for cell in cells.split("|")] for reason, cells in rows}
 
 
-@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("condition", ALL)
 def test_every_reason_of_a_condition_has_an_entry(condition: str) -> None:
-    assert set(entries(condition)) == set(CONDITIONS[condition][1])
+    assert set(entries(condition)) == set(ALL[condition][1])
 
 
 def test_every_event_has_an_entry() -> None:
     assert set(entries("Events")) == {str(reason) for reason in EventReason}
+    assert set(entries("Events about a policy")) == {str(reason) for reason in PolicyEventReason}
 
 
-@pytest.mark.parametrize("title", [*CONDITIONS, "Events"])
+@pytest.mark.parametrize("title", [*ALL, "Events", "Events about a policy"])
 def test_an_entry_says_what_it_means_and_what_to_do(title: str) -> None:
     for reason, cells in entries(title).items():
         assert len(cells) == 2, reason

@@ -11,6 +11,12 @@ DEGRADED = "Degraded"
 REBALANCING = "Rebalancing"
 MODEL_LOADED = "ModelLoaded"
 HEAD_PERSISTENT = "HeadPersistent"
+SCALED_BY_POLICY = "ScaledByPolicy"
+
+SCALING_ACTIVE = "ScalingActive"
+ABLE_TO_SCALE = "AbleToScale"
+SCALING_LIMITED = "ScalingLimited"
+BUDGET_EXHAUSTED = "BudgetExhausted"
 
 
 class ConditionStatus(StrEnum):

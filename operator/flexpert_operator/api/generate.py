@@ -38,12 +38,11 @@ def as_yaml(document: dict[str, Any]) -> str:
 @functools.cache
 def documents() -> dict[str, str]:
     """Text of every generated file, by its path in the repository."""
-    definition = crd.moe_deployment(core_schema)
-    plural = definition["spec"]["names"]["plural"]
-    return {
-        f"charts/flexpert/crds/{names.GROUP}_{plural}.yaml": as_yaml(definition),
-        "docs/api.md": reference.page(),
+    definitions = {
+        f"charts/flexpert/crds/{names.GROUP}_{kind.plural}.yaml": as_yaml(crd.definition(kind, core_schema))
+        for kind in crd.KINDS
     }
+    return definitions | {"docs/api.md": reference.page()}
 
 
 def main() -> int:

@@ -8,12 +8,17 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from flexpert_operator.api.conditions import (
+    ABLE_TO_SCALE,
+    BUDGET_EXHAUSTED,
     DEGRADED,
     HEAD_PERSISTENT,
     MODEL_LOADED,
     PROGRESSING,
     READY,
     REBALANCING,
+    SCALED_BY_POLICY,
+    SCALING_ACTIVE,
+    SCALING_LIMITED,
 )
 from flexpert_operator.api.words import Reason as LookReason
 
@@ -159,6 +164,75 @@ class PersistentReason(Documented):
     GCS_ON_VOLUME = "GcsOnVolume", "They are on a volume of the head."
 
 
+class ScaledReason(Documented):
+    """Whether something else than the spec says how large the pools are. Absent where nothing does.
+
+    True where the spec says another size, which is ignored: somebody wrote it, by kubectl scale, an autoscaler or Git.
+    """
+
+    POLICY_DECIDES = "PolicyDecides", "A MoEAutoscalingPolicy decides, and the spec says the same size."
+    SCALED_BY_POLICY = (
+        "ScaledByPolicy",
+        "A MoEAutoscalingPolicy decides, and the spec says another size, which is ignored. Change the policy, pause or "
+        "delete it; or leave spec.experts.workers and spec.engines.replicas alone.",
+    )
+    SCALED_BY_SCALER = (
+        "ScaledByScaler",
+        "A MoEScaler decides, and the spec says another size, which is ignored. Scale the MoEScaler, or delete it.",
+    )
+    SCALER_DECIDES = "ScalerDecides", "A MoEScaler decides, and the spec says the same size."
+
+
+class ActiveReason(Documented):
+    """Whether decisions are made from what is measured, and carried out."""
+
+    DECIDING = "Deciding", "They are."
+    IDLE = "Idle", "Nothing came for idle.afterSeconds, and pools are at 0; one request wakes them."
+    PAUSED = "Paused", "`spec.pause` is true: sizes stay as they are."
+    DRY_RUN = "DryRun", "`spec.dryRun` is true: `status.wouldBe` says what would be; the spec of the target counts."
+    STALE_METRICS = "StaleMetrics", "There are no fresh metrics: sizes are held, at the safe floor at least."
+    NOT_SERVING = "TargetNotServing", "The target does not serve its model yet: sizes are as its spec or minima say."
+    UNABLE = "UnableToScale", "AbleToScale says why nothing is decided."
+
+
+class AbleReason(Documented):
+    """Whether this object may decide about its target."""
+
+    READY = "ReadyForNewScale", "It may."
+    TARGET_NOT_FOUND = "TargetNotFound", "There is no such MoEDeployment in this namespace."
+    TARGET_TAKEN = (
+        "TargetTaken",
+        "An older object of this kind has the same target: two would contradict each other. Delete one of the two.",
+    )
+    INVALID_POLICY = (
+        "InvalidPolicy",
+        "It contradicts itself or its target; the message begins with the field. Sizes stay as they are.",
+    )
+    SCALED_BY_POLICY = "ScaledByPolicy", "A MoEAutoscalingPolicy has the same target, and decides."
+    BEING_DELETED = "BeingDeleted", "It or its target is being deleted."
+
+
+class LimitedReason(Documented):
+    """Whether something keeps the sizes from those that the objectives ask for."""
+
+    WITHIN_RANGE = "DesiredWithinRange", "Nothing does."
+    NOTHING_DECIDED = "NothingDecided", "Nothing is decided at the moment."
+    BOUNDS = "Bounds", "min or max of a pool does, or what the experts need to fit."
+    BUDGET = "BudgetExhausted", "The budget of devices does."
+    RATE = "RateLimited", "The policies of behavior do."
+    STABILISED = "Stabilised", "The stabilisation windows of behavior do, or their tolerance."
+    STALE = "StaleMetrics", "There are no fresh metrics."
+    PAUSED = "Paused", "`spec.pause` is true."
+
+
+class BudgetReason(Documented):
+    """Whether the objectives ask for more devices than the budget has."""
+
+    WITHIN_BUDGET = "WithinBudget", "They do not."
+    NO_BUDGET = "NoBudget", "There is no budget."
+    EXHAUSTED = "BudgetExhausted", "They do, or devices of members that still go are waited for; see the numbers."
+
+
 LOOK_REASONS: Mapping[str, str] = {
     LookReason.GAIN_EXCEEDS_COST: "What is gained by moving experts exceeds what the moves cost.",
     LookReason.DISABLED: "`spec.placement.rebalance.enabled` is false.",
@@ -209,9 +283,21 @@ class EventReason(Documented):
     WORKER_LEAVING = "WorkerLeaving", "A pod is about to go; its experts are moved off first."
 
 
+class PolicyEventReason(Documented):
+    """Events about a MoEAutoscalingPolicy; the reason of a condition AbleToScale that is False is told as a Warning."""
+
+    RESCALED = "Rescaled", "The sizes desired changed; the message is the decision in one sentence."
+    DRY_RUN = "WouldRescale", "They would have, were it not for `spec.dryRun`."
+
+
 def meanings(words: type[Documented]) -> dict[str, str]:
     """Words and what they mean."""
     return {str(word): word.meaning for word in words}
+
+
+def plain(words: type[Documented]) -> str:
+    """What a condition is about, as a paragraph."""
+    return " ".join((words.__doc__ or "").split())
 
 
 CONDITIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -221,5 +307,14 @@ CONDITIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     MODEL_LOADED: (LoadedReason.__doc__ or "", meanings(LoadedReason)),
     REBALANCING: (RebalancingReason.__doc__ or "", meanings(RebalancingReason) | dict(LOOK_REASONS)),
     HEAD_PERSISTENT: (PersistentReason.__doc__ or "", meanings(PersistentReason)),
+    SCALED_BY_POLICY: (plain(ScaledReason), meanings(ScaledReason)),
 }
-"""What each condition says, and its reasons."""
+"""What each condition of a MoEDeployment says, and its reasons."""
+
+POLICY_CONDITIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    SCALING_ACTIVE: (plain(ActiveReason), meanings(ActiveReason)),
+    ABLE_TO_SCALE: (plain(AbleReason), meanings(AbleReason)),
+    SCALING_LIMITED: (plain(LimitedReason), meanings(LimitedReason)),
+    BUDGET_EXHAUSTED: (plain(BudgetReason), meanings(BudgetReason)),
+}
+"""The same of a MoEAutoscalingPolicy; a MoEScaler has AbleToScale."""

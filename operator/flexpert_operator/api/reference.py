@@ -1,4 +1,4 @@
-"""docs/api.md, made of the same models as the CustomResourceDefinition; `generate` writes it."""
+"""docs/api.md, made of the same models as the CustomResourceDefinitions; `generate` writes it."""
 
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,9 +7,12 @@ from enum import StrEnum
 from typing import Any
 
 from flexpert_operator.api import crd, names
+from flexpert_operator.api.autoscaling import PolicySpec
+from flexpert_operator.api.autoscaling_status import PolicyStatus
 from flexpert_operator.api.fields import Member, Rule, members
 from flexpert_operator.api.pods import PodSettings
-from flexpert_operator.api.reasons import CONDITIONS, EventReason, meanings
+from flexpert_operator.api.reasons import CONDITIONS, POLICY_CONDITIONS, EventReason, PolicyEventReason, meanings
+from flexpert_operator.api.scaler import ScalerSpec, ScalerStatus
 from flexpert_operator.api.schema import default_of, rules_of
 from flexpert_operator.api.spec import Spec
 from flexpert_operator.api.status import Status
@@ -66,6 +69,30 @@ each other: the names of children follow from the MoEDeployment's, which is uniq
 """
 
 
+POLICY_INTRODUCTION = f"""# {names.POLICY_KIND}
+
+`{names.API_VERSION}`, namespaced, short name `moeap`. It says what requests to a MoEDeployment of its namespace should
+get; [autoscaling.md](autoscaling.md) says how decisions are made, and what each part of it does. The operator alone
+changes sizes: `status.desired` of the policy takes the place of `spec.engines.replicas` and `spec.experts.workers` of
+the target.
+"""
+
+POLICY_LIMITS = """### What the API server cannot say of a policy
+
+The operator says it in AbleToScale, with the field, and leaves sizes as they are: a cron expression or time zone that
+does not exist; bounds that are no multiples of the target's workersPerPod, or below what its experts need; minima that
+take more than `spec.budget.devices`, since what an engine or worker takes stands in the target; a second policy for a
+target.
+"""
+
+SCALER_INTRODUCTION = f"""# {names.SCALER_KIND}
+
+`{names.API_VERSION}`, namespaced, short name `moesc`. `kubectl scale moesc/NAME --replicas=N`, or a
+HorizontalPodAutoscaler, writes `spec.replicas`; see [autoscaling.md](autoscaling.md). Its condition is AbleToScale, as
+above.
+"""
+
+
 def page() -> str:
     """The whole page."""
     parts = [
@@ -75,7 +102,7 @@ def page() -> str:
         PODS_NOTE,
         field_table(PodSettings, "spec.ROLE", with_default=True),
         RULES_NOTE,
-        "\n".join(f"- `{path}`: {rule.message}." for path, rule in all_rules()) + "\n",
+        rule_list(all_rules()),
         "## `status`\n",
         field_table(Status, "status", with_default=False),
         "## Conditions\n",
@@ -83,8 +110,40 @@ def page() -> str:
         EVENTS_NOTE,
         word_table("reason", meanings(EventReason)),
         LIMITS,
+        *policy_parts(),
+        *scaler_parts(),
     ]
     return "\n".join(parts)
+
+
+def policy_parts() -> Iterator[str]:
+    """What there is to say of MoEAutoscalingPolicy."""
+    yield POLICY_INTRODUCTION
+    yield "## `spec` of a policy\n"
+    yield field_table(PolicySpec, "spec", with_default=True)
+    yield RULES_NOTE
+    yield rule_list(rules_below(PolicySpec, "spec"))
+    yield POLICY_LIMITS
+    yield "## `status` of a policy\n"
+    yield field_table(PolicyStatus, "status", with_default=False)
+    yield "## Conditions of a policy\n"
+    yield from (condition(name, about, reasons) for name, (about, reasons) in POLICY_CONDITIONS.items())
+    yield "## Events about a policy\n"
+    yield word_table("reason", meanings(PolicyEventReason))
+
+
+def scaler_parts() -> Iterator[str]:
+    """What there is to say of MoEScaler."""
+    yield SCALER_INTRODUCTION
+    yield "## `spec` of a scaler\n"
+    yield field_table(ScalerSpec, "spec", with_default=True)
+    yield "## `status` of a scaler\n"
+    yield field_table(ScalerStatus, "status", with_default=False)
+
+
+def rule_list(rules: Iterable[tuple[str, Rule]]) -> str:
+    """Rules with the fields that they blame."""
+    return lines(f"- `{path}`: {rule.message}." for path, rule in rules)
 
 
 def field_table(model: type, path: str, with_default: bool) -> str:

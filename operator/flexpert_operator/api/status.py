@@ -214,7 +214,8 @@ class Status:
     conditions: Annotated[
         tuple[ConditionFields, ...] | None,
         Field(
-            "What is to be said about it: Ready, Progressing, Degraded, ModelLoaded, Rebalancing, HeadPersistent.",
+            "What is to be said about it: Ready, Progressing, Degraded, ModelLoaded, Rebalancing, HeadPersistent, "
+            "ScaledByPolicy.",
             keys=("type",),
         ),
     ] = None
