@@ -66,7 +66,14 @@ _CHANNEL_OPTIONS = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_recon
 
 
 class GenerationClient:
-    """Blocking client; usable from several threads, each stream from one."""
+    """Blocking client; usable from several threads, each stream from one.
+
+    Args:
+        address: Of the ingress.
+        tries: Attempts at one stream, in all.
+        credentials: For TLS; None for plain connections.
+        token: The bearer token, where the ingress wants one.
+    """
 
     def __init__(
         self,
@@ -74,10 +81,12 @@ class GenerationClient:
         *,
         tries: int = DEFAULT_TRIES,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str = "",
     ) -> None:
         self._address = address
         self._tries = tries
         self._credentials = credentials
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._channel = self._connect()
 
     def _connect(self) -> grpc.Channel:
@@ -121,7 +130,7 @@ class GenerationClient:
         while not state.finished:
             channel = self._channel
             call = generation_pb2_grpc.GenerationStub(channel).Generate(
-                state.next_request(), timeout=state.remaining_s(time.monotonic())
+                state.next_request(), timeout=state.remaining_s(time.monotonic()), metadata=self._metadata
             )
             broken: grpc.RpcError | None = None
             try:
@@ -143,7 +152,7 @@ class GenerationClient:
         """
         try:
             stub = generation_pb2_grpc.GenerationStub(self._channel)
-            return tuple(stub.Tokenize(pb.TokenizeRequest(text=text)).ids)
+            return tuple(stub.Tokenize(pb.TokenizeRequest(text=text), metadata=self._metadata).ids)
         except grpc.RpcError as error:
             raise translate(error) from error
 
@@ -169,10 +178,12 @@ class AsyncGenerationClient:
         *,
         tries: int = DEFAULT_TRIES,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str = "",
     ) -> None:
         self._address = address
         self._tries = tries
         self._credentials = credentials
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._channel = self._connect()
         self._retired: list[grpc.aio.Channel] = []
 
@@ -219,7 +230,7 @@ class AsyncGenerationClient:
         while not state.finished:
             channel = self._channel
             call = generation_pb2_grpc.GenerationStub(channel).Generate(
-                state.next_request(), timeout=state.remaining_s(time.monotonic())
+                state.next_request(), timeout=state.remaining_s(time.monotonic()), metadata=self._metadata
             )
             broken: grpc.RpcError | None = None
             try:
@@ -241,7 +252,7 @@ class AsyncGenerationClient:
         """
         try:
             stub = generation_pb2_grpc.GenerationStub(self._channel)
-            return tuple((await stub.Tokenize(pb.TokenizeRequest(text=text))).ids)
+            return tuple((await stub.Tokenize(pb.TokenizeRequest(text=text), metadata=self._metadata)).ids)
         except grpc.RpcError as error:
             raise translate(error) from error
 

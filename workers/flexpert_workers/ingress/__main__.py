@@ -8,12 +8,14 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import uvloop
 
 from flexpert_proto import logs
 from flexpert_workers.ingress.config import IngressConfig, from_environment
 from flexpert_workers.ingress.server import running
+from flexpert_workers.ingress.tokens import read_tokens
 
 
 async def serve(config: IngressConfig) -> None:
@@ -35,7 +37,9 @@ def main() -> int:
     try:
         logs.configure()
         config = from_environment(os.environ)
-    except ValueError as error:
+        if config.tokens_file:
+            read_tokens(Path(config.tokens_file))
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     uvloop.run(serve(config))

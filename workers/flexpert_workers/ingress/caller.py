@@ -6,6 +6,7 @@ The servers make one for each request: `from_context` for gRPC, `openai` for HTT
 import re
 import secrets
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,10 @@ import grpc.aio
 
 REQUEST_ID = "x-request-id"
 CLIENT = "x-flexpert-client"
+TOKEN = "flexpert.token"
+"""Key in the scope of an HTTP request of the name of its token."""
+TOKEN_NAME: ContextVar[str] = ContextVar("token", default="")
+"""The name of the token of the call that is being served over gRPC; `guard.py` sets it."""
 
 _READ = (REQUEST_ID, CLIENT)
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
@@ -24,27 +29,31 @@ class Caller:
     """One request's caller.
 
     Attributes:
-        client: Requests of one client share what the engines give it; the host, if nothing better is said.
+        client: Requests of one client share what the engines give it: the name of the token where there are tokens, else
+            what the request says, else the host.
         request_id: The caller's own, or one drawn here.
         patience_s: Seconds after which the caller gives up; None if it does not say.
+        token: The name of its token; "" where there are no tokens.
     """
 
     client: str
     request_id: str
     patience_s: float | None = None
+    token: str = ""
 
 
 def from_context(context: "grpc.aio.ServicerContext[Any, Any]") -> Caller:
     """The caller of a gRPC method."""
     metadata = {key: str(value) for key, value in context.invocation_metadata() or () if key in _READ}
-    return caller_of(metadata, _host(context.peer()), context.time_remaining())
+    return caller_of(metadata, _host(context.peer()), context.time_remaining(), TOKEN_NAME.get())
 
 
-def caller_of(headers: Mapping[str, str], host: str, patience_s: float | None = None) -> Caller:
+def caller_of(headers: Mapping[str, str], host: str, patience_s: float | None = None, token: str = "") -> Caller:
     """The caller by its headers, of which names are in lower case, and the host it calls from."""
     wanted = headers.get(REQUEST_ID)
     request_id = wanted if wanted and _REQUEST_ID.fullmatch(wanted) else secrets.token_hex(16)
-    return Caller((headers.get(CLIENT) or host)[:_LONGEST_CLIENT], request_id, patience_s)
+    client = token or headers.get(CLIENT) or host
+    return Caller(client[:_LONGEST_CLIENT], request_id, patience_s, token)
 
 
 def _host(peer: str) -> str:

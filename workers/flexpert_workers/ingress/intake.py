@@ -6,7 +6,7 @@ requests are alike.
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -43,13 +43,22 @@ class Counts:
 
 
 class Intake:
-    """Lets requests in and runs them."""
+    """Lets requests in and runs them; `spend` is told the tokens that a named caller has used."""
 
-    def __init__(self, models: ModelHolder, balancer: Balancer, admission: Admission, *, engine_wait_s: float) -> None:
+    def __init__(
+        self,
+        models: ModelHolder,
+        balancer: Balancer,
+        admission: Admission,
+        *,
+        engine_wait_s: float,
+        spend: Callable[[str, int], None] | None = None,
+    ) -> None:
         self._models = models
         self._balancer = balancer
         self._admission = admission
         self._engine_wait_s = engine_wait_s
+        self._spend = spend
         self.counts = Counts()
 
     async def model(self) -> ServedModel:
@@ -77,7 +86,10 @@ class Intake:
             with self._admission.slot(num_streams):
                 checked = [await self._check(request) for request in requests]
                 streams = [Stream(_copy(one, number), caller) for one in checked for number in range(copies)]
-                yield streams
+                try:
+                    yield streams
+                finally:
+                    self._charge(caller, streams)
         except (asyncio.CancelledError, GeneratorExit):
             self.counts.end("cancelled", num_streams)
             raise
@@ -94,6 +106,11 @@ class Intake:
             FlexpertError: As `Balancer.run`.
         """
         return self._balancer.run(stream)
+
+    def _charge(self, caller: Caller, streams: Sequence[Stream]) -> None:
+        if self._spend is not None:
+            used = (len(stream.request.prompt_ids) + len(stream.output_ids) for stream in streams)
+            self._spend(caller.token, sum(used))
 
     async def _check(self, request: pb.GenerateRequest) -> CheckedRequest:
         model = await self.model()

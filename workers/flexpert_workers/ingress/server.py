@@ -7,11 +7,13 @@ await ingress.stop()        # takes no more requests, lets open streams end with
 
 import asyncio
 import contextlib
+import datetime
 import logging
 import math
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -29,6 +31,7 @@ from flexpert_workers.ingress.balancer import Balancer
 from flexpert_workers.ingress.config import IngressConfig
 from flexpert_workers.ingress.engines import engine_facts, watch_engines
 from flexpert_workers.ingress.fleet import Fleet
+from flexpert_workers.ingress.guard import RpcGuard, guarded
 from flexpert_workers.ingress.http import make_app
 from flexpert_workers.ingress.intake import Intake
 from flexpert_workers.ingress.link import EngineLink, LinkListener
@@ -36,6 +39,7 @@ from flexpert_workers.ingress.methods import add_service
 from flexpert_workers.ingress.model import ModelHolder
 from flexpert_workers.ingress.openai.exchange import CONNECTION
 from flexpert_workers.ingress.stalls import Stalls
+from flexpert_workers.ingress.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +63,18 @@ class Ingress:
         self._admission = Admission(config.max_streams, time.monotonic)
         self._fleet = Fleet(self._connect, time.monotonic, max_waiting=config.max_waiting)
         self._balancer = Balancer(self._fleet, time.monotonic, engine_wait_s=config.engine_wait_s)
-        self._intake = Intake(self._models, self._balancer, self._admission, engine_wait_s=config.engine_wait_s)
+        self._tokens = _tokens(config)
+        self._intake = Intake(
+            self._models,
+            self._balancer,
+            self._admission,
+            engine_wait_s=config.engine_wait_s,
+            spend=self._tokens.spend if self._tokens else None,
+        )
         self._stalls = Stalls(time.monotonic, config.stall_timeout_s)
         self._health = health_aio.HealthServicer()
-        self._grpc = grpc.aio.server(options=_server_options(config))
+        guards = [RpcGuard(self._tokens)] if self._tokens else []
+        self._grpc = grpc.aio.server(options=_server_options(config), interceptors=guards)
         self._http = _HttpServer(self._http_config())
         self._http_task: asyncio.Task[None] | None = None
         self._watches: list[asyncio.Task[None]] = []
@@ -130,8 +142,9 @@ class Ingress:
     def _http_config(self) -> uvicorn.Config:
         config = self._config
         v1 = openai.routes(self._intake, self._stalls, max_request_bytes=config.max_request_bytes)
+        app = make_app(lambda: self.ready, self.numbers, v1)
         return uvicorn.Config(
-            make_app(lambda: self.ready, self.numbers, v1),
+            guarded(app, self._tokens) if self._tokens else app,
             http=HttpProtocol,
             ws="none",
             log_level="warning",
@@ -187,6 +200,12 @@ class Ingress:
         status = response.SERVING if serving else response.NOT_SERVING
         for name in ("", *(described.full_name for described in SERVICES)):
             await self._health.set(name, status)
+
+
+def _tokens(config: IngressConfig) -> Tokens | None:
+    if not config.tokens_file:
+        return None
+    return Tokens(Path(config.tokens_file), time.monotonic, lambda: datetime.datetime.now(datetime.UTC))
 
 
 def _server_options(config: IngressConfig) -> tuple[tuple[str, int], ...]:

@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from flexpert_workers.errors import FlexpertError, InvalidRequest, Overloaded
 from flexpert_workers.ingress.balancer import RequestBroke
 from flexpert_workers.ingress.stalls import Stalled
+from flexpert_workers.ingress.tokens import PermissionDenied, Unauthenticated
 from flexpert_workers.ingress.validate import UnknownModel
 
 RETRY_AFTER = "retry-after-ms"
@@ -26,6 +27,10 @@ def status_of(error: FlexpertError) -> grpc.StatusCode:
             return grpc.StatusCode.INVALID_ARGUMENT
         case UnknownModel():
             return grpc.StatusCode.NOT_FOUND
+        case Unauthenticated():
+            return grpc.StatusCode.UNAUTHENTICATED
+        case PermissionDenied():
+            return grpc.StatusCode.PERMISSION_DENIED
         case Overloaded():
             return grpc.StatusCode.RESOURCE_EXHAUSTED
         case RequestBroke():

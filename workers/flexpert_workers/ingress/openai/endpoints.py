@@ -94,7 +94,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request; a client that leaves cancels its streams at their engines."""
         exchange = Exchange(scope, receive, send, self._stalls)
-        caller = caller_of(exchange.headers(), exchange.host)
+        caller = caller_of(exchange.headers(), exchange.host, token=exchange.token)
         headers = {REQUEST_ID: caller.request_id}
         try:
             await self._serve(exchange, caller, headers)
@@ -116,7 +116,7 @@ class Endpoint:
         data = await exchange.read(self._max_request_bytes)
         async with exchange.while_connected():
             ask = await self._read(data, await self._intake.model())
-            caller = replace(caller, client=ask.user) if ask.user else caller
+            caller = replace(caller, client=ask.user) if ask.user and not caller.token else caller
             async with self._intake.accept(ask.requests, caller, ask.copies) as streams:
                 answer = self._dialect.answer(ask, streams, int(time.time()))
                 if ask.stream:

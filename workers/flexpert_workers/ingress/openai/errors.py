@@ -6,6 +6,7 @@ from typing import Any
 
 from flexpert_workers.errors import FlexpertError, InvalidRequest, Overloaded
 from flexpert_workers.ingress.balancer import RequestBroke
+from flexpert_workers.ingress.tokens import PermissionDenied, Unauthenticated
 from flexpert_workers.ingress.validate import UnknownModel
 
 INVALID = "invalid_request_error"
@@ -34,6 +35,8 @@ class Problem:
 
     def headers(self) -> dict[str, str]:
         """Headers that go with it."""
+        if self.status == 401:
+            return {"www-authenticate": "Bearer"}
         if self.retry_after_s is None:
             return {}
         return {"retry-after": str(math.ceil(self.retry_after_s)), "retry-after-ms": f"{self.retry_after_s * 1000:.0f}"}
@@ -48,6 +51,10 @@ def problem_of(error: FlexpertError, renamed: dict[str, str]) -> Problem:
             return Problem(400, INVALID, f"Invalid '{param}': {message}", param)
         case UnknownModel():
             return Problem(404, INVALID, str(error), "model", "model_not_found")
+        case Unauthenticated():
+            return Problem(401, INVALID, str(error), None, "invalid_api_key")
+        case PermissionDenied():
+            return Problem(403, INVALID, str(error), None, "permission_denied")
         case Overloaded():
             return Problem(429, "requests", str(error), None, "rate_limit_exceeded", error.retry_after_s)
         case RequestBroke():

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from flexpert_workers.errors import FlexpertError
-from flexpert_workers.ingress.caller import CLIENT, REQUEST_ID
+from flexpert_workers.ingress.caller import CLIENT, REQUEST_ID, TOKEN
 from flexpert_workers.ingress.openai.errors import INVALID, Problem
 from flexpert_workers.ingress.stalls import Stalls
 
@@ -70,6 +70,11 @@ class Exchange:
         """Where the request comes from."""
         client = self._scope.get("client")
         return str(client[0]) if client else ""
+
+    @property
+    def token(self) -> str:
+        """The name of the request's token."""
+        return str(self._scope.get(TOKEN, ""))
 
     async def read(self, max_bytes: int) -> bytes:
         """The body.
@@ -163,6 +168,20 @@ class Exchange:
 
     async def _put(self, message: MutableMapping[str, Any]) -> None:
         await self._stalls.write(self._send(message))
+
+
+async def answer_with(problem: Problem, send: Send) -> None:
+    """Answer with a problem before anything of the request was read; the connection ends with it."""
+    data = _encode(problem.body())
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(data)),
+        "connection": "close",
+        **problem.headers(),
+    }
+    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": problem.status, "headers": pairs})
+    await send({"type": "http.response.body", "body": data})
 
 
 def _event(body: object) -> bytes:
