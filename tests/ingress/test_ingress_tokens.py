@@ -51,13 +51,10 @@ def request() -> pb.GenerateRequest:
 
 
 async def code_of(call: Any) -> grpc.StatusCode:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        if hasattr(call, "__aiter__"):
-            async for _ in call:
-                pass
-        else:
-            await call
-    return caught.value.code()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await (anext(aiter(call)) if hasattr(call, "__aiter__") else call)
+    code: grpc.StatusCode = await call.code()
+    return code
 
 
 class Clock:
@@ -208,7 +205,7 @@ async def test_over_grpc(pool: FakePool, start_engine: Start, start_ingress: Sta
         assert await code_of(reflected.ServerReflectionInfo(iter([asks]))) is grpc.StatusCode.UNAUTHENTICATED
 
         async with AsyncGenerationClient(f"127.0.0.1:{ingress.grpc_port}", token=ALICE) as client:
-            assert (await client.generate([1, 2], max_tokens=3)).finish_reason == "length"
+            assert (await client.generate([1, 2], max_tokens=3)).finish_reason == pb.FINISH_LENGTH
             assert await client.tokenize("def")
         async with AsyncGenerationClient(f"127.0.0.1:{ingress.grpc_port}") as client:
             with pytest.raises(GenerationFailed, match="UNAUTHENTICATED"):

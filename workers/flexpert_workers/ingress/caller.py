@@ -29,8 +29,8 @@ class Caller:
     """One request's caller.
 
     Attributes:
-        client: Requests of one client share what the engines give it: the name of the token where there are tokens, else
-            what the request says, else the host.
+        client: Requests of one client share what the engines give it: the name of the token where there are tokens,
+            or what the request says, or the host.
         request_id: The caller's own, or one drawn here.
         patience_s: Seconds after which the caller gives up; None if it does not say.
         token: The name of its token; "" where there are no tokens.
