@@ -169,7 +169,7 @@ def main(arguments: list[str]) -> None:
         run(assemble(api, settings, scope, metrics, pulse), options.namespace, stop)
     elif lead(leadership, stop):
         try:
-            run(assemble(api, settings, scope, metrics, pulse, leadership.check), options.namespace, stop)
+            run(assemble(api, settings, scope, metrics, pulse, leadership), options.namespace, stop)
         finally:
             leadership.release()
 

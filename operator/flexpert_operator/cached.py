@@ -4,7 +4,7 @@
 resource that nobody watches is read from the API server.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from kubernetes import client
@@ -12,36 +12,12 @@ from kubernetes import client
 from flexpert_operator.api import names
 from flexpert_operator.decide.ownership import check_ours
 from flexpert_operator.errors import KubeConflict, KubeNotFound
+from flexpert_operator.fence import Fence
 from flexpert_operator.kube import MOE_DEPLOYMENTS, Kube, Object, Resource
 from flexpert_operator.object_store import ObjectStore, own_name
 
 
-def no_fence() -> None:
-    """The fence of a process that needs none."""
-
-
-class FencedKube(Kube):
-    """Asks `fence` before every write; it raises `KubeUnavailable` where this process may not write any more."""
-
-    def __init__(self, api: client.ApiClient, fence: Callable[[], None] = no_fence) -> None:
-        super().__init__(api)
-        self._fence = fence
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        query: Mapping[str, str] | None = None,
-        content_type: str = "application/json",
-    ) -> Object:
-        """One call of the API."""
-        if method != "GET":
-            self._fence()
-        return super().request(method, path, body, query, content_type)
-
-
-class CachedKube(FencedKube):
+class CachedKube(Kube):
     """Reads what was seen last, and what was written since.
 
     Attributes:
@@ -53,10 +29,10 @@ class CachedKube(FencedKube):
         self,
         api: client.ApiClient,
         watched: Mapping[Resource, ObjectStore],
-        fence: Callable[[], None] = no_fence,
+        fence: Fence | None = None,
     ) -> None:
         super().__init__(api, fence)
-        self.live = FencedKube(api, fence)
+        self.live = Kube(api, fence)
         self.stores = {MOE_DEPLOYMENTS: ObjectStore(owner=own_name), **watched}
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:

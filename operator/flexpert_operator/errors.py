@@ -11,7 +11,8 @@ OperatorError
 └── PoolError             the pool controller refused or did not answer
     ├── PoolUnavailable   no answer
     ├── PoolRefused       a precondition does not hold (stale epoch, another incarnation); observe again
-    │   └── PlanRefused   a plan cannot be carried out on the pool as it is; the message says why
+    │   ├── PlanRefused   a plan cannot be carried out on the pool as it is; the message says why
+    │   └── Outdone       the pool has heard from a later leader than this operator
     └── ModelRefused      a checkpoint cannot be served; `reason` is for the condition, the message for the user
 """
 
@@ -70,6 +71,10 @@ class PoolRefused(PoolError):
 
 class PlanRefused(PoolRefused):
     """A plan cannot be carried out on the pool as it is."""
+
+
+class Outdone(PoolRefused):
+    """The pool has heard from a later leader; whether this operator still leads is for its lease to say."""
 
 
 class ModelRefused(PoolError):

@@ -8,7 +8,7 @@ the objects: the finalizer is ours.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,11 @@ from kubernetes import client
 
 from flexpert_operator.api import names
 from flexpert_operator.backoff import Backoff
-from flexpert_operator.cached import CachedKube, no_fence
+from flexpert_operator.cached import CachedKube
 from flexpert_operator.controller import Controller
 from flexpert_operator.errors import KubeError, KubeNotFound
 from flexpert_operator.events import EventWriter
+from flexpert_operator.fence import Fence, NoFence
 from flexpert_operator.health import Pulse
 from flexpert_operator.informers import Informer, WatchClient
 from flexpert_operator.kube import (
@@ -97,7 +98,7 @@ def assemble(
     scope: Scope,
     metrics: Metrics | None = None,
     pulse: Pulse | None = None,
-    fence: Callable[[], None] = no_fence,
+    fence: Fence | None = None,
 ) -> kopf.OperatorRegistry:
     """The operator, put together, as what kopf runs."""
     kube = CachedKube(api, watched_stores(), fence)
@@ -107,7 +108,7 @@ def assemble(
         address = names.cluster_control_address(cluster, namespace)
         return feeds.listen(address, lambda: parts.controller.wake(namespace, name))
 
-    around = Surroundings(listen, scope.nodes or NodeNotices(), metrics or Metrics())
+    around = Surroundings(listen, scope.nodes or NodeNotices(), metrics or Metrics(), fence or NoFence())
 
     events = EventWriter(kube)
 

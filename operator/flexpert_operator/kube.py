@@ -23,6 +23,7 @@ from flexpert_operator.errors import (
     KubeRefused,
     KubeUnavailable,
 )
+from flexpert_operator.fence import Fence, NoFence
 
 Object = dict[str, Any]
 
@@ -70,10 +71,16 @@ def api_client(kubeconfig: Path | None, context: str | None = None) -> client.Ap
 
 
 class Kube:
-    """Reads and writes objects as plain dictionaries. Safe to use from several threads."""
+    """Reads and writes objects as plain dictionaries. Safe to use from several threads.
 
-    def __init__(self, api: client.ApiClient) -> None:
+    Args:
+        api: The client's connections.
+        fence: Asked before every write.
+    """
+
+    def __init__(self, api: client.ApiClient, fence: Fence | None = None) -> None:
         self._api = api
+        self._fence = fence or NoFence()
 
     def request(
         self,
@@ -86,8 +93,10 @@ class Kube:
         """One call of the API.
 
         Raises:
-            KubeUnavailable, KubeConflict, KubeNotFound, KubeRefused: As the answer says.
+            KubeUnavailable, KubeConflict, KubeNotFound, KubeRefused: As the answer says, or the fence.
         """
+        if method != "GET":
+            self._fence.check()
         found: Object = json.loads(self._call(method, path, body, query, content_type))
         return found
 

@@ -5,8 +5,10 @@
 never gives a lease up. How long another's lease lasts is counted from when this process saw it change, by a clock that
 goes on while the host sleeps and is not set; clocks of hosts are never compared.
 
-`check` is the fence: past the renewal deadline this process writes no more, also when it was stopped in between and
-does not know yet that another one leads.
+It is the fence: past the renewal deadline this process writes no more, also when it was stopped in between and does
+not know yet that another one leads. What is on its way then is refused by the pool controllers, which know the highest
+number of a leadership (the Lease's transitions). A number lower than theirs, which a leader has too whose Lease was
+deleted meanwhile, closes the fence until the Lease was written once more, with a higher number.
 """
 
 import datetime
@@ -88,12 +90,22 @@ class TimedApi(client.CoordinationV1Api):  # type: ignore[misc]
 
 
 class CountingLock(LeaseLock):  # type: ignore[misc]
-    """The client's lock, which also counts transitions and remembers what it has written."""
+    """The client's lock, which also counts transitions and remembers what it has written.
+
+    Attributes:
+        least: The next lease that is written has at least so many transitions.
+    """
 
     def __init__(self, api: client.ApiClient, name: str, namespace: str, identity: str, timeout_s: float) -> None:
         super().__init__(name, namespace, identity)
+        self.least = 0
         self.lease_reference: client.V1Lease = None
         self.api_instance = TimedApi(api, timeout_s)
+
+    @property
+    def transitions(self) -> int:
+        """Of the lease as it was read or written last."""
+        return self.lease_reference.spec.lease_transitions or 0
 
     def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
         """Write a record, if nobody has written since; whether that worked."""
@@ -113,7 +125,7 @@ class CountingLock(LeaseLock):  # type: ignore[misc]
         before = current_spec.holder_identity if current_spec is not None else None
         transitions = (current_spec.lease_transitions or 0) if current_spec is not None else 0
         spec = super().get_lease_spec(leader_election_record, current_spec)
-        spec.lease_transitions = transitions + (spec.holder_identity not in ("", before))
+        spec.lease_transitions = max(transitions + (spec.holder_identity not in ("", before)), self.least)
         for moment in ("acquire_time", "renew_time"):  # written without a fraction, the API server refuses them
             value = getattr(spec, moment)
             setattr(spec, moment, value.replace(microsecond=value.microsecond or 1))
@@ -136,13 +148,25 @@ class Leadership:
         self._seen: tuple[Any, ...] | None = None
         self._seen_at = 0.0
         self._valid_until = float("-inf")
+        self._number = 0
+        self._doubted = False
         self._released = threading.Event()
         self._acquired_at = ""
 
-    def check(self) -> None:
-        """Raises `KubeUnavailable` where this process may not write."""
+    def check(self) -> int:
+        """The number of this leadership; raises `KubeUnavailable` where this process may not write."""
         if self._released.is_set() or self._clock() >= self._valid_until:
             raise KubeUnavailable("this operator does not lead any more")
+        if self._doubted:
+            raise KubeUnavailable("a pool has heard from a later leader; the lease will tell")
+        return self._number
+
+    def outdone(self, newest: int) -> None:
+        """A pool has heard from leader `newest`: nothing is written until the lease was, with a higher number."""
+        if newest > self._number:
+            log.warning("leader %d is told of leader %d", self._number, newest)
+            self._lock.least = max(self._lock.least, newest + 1)
+            self._doubted = True
 
     def acquire(self, stopped: threading.Event) -> bool:
         """Wait until this process leads; False when it is to end before."""
@@ -216,6 +240,8 @@ class Leadership:
         """The lease was written by a request that began then: others may take it so long after that, not before."""
         self._seen = (self._lock.identity, None, None)
         self._valid_until = began + self._times.deadline_s
+        self._number = self._lock.transitions
+        self._doubted = self._number < self._lock.least
         return True
 
     def _record(self, renews: bool) -> LeaderElectionRecord:

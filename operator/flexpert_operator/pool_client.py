@@ -19,7 +19,8 @@ from flexpert_operator.decide.observation import (
     Worker,
 )
 from flexpert_operator.decide.placing import Reconfiguration
-from flexpert_operator.errors import ModelRefused, PlanRefused, PoolError, PoolRefused, PoolUnavailable
+from flexpert_operator.errors import ModelRefused, Outdone, PlanRefused, PoolError, PoolRefused, PoolUnavailable
+from flexpert_operator.fence import Fence, NoFence
 from flexpert_placement.types import ExpertId, Placement, Plan
 from flexpert_proto import names as pool_names
 from flexpert_proto import pool_pb2 as pb
@@ -65,12 +66,21 @@ class PoolClient:
     """Talks to the controller of one pool. Used by one thread at a time.
 
     The address is resolved anew after every failure, since a new controller may be elsewhere.
+
+    Args:
+        address: Of the controller.
+        resolve: Finds out where that is.
+        fence: Asked before everything that steers the pool, and told when the pool obeys a later leader.
     """
 
-    def __init__(self, address: str, resolve: Callable[[str], str] = pool_names.resolve) -> None:
+    def __init__(
+        self, address: str, resolve: Callable[[str], str] = pool_names.resolve, fence: Fence | None = None
+    ) -> None:
         self._address = address
         self._resolve = resolve
+        self._fence = fence or NoFence()
         self._channel: grpc.Channel | None = None
+        self._followed: tuple[str, int] | None = None
 
     def close(self) -> None:
         """Forget the connection; the next call makes another."""
@@ -100,22 +110,30 @@ class PoolClient:
     def configure(
         self, deployment: MoEDeployment, model: Model, incarnation: str, term: int, engines: int, workers: int
     ) -> None:
-        """Grant `term` to `incarnation` and say what the pool is for; raises `PoolRefused`."""
+        """Grant `term` to `incarnation`, say what the pool is for and who leads; raises `PoolRefused`."""
         request = pb.ConfigureRequest(
             incarnation=incarnation,
             term=term,
             generation=deployment.generation,
             spec=spec_message(deployment, model, engines, workers),
+            leader=self._fence.check(),
         )
         try:
             self._stub().Configure(request, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as failure:
             raise self._translate(failure) from failure
+        self._followed = (incarnation, request.leader)
+
+    def is_followed(self, incarnation: str) -> bool:
+        """Whether this incarnation of the controller was told who leads, so that it refuses earlier leaders."""
+        leader = self._fence.check()
+        return leader == 0 or self._followed == (incarnation, leader)
 
     def drain(self, workers: tuple[str, ...], undo: bool) -> None:
         """Have workers lose their experts at the next reconfiguration, or take that back."""
         try:
-            self._stub().Drain(pb.DrainRequest(workers=workers, undo=undo), timeout=CALL_TIMEOUT_S)
+            request = pb.DrainRequest(workers=workers, undo=undo, leader=self._fence.check())
+            self._stub().Drain(request, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as failure:
             raise self._translate(failure) from failure
 
@@ -126,8 +144,9 @@ class PoolClient:
             PlanRefused: It cannot be carried out.
             PoolRefused: Its base is not the newest table, or another operation runs: observe again.
         """
+        request = request_message(wanted, self._fence.check())
         try:
-            return operation_of(self._stub().Reconfigure(request_message(wanted), timeout=CALL_TIMEOUT_S))
+            return operation_of(self._stub().Reconfigure(request, timeout=CALL_TIMEOUT_S))
         except grpc.RpcError as failure:
             if failure.code() is grpc.StatusCode.INVALID_ARGUMENT:
                 raise PlanRefused(failure.details()) from failure
@@ -150,6 +169,10 @@ class PoolClient:
         if failure.code() in UNAVAILABLE:
             self.close()
             return PoolUnavailable(f"{self._address}: {failure.details()}")
+        said = {entry.key: entry.value for entry in failure.trailing_metadata() or ()}
+        if pool_names.LEADER_METADATA in said:
+            self._fence.outdone(int(said[pool_names.LEADER_METADATA]))
+            return Outdone(f"{self._address}: {failure.details()}")
         return PoolRefused(f"{failure.code().name}: {failure.details()}")
 
 
@@ -180,13 +203,14 @@ def spec_message(deployment: MoEDeployment, model: Model, engines: int, workers:
     )
 
 
-def request_message(wanted: Reconfiguration) -> pb.ReconfigureRequest:
-    """A reconfiguration as the pool controller takes it."""
+def request_message(wanted: Reconfiguration, leader: int = 0) -> pb.ReconfigureRequest:
+    """A reconfiguration as the pool controller takes it, from a leader with that number."""
     return pb.ReconfigureRequest(
         operation_id=wanted.operation_id,
         base_epoch=pb.Epoch(term=wanted.base_epoch.term, sequence=wanted.base_epoch.sequence),
         cause=next(number for number, cause in CAUSES.items() if cause is wanted.cause),
         plan=plan_message(wanted.plan),
+        leader=leader,
     )
 
 

@@ -22,9 +22,10 @@ from flexpert_operator.decide.loads import SmoothedLoads
 from flexpert_operator.decide.observation import Event, Observation, Pool, Problem
 from flexpert_operator.decide.persistence import persistence_condition
 from flexpert_operator.decide.requests import requests_problem
-from flexpert_operator.decide.sizing import Size, decide_size
+from flexpert_operator.decide.sizing import Size, decide_size, resizes
 from flexpert_operator.decide.succession import Part, is_complete
 from flexpert_operator.errors import ChildTaken, KubeConflict, KubeRefused, PoolError, PoolUnavailable
+from flexpert_operator.fence import Fence, NoFence
 from flexpert_operator.finalizer import add_finalizer, is_still_there, remove_finalizer
 from flexpert_operator.inspector import ModelInspector
 from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, Object
@@ -55,11 +56,12 @@ Listen = Callable[[str, str, str], PoolFeed]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the reconcilers of a process share: what pools tell, the notices of nodes that leave, and the metrics."""
+    """What the reconcilers of a process share: what pools tell, notices of nodes that leave, metrics, the fence."""
 
     listen: Listen
     nodes: NodeNotices = field(default_factory=NodeNotices)
     metrics: Metrics = field(default_factory=Metrics)
+    fence: Fence = field(default_factory=NoFence)
 
 
 class Reconciler:
@@ -85,7 +87,7 @@ class Reconciler:
         self._around = around
         self._cluster = cluster or names.ray_cluster(name)
         address = names.cluster_control_address(self._cluster, namespace)
-        self._pool = PoolClient(address)
+        self._pool = PoolClient(address, fence=around.fence)
         self._inspector = ModelInspector(lambda: PoolClient(address), settings.inspect_retry_s)
         self._clock = clock
         self._lock = threading.Lock()
@@ -255,7 +257,7 @@ class Reconciler:
             self._take_term(deployment, terms.annotations_of(grant, pool.incarnation, keys))
         workers = size.pods * deployment.experts.workers_per_pod
         told = (pool.generation, pool.wanted_workers) == (deployment.generation, workers)
-        if not grant.taken or pool.term == 0 or not told:
+        if not (grant.taken and pool.term > 0 and told and self._pool.is_followed(pool.incarnation)):
             engines = deployment.engines.replicas
             self._pool.configure(deployment, serving, pool.incarnation, grant.term, engines, workers)
         present = observed.cluster.experts.present if observed.cluster is not None else ()
@@ -362,20 +364,6 @@ class Reconciler:
             log.info("%s/%s: %s", self._namespace, self._name, refusal)
             return True
         return pool.requests_in_flight > 0
-
-
-def resizes(live: Object | None, size: Size) -> bool:
-    """Whether a group of a RayCluster gets another size, or other pods are named to go: that is decided on fresh lists.
-
-    KubeRay deletes another pod in the place of one that is named and no longer there.
-    """
-    groups = {group["groupName"]: group for group in (live or {"spec": {}})["spec"].get("workerGroupSpecs", ())}
-    return any(
-        group.get("replicas") != wanted.replicas
-        or tuple((group.get("scaleStrategy") or {}).get("workersToDelete") or ()) != wanted.workers_to_delete
-        for role, wanted in ((names.ENGINES_ROLE, size.engines), (names.EXPERTS_ROLE, size.experts))
-        if (group := groups.get(role)) is not None
-    )
 
 
 def rules_of(deployment: MoEDeployment, settings: Settings) -> rollout.Rules:

@@ -33,6 +33,8 @@ ENV_TOKENS_FILE = "FLEXPERT_TOKENS_FILE"
 
 VOLUMES_ROOT = "/volumes"
 
+LEADER_METADATA = "flexpert-leader"
+
 POOL_CONTROLLER_ACTOR = "pool-controller"
 WORKER_ACTOR_PREFIX = "worker-"
 OWNER_ACTOR_PREFIX = "owner-"

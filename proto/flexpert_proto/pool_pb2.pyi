@@ -269,12 +269,15 @@ class ConfigureRequest(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """the controller's, as GetPool gave it: a term is granted to one incarnation only"""
     term: _builtins.int
     """taken through Kubernetes by the operator, higher than any before"""
     generation: _builtins.int
     """of the MoEDeployment"""
+    leader: _builtins.int
+    """which of the operators asks, see PoolControl"""
     @_builtins.property
     def spec(self) -> Global___PoolSpec: ...
     def __init__(
@@ -284,10 +287,11 @@ class ConfigureRequest(_message.Message):
         term: _builtins.int = ...,
         generation: _builtins.int = ...,
         spec: Global___PoolSpec | None = ...,
+        leader: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "incarnation", b"incarnation", "spec", b"spec", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "incarnation", b"incarnation", "leader", b"leader", "spec", b"spec", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -766,7 +770,10 @@ class DrainRequest(_message.Message):
 
     WORKERS_FIELD_NUMBER: _builtins.int
     UNDO_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
     undo: _builtins.bool
+    leader: _builtins.int
+    """which of the operators asks, see PoolControl; 0 from a pod's preStop hook"""
     @_builtins.property
     def workers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -774,10 +781,11 @@ class DrainRequest(_message.Message):
         *,
         workers: _abc.Iterable[_builtins.str] | None = ...,
         undo: _builtins.bool = ...,
+        leader: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["undo", b"undo", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "undo", b"undo", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -861,9 +869,12 @@ class ReconfigureRequest(_message.Message):
     BASE_EPOCH_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     """repeating a request with the same id returns the same operation"""
     cause: Global___Cause.ValueType
+    leader: _builtins.int
+    """which of the operators asks, see PoolControl"""
     @_builtins.property
     def base_epoch(self) -> Global___Epoch:
         """refused with ABORTED when it is not the newest"""
@@ -877,10 +888,11 @@ class ReconfigureRequest(_message.Message):
         base_epoch: Global___Epoch | None = ...,
         cause: Global___Cause.ValueType = ...,
         plan: Global___Plan | None = ...,
+        leader: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_epoch", b"base_epoch", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_epoch", b"base_epoch", "cause", b"cause", "operation_id", b"operation_id", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_epoch", b"base_epoch", "cause", b"cause", "leader", b"leader", "operation_id", b"operation_id", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,6 +27,10 @@ if _version_not_supported:
 
 class PoolControlStub:
     """Operator -> pool controller.
+
+    Of several operators one leads. `leader` in what steers a pool is the number of its leadership, which grows from one
+    leader to the next; 0 is for those that are not elected. A lower number than one that was heard before is refused with
+    PERMISSION_DENIED, and that one stands in the trailing metadata `flexpert-leader`.
     """
 
     def __init__(self, channel):
@@ -89,6 +93,10 @@ class PoolControlStub:
 
 class PoolControlServicer:
     """Operator -> pool controller.
+
+    Of several operators one leads. `leader` in what steers a pool is the number of its leadership, which grows from one
+    leader to the next; 0 is for those that are not elected. A lower number than one that was heard before is refused with
+    PERMISSION_DENIED, and that one stands in the trailing metadata `flexpert-leader`.
     """
 
     def Configure(self, request, context):
@@ -214,6 +222,10 @@ def add_PoolControlServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class PoolControl:
     """Operator -> pool controller.
+
+    Of several operators one leads. `leader` in what steers a pool is the number of its leadership, which grows from one
+    leader to the next; 0 is for those that are not elected. A lower number than one that was heard before is refused with
+    PERMISSION_DENIED, and that one stands in the trailing metadata `flexpert-leader`.
     """
 
     @staticmethod

@@ -27,7 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PoolControlStub:
-    """Operator -> pool controller."""
+    """Operator -> pool controller.
+
+    Of several operators one leads. `leader` in what steers a pool is the number of its leadership, which grows from one
+    leader to the next; 0 is for those that are not elected. A lower number than one that was heard before is refused with
+    PERMISSION_DENIED, and that one stands in the trailing metadata `flexpert-leader`.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -46,7 +51,12 @@ class PoolControlStub:
 
 @_typing.type_check_only
 class PoolControlAsyncStub(PoolControlStub):
-    """Operator -> pool controller."""
+    """Operator -> pool controller.
+
+    Of several operators one leads. `leader` in what steers a pool is the number of its leadership, which grows from one
+    leader to the next; 0 is for those that are not elected. A lower number than one that was heard before is refused with
+    PERMISSION_DENIED, and that one stands in the trailing metadata `flexpert-leader`.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Configure: _aio.UnaryUnaryMultiCallable[_pool_pb2.ConfigureRequest, _pool_pb2.ConfigureResponse]  # type: ignore[assignment]
@@ -61,7 +71,12 @@ class PoolControlAsyncStub(PoolControlStub):
     RecordTrace: _aio.UnaryStreamMultiCallable[_pool_pb2.RecordTraceRequest, _pool_pb2.TraceChunk]  # type: ignore[assignment]
 
 class PoolControlServicer(metaclass=_abc_1.ABCMeta):
-    """Operator -> pool controller."""
+    """Operator -> pool controller.
+
+    Of several operators one leads. `leader` in what steers a pool is the number of its leadership, which grows from one
+    leader to the next; 0 is for those that are not elected. A lower number than one that was heard before is refused with
+    PERMISSION_DENIED, and that one stands in the trailing metadata `flexpert-leader`.
+    """
 
     @_abc_1.abstractmethod
     def Configure(

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from flexpert_proto import names
 from flexpert_proto import pool_pb2 as pb
 from flexpert_proto.pool_pb2_grpc import PoolControlServicer, add_PoolControlServicer_to_server
 
@@ -37,6 +38,7 @@ class SimulatedPool(PoolControlServicer):
         hold: While set, reconfigurations stop in prepare.
         fail_next: Reconfigurations to roll back.
         requests: Every Reconfigure that was accepted, in order.
+        leaders: Numbers of the leaders that were heard of, one after the other; begins with 0.
         seen_terms: Every term that was granted, by incarnation.
         seconds_per_move: What the dry run says that each copy takes.
         most_pods: Expert pods that ran at the same time.
@@ -52,6 +54,7 @@ class SimulatedPool(PoolControlServicer):
         self.fail_next = 0
         self.requests: list[pb.ReconfigureRequest] = []
         self.seen_terms: list[tuple[str, int]] = []
+        self.leaders = [0]
         self.specs: list[pb.PoolSpec] = []
         self.engine_requests = 0
         self.files = pb.ModelFiles()
@@ -150,6 +153,7 @@ class SimulatedPool(PoolControlServicer):
 
     def Configure(self, request: pb.ConfigureRequest, context: Any) -> pb.ConfigureResponse:  # noqa: N802
         with self.lock:
+            self._follow(request.leader, context)
             if request.incarnation != self._incarnation:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another incarnation")
             if self._term == 0 and request.term <= self._epoch[0]:
@@ -209,6 +213,7 @@ class SimulatedPool(PoolControlServicer):
 
     def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:  # noqa: N802
         with self.lock:
+            self._follow(request.leader, context)
             for worker in request.workers:
                 self._workers[worker].state = pb.Worker.STANDBY if request.undo else pb.Worker.DRAINING
             self._cast()
@@ -218,6 +223,7 @@ class SimulatedPool(PoolControlServicer):
         with self.lock:
             if request.operation_id in self._operations:
                 return self._operations[request.operation_id]
+            self._follow(request.leader, context)
             if (request.base_epoch.term, request.base_epoch.sequence) != self._epoch:
                 context.abort(grpc.StatusCode.ABORTED, "stale base epoch")
             named = {replica.worker for replica in request.plan.target}
@@ -246,6 +252,14 @@ class SimulatedPool(PoolControlServicer):
         return pb.PlanPrediction(moved_bytes=moves * EXPERT_BYTES, moved_experts=moves, seconds=seconds, waves=1)
 
     # ---- inside
+
+    def _follow(self, leader: int, context: Any) -> None:
+        if 0 < leader < self.leaders[-1]:
+            newest = ((names.LEADER_METADATA, str(self.leaders[-1])),)
+            context.set_trailing_metadata(newest)
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "a later leader was heard of")
+        if leader > self.leaders[-1]:
+            self.leaders.append(leader)
 
     def _loads(self) -> list[int]:
         seconds = time.time() - self._counted_at

@@ -7,8 +7,11 @@ then delete another pod. Growth that does not come in time is taken back. Pods o
 `rollout` says.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+from flexpert_operator.api import names
 from flexpert_operator.api.spec import Experts, MoEDeployment
 from flexpert_operator.decide import rollout
 from flexpert_operator.decide.model import facts_of, fit_problem
@@ -269,3 +272,17 @@ def is_drained(pool: Pool, pod: str) -> bool:
     leaving = all(worker.state is MemberState.DRAINING for worker in workers_on(pool, pod))
     operating = pool.operation is not None and pool.operation.running
     return leaving and not holds(pool, pod) and not operating
+
+
+def resizes(live: Mapping[str, Any] | None, size: Size) -> bool:
+    """Whether a group of a RayCluster gets another size, or other pods are named to go: that is decided on fresh lists.
+
+    KubeRay deletes another pod in the place of one that is named and no longer there.
+    """
+    groups = {group["groupName"]: group for group in (live or {"spec": {}})["spec"].get("workerGroupSpecs", ())}
+    return any(
+        group.get("replicas") != wanted.replicas
+        or tuple((group.get("scaleStrategy") or {}).get("workersToDelete") or ()) != wanted.workers_to_delete
+        for role, wanted in ((names.ENGINES_ROLE, size.engines), (names.EXPERTS_ROLE, size.experts))
+        if (group := groups.get(role)) is not None
+    )

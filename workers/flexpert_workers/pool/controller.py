@@ -145,16 +145,18 @@ class PoolController:
 
     # ---- what the operator asks
 
-    def configure(self, incarnation: str, term: int, generation: int, spec: PoolSpec) -> None:
+    def configure(self, incarnation: str, term: int, generation: int, spec: PoolSpec, leader: int = 0) -> None:
         """Take the specification and the right to commit.
 
         Raises:
+            StaleLeader: A later leader than `leader` has asked.
             NotGranted: It is meant for another incarnation or pool, or the term is not higher than an earlier one.
         """
         if incarnation != self.incarnation:
             raise NotGranted(f"this is incarnation {self.incarnation}, not {incarnation}; ask GetPool and grant anew")
         if spec.uid != self.settings.pool:
             raise NotGranted(f"this is the controller of pool {self.settings.pool}, not of {spec.uid}")
+        self.keeper.follow(leader)
         self.keeper.saw(self.engines.highest_epoch())
         if self.keeper.grant(term):
             log.info("granted term %d", term)
@@ -174,12 +176,14 @@ class PoolController:
         self._inspected = replace(found, source=source)
         return self._inspected
 
-    def drain(self, workers: tuple[str, ...], undo: bool) -> None:
+    def drain(self, workers: tuple[str, ...], undo: bool, leader: int = 0) -> None:
         """Mark workers to be emptied, or take that back.
 
         Raises:
+            StaleLeader: A later leader than `leader` has asked.
             UnknownName: One of them is not known; then none is marked.
         """
+        self.keeper.follow(leader)
         unknown = [worker for worker in workers if worker not in self.fleet.workers]
         if unknown:
             raise UnknownName(f"no worker {', '.join(unknown)}")
@@ -214,7 +218,7 @@ class PoolController:
             planned: How it is carried out; None: it is worked out here.
 
         Raises:
-            NotGranted, NotConfigured, OperationRunning, InvalidPlan, StaleEpoch: See there.
+            StaleLeader, NotGranted, NotConfigured, OperationRunning, InvalidPlan, StaleEpoch: See there.
         """
         known = self._known(request)
         if known is not None:
@@ -234,6 +238,7 @@ class PoolController:
     def _check_may_begin(self, request: Request) -> None:
         if not request.operation:
             raise InvalidPlan("operation_id is empty")
+        self.keeper.follow(request.leader)
         if self.keeper.term == 0:
             raise NotGranted("this controller has no term yet; call Configure")
         check_base(request, self.keeper)

@@ -3,6 +3,7 @@
 FlexpertError
 └── PoolRefusal
     ├── NotGranted          the caller's or this controller's term does not allow it
+    ├── StaleLeader         another operator leads by now
     ├── NotConfigured       no model is known yet, or the pool cannot serve it
     ├── OperationRunning    one reconfiguration at a time
     ├── Committed           too late to cancel
@@ -22,6 +23,18 @@ class PoolRefusal(FlexpertError):
 
 class NotGranted(PoolRefusal):
     """A term is missing, or is not higher than an earlier one, or was meant for another incarnation."""
+
+
+class StaleLeader(PoolRefusal):
+    """An operator asks that led once; a later one has asked since.
+
+    Attributes:
+        newest: Number of the latest leadership that was heard of.
+    """
+
+    def __init__(self, leader: int, newest: int) -> None:
+        super().__init__(f"leader {leader} steers no more: this pool has heard from leader {newest}")
+        self.newest = newest
 
 
 class NotConfigured(PoolRefusal):

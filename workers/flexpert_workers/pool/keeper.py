@@ -1,9 +1,9 @@
-"""Which routing table is in force, the term under which the next may be published, and the highest epoch seen.
+"""Which table is in force, the term under which the next may be published, the highest epoch seen, and who leads.
 
 Owned by `controller`. There is no journal: a new controller adopts the highest table found (DESIGN §6, 2).
 """
 
-from flexpert_workers.pool.exceptions import NotGranted
+from flexpert_workers.pool.exceptions import NotGranted, StaleLeader
 from flexpert_workers.pool.tables import next_epoch
 from flexpert_workers.routing import NO_EPOCH, Epoch, RoutingTable
 
@@ -13,11 +13,13 @@ class TableKeeper:
 
     Attributes:
         term: Granted to this controller; 0 while none is.
+        leader: Number of the latest leadership among operators that was heard of; 0 while none was.
     """
 
     def __init__(self) -> None:
         self.table: RoutingTable | None = None
         self.term = 0
+        self.leader = 0
         self._seen = NO_EPOCH
 
     @property
@@ -43,6 +45,16 @@ class TableKeeper:
             raise NotGranted(f"term {term} is not higher than {highest}, which was granted before; take a higher one")
         self.term = term
         return True
+
+    def follow(self, leader: int) -> None:
+        """Note that `leader` steers from now on; 0 is somebody who is not elected, and steers beside it.
+
+        Raises:
+            StaleLeader: A later one has been heard of.
+        """
+        if 0 < leader < self.leader:
+            raise StaleLeader(leader, self.leader)
+        self.leader = max(self.leader, leader)
 
     def saw(self, epoch: Epoch) -> bool:
         """Note an epoch that a worker or engine knows; returns whether it takes away this controller's term."""

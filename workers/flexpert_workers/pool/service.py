@@ -6,7 +6,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
-from flexpert_proto import pool_pb2, pool_pb2_grpc
+from flexpert_proto import names, pool_pb2, pool_pb2_grpc
 from flexpert_workers import errors
 from flexpert_workers.pool import exceptions, view
 from flexpert_workers.pool.aside import aside
@@ -24,6 +24,7 @@ _STATUSES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (exceptions.InvalidPlan, grpc.StatusCode.INVALID_ARGUMENT),
     (exceptions.InvalidRecording, grpc.StatusCode.INVALID_ARGUMENT),
     (exceptions.UnknownName, grpc.StatusCode.NOT_FOUND),
+    (exceptions.StaleLeader, grpc.StatusCode.PERMISSION_DENIED),
     (exceptions.PoolRefusal, grpc.StatusCode.FAILED_PRECONDITION),
 )
 _REFRESH_S = 2.0
@@ -55,9 +56,8 @@ class PoolControlService(pool_pb2_grpc.PoolControlServicer):
     async def Configure(self, request: pool_pb2.ConfigureRequest, context: Context) -> pool_pb2.ConfigureResponse:  # noqa: N802
         """Take a specification and a term."""
         spec = view.spec_of(request.spec)
-        await _answered(
-            context, lambda: self._controller.configure(request.incarnation, request.term, request.generation, spec)
-        )
+        granted = (request.incarnation, request.term, request.generation)
+        await _answered(context, lambda: self._controller.configure(*granted, spec, request.leader))
         return pool_pb2.ConfigureResponse()
 
     async def InspectModel(self, request: pool_pb2.InspectModelRequest, context: Context) -> pool_pb2.ModelInfo:  # noqa: N802
@@ -86,7 +86,8 @@ class PoolControlService(pool_pb2_grpc.PoolControlServicer):
 
     async def Drain(self, request: pool_pb2.DrainRequest, context: Context) -> pool_pb2.DrainResponse:  # noqa: N802
         """Mark workers to be emptied, or take that back."""
-        await _answered(context, lambda: self._controller.drain(tuple(request.workers), request.undo))
+        workers = tuple(request.workers)
+        await _answered(context, lambda: self._controller.drain(workers, request.undo, request.leader))
         return pool_pb2.DrainResponse()
 
     async def Plan(self, request: pool_pb2.ReconfigureRequest, context: Context) -> pool_pb2.PlanPrediction:  # noqa: N802
@@ -214,7 +215,7 @@ async def _answered(context: Context, act: Callable[[], _Message]) -> _Message:
     try:
         return act()
     except errors.FlexpertError as refusal:
-        await context.abort(status_of(refusal), str(refusal))
+        await _refuse(context, refusal)
         raise
 
 
@@ -223,8 +224,13 @@ async def _awaited(context: Context, answer: Awaitable[_Message]) -> _Message:
     try:
         return await answer
     except errors.FlexpertError as refusal:
-        await context.abort(status_of(refusal), str(refusal))
+        await _refuse(context, refusal)
         raise
+
+
+async def _refuse(context: Context, refusal: errors.FlexpertError) -> None:
+    newest = ((names.LEADER_METADATA, str(refusal.newest)),) if isinstance(refusal, exceptions.StaleLeader) else ()
+    await context.abort(status_of(refusal), str(refusal), newest)
 
 
 async def _request_of(message: pool_pb2.ReconfigureRequest) -> Request:

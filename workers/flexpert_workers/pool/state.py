@@ -281,6 +281,7 @@ class Request:
         base_epoch: Epoch of the table it starts from.
         target: The complete placement it leads to.
         recorded: Whether it shows as the pool's operation; fencing after a new term does not.
+        leader: Which of the operators asks; 0: one that is not elected, or nobody outside.
     """
 
     operation: str
@@ -289,6 +290,7 @@ class Request:
     moves: tuple[Move, ...]
     target: Placement
     recorded: bool = True
+    leader: int = 0
 
     def workers(self) -> frozenset[str]:
         """Workers that hold something in the end, or are to be given something on the way."""

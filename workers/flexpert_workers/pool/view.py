@@ -225,7 +225,8 @@ def request_of(message: pool_pb2.ReconfigureRequest) -> Request:
         Move((move.expert.layer, move.expert.index), move.target, tuple(move.sources)) for move in message.plan.moves
     )
     base = Epoch(message.base_epoch.term, message.base_epoch.sequence)
-    return Request(message.operation_id, Cause(pool_pb2.Cause.Name(message.cause)), base, moves, dict(target))
+    cause = Cause(pool_pb2.Cause.Name(message.cause))
+    return Request(message.operation_id, cause, base, moves, dict(target), leader=message.leader)
 
 
 def spec_of(message: pool_pb2.PoolSpec) -> PoolSpec:
