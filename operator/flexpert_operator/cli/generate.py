@@ -3,13 +3,14 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from flexpert_operator.cli import access
 from flexpert_operator.cli.errors import CliError
+from flexpert_operator.cli.reach import reach_of
 from flexpert_proto import generation_pb2 as pb
-from flexpert_proto import names as pool_names
 from flexpert_proto.client import GenerationClient, Piece
 
 DEFAULT_MAX_TOKENS = 64
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     show = _printer(options, prompt)
     pieces = []
-    with GenerationClient(address_of(options)) as client:
+    with ingress_of(options) as address, GenerationClient(address) as client:
         for piece in client.generate_stream(prompt, timeout_s=options.timeout, **parameters_of(options)):
             pieces.append(piece)
             show(piece)
@@ -48,15 +49,19 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def address_of(options: argparse.Namespace) -> str | Callable[[], str]:
+@contextmanager
+def ingress_of(options: argparse.Namespace) -> Iterator[str | Callable[[], str]]:
     """Where the ingress is; looked up again whenever the connection breaks."""
     if options.endpoint:
-        return str(options.endpoint)
-    kube = access.connect(options)
-    endpoints = (access.find_deployment(kube, options.namespace, options.name).get("status") or {}).get("endpoints")
+        yield str(options.endpoint)
+        return
+    reach = reach_of(options)
+    deployment = access.find_deployment(reach.kube, options.namespace, options.name)
+    endpoints = (deployment.get("status") or {}).get("endpoints")
     if not endpoints:
         raise CliError("the MoEDeployment has no endpoint yet: wait until it is Ready (`flexpert status`)")
-    return lambda: pool_names.resolve(endpoints["grpc"])
+    with reach.lookup(endpoints["grpc"]) as lookup:
+        yield lookup
 
 
 def parameters_of(options: argparse.Namespace) -> Any:

@@ -12,9 +12,8 @@ from flexpert_operator.cli import access, heatmap
 from flexpert_operator.cli.errors import CliError
 from flexpert_operator.cli.plan_report import Prediction, Report, json_of, plan_of, predicted, report_of, text_of
 from flexpert_operator.cli.planning import OBJECTIVES, Question, question_of, read_trace
-from flexpert_operator.cli.pool import predict_plan
-from flexpert_operator.cli.status import read_pool
-from flexpert_operator.decide.observation import Pool
+from flexpert_operator.cli.pool import predict_plan, read_pool
+from flexpert_operator.cli.reach import Reach, reach_of
 from flexpert_operator.pool_client import pool_of
 from flexpert_placement.formats import even_imbalance, physical_map, sglang, solve_layerwise, vllm
 from flexpert_placement.solver import solve
@@ -40,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
     if options.trace is None and options.live is None:
         raise CliError("say by what to place: --trace FILE of routed experts, --live NAME of a MoEDeployment, or both")
     _check_output(options)
-    message = _read_pool(options) if options.live is not None else None
+    reach = reach_of(options) if options.live is not None else None
+    message = None if reach is None else _read_pool(options, reach)
     pool = None if message is None else pool_of(message)
     num_experts = pool.model.experts if pool is not None and pool.model is not None else options.experts
     trace = read_trace(options.trace, num_experts)
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     result = _solved(options, question)
     plan = plan_of(question, result)
     judge = read_trace(options.judge, len(question.problem.loads[0]))
-    report = report_of(question, result, plan, judge, _prediction(options, question, plan, pool, message))
+    report = report_of(question, result, plan, judge, _prediction(options, question, plan, reach, message))
     _write(options, report)
     return 0
 
@@ -106,9 +106,9 @@ def _check_output(options: argparse.Namespace) -> None:
         raise CliError(f"-o {options.output}: SGLang takes the file for JSON only if its name ends in .json")
 
 
-def _read_pool(options: argparse.Namespace) -> pb.Pool:
-    metadata = access.find_deployment(access.connect(options), options.namespace, options.live)["metadata"]
-    return read_pool(names.pool_control_address(metadata["name"], metadata["namespace"]))
+def _read_pool(options: argparse.Namespace, reach: Reach) -> pb.Pool:
+    metadata = access.find_deployment(reach.kube, options.namespace, options.live)["metadata"]
+    return read_pool(reach, names.pool_control_address(metadata["name"], metadata["namespace"]))
 
 
 def _solved(options: argparse.Namespace, question: Question) -> PlacementResult:
@@ -127,14 +127,14 @@ def _slots(options: argparse.Namespace, question: Question) -> int:
 
 
 def _prediction(
-    options: argparse.Namespace, question: Question, plan: Plan, pool: Pool | None, message: pb.Pool | None
+    options: argparse.Namespace, question: Question, plan: Plan, reach: Reach | None, message: pb.Pool | None
 ) -> Prediction | None:
     """What the pool says where the plan is for the workers it has, else what the bytes say."""
-    if pool is not None and message is not None and options.from_placement is None:
-        there = {worker.id for worker in pool.workers}
+    if reach is not None and message is not None and options.from_placement is None:
+        there = {worker.id for worker in message.workers}
         if {worker.id for worker in question.problem.workers} <= there:
             metadata = (options.live, options.namespace)
-            return predict_plan(names.pool_control_address(*metadata), message.epoch, plan)
+            return predict_plan(reach, names.pool_control_address(*metadata), message.epoch, plan)
     return predicted(question, plan, options.bandwidth)
 
 

@@ -4,18 +4,13 @@ import argparse
 import json
 from typing import Any
 
-import grpc
-
 from flexpert_operator.api import names
 from flexpert_operator.cli import access
-from flexpert_operator.cli.errors import CliError
+from flexpert_operator.cli.pool import read_pool
+from flexpert_operator.cli.reach import Reach, reach_of
 from flexpert_operator.cli.tables import mebibytes, table
-from flexpert_proto import names as pool_names
+from flexpert_operator.kube import Object
 from flexpert_proto import pool_pb2 as pb
-from flexpert_proto.pool_pb2_grpc import PoolControlStub
-
-_POOL_TIMEOUT_S = 5.0
-_MAX_MESSAGE_BYTES = 64 * 2**20
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,9 +25,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: argparse.Namespace) -> int:
     """Print the overview, one MoEDeployment, or its placement."""
-    kube = access.connect(options)
+    reach = reach_of(options)
+    kube = reach.kube
     if options.placement:
-        _show_placement(options, access.find_deployment(kube, options.namespace, options.name))
+        _show_placement(options, reach, access.find_deployment(kube, options.namespace, options.name))
     elif options.name is None:
         _show_all(options, access.list_deployments(kube, options.namespace))
     else:
@@ -111,9 +107,9 @@ def _flat(value: Any) -> Any:
     return ", ".join(f"{key} {inner}" for key, inner in value.items()) if isinstance(value, dict) else value
 
 
-def _show_placement(options: argparse.Namespace, deployment: dict[str, Any]) -> None:
+def _show_placement(options: argparse.Namespace, reach: Reach, deployment: Object) -> None:
     metadata = deployment["metadata"]
-    pool = read_pool(names.pool_control_address(metadata["name"], metadata["namespace"]))
+    pool = read_pool(reach, names.pool_control_address(metadata["name"], metadata["namespace"]))
     holdings = placement_of(pool)
     if options.output == "json":
         print(json.dumps({"epoch": epoch_of(pool), "workers": holdings}, indent=2))
@@ -124,23 +120,6 @@ def _show_placement(options: argparse.Namespace, deployment: dict[str, Any]) -> 
         print(f"{worker['id']} on {worker['pod']}: {worker['state']}, {size}, load {worker['loadPercent']:.1f}%")
         for layer, experts in worker["layers"].items():
             print(f"  layer {layer}: {' '.join(experts)}")
-
-
-def read_pool(address: str) -> pb.Pool:
-    """The pool as its controller sees it.
-
-    Raises:
-        CliError: The controller does not answer.
-    """
-    target = pool_names.resolve(address)
-    options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
-    with grpc.insecure_channel(target, options=options) as channel:
-        request = pb.GetPoolRequest(with_placement=True, with_loads=True)
-        try:
-            pool: pb.Pool = PoolControlStub(channel).GetPool(request, timeout=_POOL_TIMEOUT_S)
-        except grpc.RpcError as error:
-            raise CliError(f"the pool controller does not answer at {target}: {error.details()}") from error
-    return pool
 
 
 def epoch_of(pool: pb.Pool) -> str:

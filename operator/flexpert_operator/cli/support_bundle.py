@@ -20,8 +20,9 @@ from google.protobuf.json_format import MessageToDict
 from flexpert_operator.api import names
 from flexpert_operator.cli import access
 from flexpert_operator.cli.errors import CliError
+from flexpert_operator.cli.pool import read_pool
+from flexpert_operator.cli.reach import Reach, reach_of
 from flexpert_operator.cli.redaction import Redaction, without_secrets
-from flexpert_operator.cli.status import read_pool
 from flexpert_operator.errors import KubeError
 from flexpert_operator.events import EVENTS
 from flexpert_operator.kube import (
@@ -97,15 +98,15 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: argparse.Namespace) -> int:
     """Write the bundle."""
-    kube = access.connect(options)
-    deployment = access.find_deployment(kube, options.namespace, options.name)
+    reach = reach_of(options)
+    deployment = access.find_deployment(reach.kube, options.namespace, options.name)
     name = deployment["metadata"]["name"]
     root = f"flexpert-{name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     output, layout = options.output or Path(f"{root}.tar.gz"), access.layout_of(options)
     try:
         with tarfile.open(output, "w:gz") as target:
             bundle = Bundle(target, root, Redaction(secrets_of(layout)))
-            collect(bundle, kube, deployment, layout, access.is_laptop(options))
+            collect(bundle, reach, deployment, layout, access.is_laptop(options))
             bundle.close()
     except OSError as error:
         raise CliError(f"{output} cannot be written: {error.strerror}") from error
@@ -121,15 +122,15 @@ def secrets_of(layout: Layout) -> list[str]:
     return [file.read_text().strip() for file in files]
 
 
-def collect(bundle: Bundle, kube: Kube, deployment: Object, layout: Layout, on_laptop: bool) -> None:
+def collect(bundle: Bundle, reach: Reach, deployment: Object, layout: Layout, on_laptop: bool) -> None:
     """Everything about a MoEDeployment. On a laptop logs are files, and the operator's metrics are at hand."""
-    name, namespace = deployment["metadata"]["name"], deployment["metadata"]["namespace"]
+    kube, name, namespace = reach.kube, deployment["metadata"]["name"], deployment["metadata"]["namespace"]
     bundle.add("version.json", lambda: json.dumps(kube.request("GET", "/version"), indent=2))
     bundle.add("moedeployment.yaml", lambda: as_yaml(deployment))
     for kind, resource in CHILDREN.items():
         bundle.add(f"{kind}.yaml", partial(children_yaml, kube, resource, namespace, name))
     bundle.add("events.yaml", lambda: as_yaml(events_of(kube, namespace, name)))
-    bundle.add("pool.json", lambda: pool_json(names.pool_control_address(name, namespace)))
+    bundle.add("pool.json", lambda: pool_json(reach, names.pool_control_address(name, namespace)))
     if on_laptop:
         bundle.add("metrics.txt", lambda: fetch(layout.metrics.read_text().strip()))
         for file in sorted(layout.logs.glob("*.log")):
@@ -169,9 +170,9 @@ def as_yaml(objects: Any) -> str:
     return str(yaml.safe_dump(without_secrets(objects), sort_keys=False, width=120))
 
 
-def pool_json(address: str) -> str:
+def pool_json(reach: Reach, address: str) -> str:
     """The pool as its controller sees it, with placement and loads."""
-    return json.dumps(MessageToDict(read_pool(address), preserving_proto_field_name=True), indent=1)
+    return json.dumps(MessageToDict(read_pool(reach, address), preserving_proto_field_name=True), indent=1)
 
 
 def fetch(url: str) -> str:

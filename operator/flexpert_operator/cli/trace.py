@@ -11,10 +11,10 @@ import numpy as np
 from flexpert_operator.api import names
 from flexpert_operator.cli import access
 from flexpert_operator.cli.errors import CliError
-from flexpert_operator.cli.status import read_pool
+from flexpert_operator.cli.pool import read_pool
+from flexpert_operator.cli.reach import Reach, reach_of
 from flexpert_placement.instance import Ints
 from flexpert_placement.trace import RoutingTrace, save_trace, trace_of
-from flexpert_proto import names as pool_names
 from flexpert_proto import pool_pb2 as pb
 from flexpert_proto.pool_pb2_grpc import PoolControlStub
 
@@ -42,12 +42,13 @@ def run_record(options: argparse.Namespace) -> int:
         raise CliError(f"-o {options.output}: a trace's name has to end in .npz")
     if not Path(options.output).absolute().parent.is_dir():
         raise CliError(f"-o {options.output}: there is no such folder")
-    deployment = access.find_deployment(access.connect(options), options.namespace, options.name)["metadata"]
+    reach = reach_of(options)
+    deployment = access.find_deployment(reach.kube, options.namespace, options.name)["metadata"]
     address = names.pool_control_address(deployment["name"], deployment["namespace"])
-    pool = read_pool(address)
+    pool = read_pool(reach, address)
     if not pool.HasField("model"):
         raise CliError(f"{deployment['name']} serves no model yet: wait until it is Ready (`flexpert status`)")
-    heard = _record(address, options.tokens, options.seconds)
+    heard = _record(reach, address, options.tokens, options.seconds)
     trace = heard.trace(pool.model.experts, options.tokens)
     if trace is None:
         raise CliError(
@@ -118,15 +119,14 @@ def heard_of(chunks: Iterable[pb.TraceChunk]) -> Heard:
     return heard
 
 
-def _record(address: str, tokens: int, seconds: float) -> Heard:
-    target = pool_names.resolve(address)
+def _record(reach: Reach, address: str, tokens: int, seconds: float) -> Heard:
     options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
     request = pb.RecordTraceRequest(tokens=max(tokens, 0), seconds=seconds)
-    with grpc.insecure_channel(target, options=options) as channel:
+    with reach.channel(address, options) as channel:
         try:
             return heard_of(PoolControlStub(channel).RecordTrace(request, timeout=seconds + _GRACE_S))
         except grpc.RpcError as error:
-            raise CliError(f"the pool controller at {target} does not record: {error.details()}") from error
+            raise CliError(f"the pool controller at {address} does not record: {error.details()}") from error
 
 
 def _summary(path: str, trace: RoutingTrace, heard: Heard) -> str:

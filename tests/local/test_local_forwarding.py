@@ -1,0 +1,118 @@
+"""Commands that ask a pool, from outside of its cluster: through the API server to the pod of its controller.
+
+The API and the kubelet behind it are played; `tests/apiserver/test_apiserver_forwarding.py` has a real API server.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from played_kubelet import PlayedApi, played_api, pod
+
+from flexpert_operator.cli.main import main
+from flexpert_operator.forwarding import ServicePort
+from flexpert_proto import pool_pb2 as pb
+from flexpert_proto.pool_pb2_grpc import PoolControlServicer, add_PoolControlServicer_to_server
+
+MOEDS = "/apis/flexpert.io/v1alpha1/namespaces/team/moedeployments"
+PODS = "/api/v1/namespaces/team/pods"
+SERVICE = "/api/v1/namespaces/team/services/tiny-pool-control"
+REPLICAS = 60_000
+
+
+class Controller(PoolControlServicer):
+    """A pool controller whose placement takes many frames to tell."""
+
+    def GetPool(self, request: pb.GetPoolRequest, context: Any) -> pb.Pool:  # noqa: N802
+        worker = pb.Worker(id="w0", pod="pod-of-w0", state=pb.Worker.READY)
+        replicas = [pb.Replica(expert=pb.Expert(layer=0, index=i), worker="w0", share=1) for i in range(REPLICAS)]
+        return pb.Pool(workers=[worker], placement=replicas, epoch=pb.Epoch(term=3, sequence=7))
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlayedApi]:
+    with played_api() as api:
+        monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path / "kubeconfig")))
+        monkeypatch.setenv("FLEXPERT_STATE_DIR", str(tmp_path / "state"))
+        monkeypatch.delenv("FLEXPERT_SERVICES", raising=False)
+        moed = {"metadata": {"name": "tiny", "namespace": "team"}, "spec": {}}
+        api.objects |= {f"{MOEDS}/tiny": moed, MOEDS: {"items": [moed]}, PODS: {"items": [pod("away", ready=False)]}}
+        ports = [{"name": "pool-control", "port": 7000, "targetPort": "pool-control"}]
+        api.objects[SERVICE] = {"spec": {"selector": {"role": "head"}, "ports": ports}}
+        yield api
+
+
+@pytest.fixture
+def controller(api: PlayedApi) -> Iterator[int]:
+    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.max_send_message_length", -1)])
+    add_PoolControlServicer_to_server(Controller(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    api.objects[PODS]["items"].append(pod("head-1"))
+    api.dialled["head-1"] = port
+    yield port
+    server.stop(None)
+
+
+def status(capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main(["status", "tiny", "--placement", "-o", "json", "-n", "team"])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_command_reaches_the_controller_of_a_ready_pod(
+    api: PlayedApi, controller: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(os.listdir("/tmp"))
+    code, out, err = status(capsys)
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["epoch"] == "3.7"
+    assert len(found["workers"][0]["layers"]["0"]) == REPLICAS
+    assert set(api.forwarded) == {"head-1"}
+    assert not [name for name in set(os.listdir("/tmp")) - before if name.startswith("flexpert-")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("forward ")]
+
+
+def test_what_forbids_it_is_said(api: PlayedApi, controller: int, capsys: pytest.CaptureFixture[str]) -> None:
+    api.refusal = (403, 'pods "head-1" is forbidden: User "eve" cannot create resource "pods/portforward"')
+    code, out, err = status(capsys)
+    assert (code, out) == (1, "")
+    assert 'User "eve" cannot create resource "pods/portforward"' in err
+    assert err.count("\n") == 1
+
+
+def test_without_a_ready_pod_it_says_so(api: PlayedApi, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = status(capsys)
+    assert code == 1
+    assert "no pod behind Service tiny-pool-control is ready" in err
+
+
+def test_a_pod_where_nothing_listens_is_told_as_the_kubelet_does(
+    api: PlayedApi, controller: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.dialled["head-1"] = 1
+    code, _, err = status(capsys)
+    assert code == 1
+    assert "the pool controller does not answer" in err
+    assert "forwarded through the API server" in err
+
+
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("a.b.svc:7000", ServicePort("a", "b", 7000)),
+        ("a.b.svc.cluster.local:80", ServicePort("a", "b", 80)),
+        ("127.0.0.1:7000", None),
+        ("a.b:7000", None),
+        ("a.b.svc", None),
+    ],
+)
+def test_addresses_of_services_are_told_from_others(address: str, found: ServicePort | None) -> None:
+    assert ServicePort.parse(address) == found
