@@ -12,7 +12,7 @@ from simulated_cluster import SimulatedCluster
 from flexpert_operator.errors import KubeRefused
 from flexpert_operator.kube import DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES, Kube, api_client
 
-pytestmark = pytest.mark.apiserver
+pytestmark = pytest.mark.envtest
 BLOCKING = ("flexpert.io", "moedeployments/finalizers", "update")
 """Asked for by the admission plugin OwnerReferencesPermissionEnforcement, which writes no audit."""
 

@@ -17,7 +17,7 @@ from flexpert_operator.errors import KubeNotFound
 from flexpert_operator.kube import DEPLOYMENTS, DISRUPTION_BUDGETS, MOE_DEPLOYMENTS, RAY_CLUSTERS, Kube, api_client
 from flexpert_operator.local.up import install_crds
 
-pytestmark = pytest.mark.apiserver
+pytestmark = pytest.mark.envtest
 RESYNC_S = 0.5
 QUIET_S = 6.0
 ACCOUNT = "system:serviceaccount:default:operator"

@@ -17,7 +17,7 @@ from flexpert_operator.kube import MOE_DEPLOYMENTS, RAY_CLUSTERS, Kube, Resource
 from flexpert_operator.local.up import install_crds
 from flexpert_proto import names as pool_names
 
-pytestmark = pytest.mark.apiserver
+pytestmark = pytest.mark.envtest
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
 AWAY_S = 30.0
 LEASE_S = 9.0

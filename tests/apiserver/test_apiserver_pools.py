@@ -11,7 +11,7 @@ from flexpert_operator.api.model import ModelAccess, ModelCache
 from flexpert_operator.errors import KubeRefused
 from flexpert_operator.kube import PODS, Kube, api_client
 
-pytestmark = pytest.mark.apiserver
+pytestmark = pytest.mark.envtest
 NAMESPACE = "restricted-pools"
 
 
