@@ -16,7 +16,7 @@ from simulated_cluster import SimulatedCluster
 from simulated_world import World
 
 from flexpert_operator.errors import KubeNotFound, KubeUnavailable
-from flexpert_operator.kube import MOE_DEPLOYMENTS, RAY_CLUSTERS, Kube, api_client
+from flexpert_operator.kube import MOE_DEPLOYMENTS, RAY_CLUSTERS, Kube, Resource, api_client
 from flexpert_operator.local.kubeapi import KubeApiServer, ServerConfig
 from flexpert_operator.local.kubeapi.authorization import Attributes, service_account
 from flexpert_operator.local.up import install_crds
@@ -117,13 +117,13 @@ def create(kube: Kube, body: Object) -> None:
     kube.request("POST", f"{base}{scope}/{plural}", body)
 
 
-def await_kinds(kube: Kube, seconds: int = 60) -> None:
-    """Wait until what was just defined is served."""
+def await_kinds(kube: Kube, *kinds: Resource, seconds: int = 60) -> None:
+    """Wait until what was just defined is served: a MoEDeployment and a RayCluster, unless other kinds are named."""
     pause = threading.Event()
     for _ in range(seconds * 10):
         with contextlib.suppress(KubeNotFound, KubeUnavailable):
-            kube.list(MOE_DEPLOYMENTS, "default", "")
-            kube.list(RAY_CLUSTERS, "default", "")
+            for kind in kinds or (MOE_DEPLOYMENTS, RAY_CLUSTERS):
+                kube.list(kind, "default", "")
             return
         pause.wait(0.1)
     raise AssertionError("the kinds are not served")

@@ -1,23 +1,18 @@
 """An old CustomResourceDefinition, made as Helm makes it, becomes this version's; Helm itself never upgrades one."""
 
-import copy
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from old_crds import NAME, OLD_OBJECT, PATH, Object, check_upgraded, old_crd, spec_properties
 
 from flexpert_operator.cli.main import main
 from flexpert_operator.crds import crd_folder, load_crds
 from flexpert_operator.kube import MOE_DEPLOYMENTS, Kube, api_client
 from flexpert_operator.local.kubeapi import KubeApiServer
-
-PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-NAME = "moedeployments.flexpert.io"
-Object = dict[str, Any]
 
 
 @pytest.fixture
@@ -31,45 +26,12 @@ def kube(kubeconfig: Path) -> Kube:
     return Kube(api_client(kubeconfig))
 
 
-def spec_properties(crd: Object) -> Object:
-    """The properties of a MoEDeployment's spec."""
-    found: Object = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
-    return found
-
-
-def old_crd() -> Object:
-    """An earlier version: it has a field that is gone now, lacks one that there is now, and has no printer columns."""
-    (crd,) = [copy.deepcopy(one) for one in load_crds() if one["metadata"]["name"] == NAME]
-    properties = spec_properties(crd)
-    properties["oldField"] = {"type": "string"}
-    del properties["experts"]["properties"]["standbyWorkers"]
-    del crd["spec"]["versions"][0]["additionalPrinterColumns"]
-    return crd
-
-
 @pytest.fixture
 def installed(kube: Kube) -> Object:
     """An object that was made under the old version."""
     kube.request("POST", PATH, old_crd(), query={"fieldManager": "helm"})
-    body = {
-        "apiVersion": "flexpert.io/v1alpha1",
-        "kind": "MoEDeployment",
-        "metadata": {"name": "old"},
-        "spec": {"model": {"source": "file:///models/tiny"}, "oldField": "kept until it is written"},
-    }
-    kube.create(MOE_DEPLOYMENTS, "default", body)
-    return body
-
-
-def check_upgraded(kube: Kube) -> None:
-    """The CRD is this version's, and the old object is served and can be written."""
-    properties = spec_properties(kube.request("GET", f"{PATH}/{NAME}"))
-    assert "oldField" not in properties
-    assert "standbyWorkers" in properties["experts"]["properties"]
-    kube.patch(MOE_DEPLOYMENTS, "default", "old", {"spec": {"experts": {"standbyWorkers": 1}}})
-    spec = kube.get(MOE_DEPLOYMENTS, "default", "old")["spec"]
-    assert spec["experts"]["standbyWorkers"] == 1
-    assert "oldField" not in spec
+    kube.create(MOE_DEPLOYMENTS, "default", OLD_OBJECT)
+    return OLD_OBJECT
 
 
 def test_flexpert_crds_apply_upgrades(
