@@ -61,6 +61,13 @@ def test_transition_rules_wait_for_an_old_value():
     assert len(broken("self.a >= oldSelf.a", {"a": 1}, {"a": 2})) == 1
 
 
+def test_what_an_update_leaves_as_it_was_is_not_judged_again():
+    rule = "self.a <= self.b"
+    assert broken(rule, {"a": 3, "b": 2}, {"a": 3, "b": 2}) == []
+    assert len(broken(rule, {"a": 4, "b": 2}, {"a": 3, "b": 2})) == 1
+    assert len(broken("self.a > oldSelf.a", {"a": 3}, {"a": 3})) == 1
+
+
 def test_items_of_list_maps_keep_their_identity_and_others_do_not():
     items = {"type": "object", "properties": {"k": {"type": "string"}, "v": {"type": "integer"}}}
     items["x-kubernetes-validations"] = [{"rule": "self.v >= oldSelf.v", "message": "only up"}]

@@ -1,8 +1,9 @@
 """Rules in the Common Expression Language: `x-kubernetes-validations` of a structural schema.
 
 `strategy` evaluates them after an object's values have been validated; `crds` compiles them when a
-CustomResourceDefinition is written, so that a rule with a syntax error is refused there. Source of the semantics:
-Kubernetes documentation, "Validation rules" of CustomResourceDefinitions.
+CustomResourceDefinition is written, so that a rule with a syntax error is refused there. Of a value that an update left
+as it was only the rules that look at `oldSelf` are asked. Source of the semantics: Kubernetes documentation,
+"Validation rules" and "Validation ratcheting" of CustomResourceDefinitions.
 """
 
 import json
@@ -65,6 +66,7 @@ class CelRules:
     def __init__(self) -> None:
         self._environment = celpy.Environment()
         self._programs: dict[str, Any] = {}
+        self._transitions: dict[int, tuple[JsonObject, bool]] = {}
 
     def compile(self, rule: str) -> Any:
         """The program of `rule`.
@@ -82,12 +84,17 @@ class CelRules:
 
     def check(self, schema: JsonObject, value: Any, old: Any, path: str = "") -> list[FieldError]:
         """Errors of every rule in `schema` that `value` breaks; `old` is the value before an update, else None."""
-        return list(self._walk(schema, value, old, path))
+        return list(self._walk(schema, value, old, path, ratchets=True))
 
-    def _walk(self, schema: JsonObject, value: Any, old: Any, path: str) -> Iterator[FieldError]:
-        if value is None:
+    def check_default(self, schema: JsonObject, value: Any, path: str) -> list[FieldError]:
+        """Errors of every rule in `schema` that a default breaks, which is taken for the value before as well."""
+        return list(self._walk(schema, value, value, path, ratchets=False))
+
+    def _walk(self, schema: JsonObject, value: Any, old: Any, path: str, *, ratchets: bool) -> Iterator[FieldError]:
+        unchanged = ratchets and old is not None and value == old
+        if value is None or (unchanged and not self._has_transitions(schema)):
             return
-        rules = schema.get(RULES) or ()
+        rules = [rule for rule in schema.get(RULES) or () if not unchanged or _is_transition(rule)]
         if rules:
             scope = {"self": to_cel(schema, value)} | ({} if old is None else {"oldSelf": to_cel(schema, old)})
             for rule in rules:
@@ -97,29 +104,39 @@ class CelRules:
                 below = child_schema(schema, name)
                 if below is not None:
                     before = old.get(name) if isinstance(old, dict) else None
-                    yield from self._walk(below, item, before, _below(schema, path, name))
+                    yield from self._walk(below, item, before, _below(schema, path, name), ratchets=ratchets)
         elif isinstance(value, list):
-            yield from self._items(schema, value, old, path)
+            yield from self._items(schema, value, old, path, ratchets=ratchets)
 
-    def _items(self, schema: JsonObject, value: list[Any], old: Any, path: str) -> Iterator[FieldError]:
+    def _has_transitions(self, schema: JsonObject) -> bool:
+        """Whether a rule of the schema, or of what is below, compares with what was before."""
+        known = self._transitions.get(id(schema))
+        if known is None or known[0] is not schema:
+            found = any(_is_transition(rule) for _, rule in all_rules(schema, ""))
+            known = self._transitions[id(schema)] = (schema, found)
+        return known[1]
+
+    def _items(
+        self, schema: JsonObject, value: list[Any], old: Any, path: str, *, ratchets: bool
+    ) -> Iterator[FieldError]:
         below = schema_of_items(schema)
         if below is None:
             return
         before = _by_key(schema, old)
         for index, item in enumerate(value):
-            yield from self._walk(below, item, before.get(_identity(schema, item)), f"{path}[{index}]")
+            known = before.get(_identity(schema, item))
+            yield from self._walk(below, item, known, f"{path}[{index}]", ratchets=ratchets)
 
     def _one(self, rule: JsonObject, scope: dict[str, Any], schema: JsonObject, path: str) -> Iterator[FieldError]:
-        text = rule["rule"]
-        if _OLD_SELF.search(text) and "oldSelf" not in scope:
+        if _is_transition(rule) and "oldSelf" not in scope:
             return
         try:
-            passed = bool(self.compile(text).evaluate(scope))
+            if self.compile(rule["rule"]).evaluate(scope):
+                return
             failure = self._message(rule, scope)
         except (celpy.CELEvalError, RuleSyntaxError) as error:
-            passed, failure = False, f"{_reason(error)} evaluating rule: {rule.get('message') or text}"
-        if not passed:
-            yield _error(rule, path + _field_path(rule), schema.get("type", "object"), failure)
+            failure = f"{_reason(error)} evaluating rule: {rule.get('message') or rule['rule']}"
+        yield _error(rule, path + _field_path(rule), schema.get("type", "object"), failure)
 
     def _message(self, rule: JsonObject, scope: dict[str, Any]) -> str:
         fallback = rule.get("message") or f"failed rule: {rule['rule'].strip()}"
@@ -130,6 +147,10 @@ class CelRules:
             return str(self.compile(expression).evaluate(scope)).strip() or fallback
         except (celpy.CELEvalError, RuleSyntaxError):
             return fallback
+
+
+def _is_transition(rule: JsonObject) -> bool:
+    return bool(_OLD_SELF.search(rule["rule"]))
 
 
 def to_cel(schema: JsonObject | None, value: Any) -> Any:

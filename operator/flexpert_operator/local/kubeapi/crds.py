@@ -194,7 +194,7 @@ def _default_errors(schema: JsonObject, path: str, rules: CelRules) -> Iterator[
     found = validate(schema, default, path)
     for name in unknown_fields(schema, default, path):
         yield invalid_value(name, default, "must not have unknown fields")
-    yield from found or rules.check(schema, default, default, path)
+    yield from found or rules.check_default(schema, default, path)
 
 
 def _pattern_errors(pattern: str, path: str) -> Iterator[FieldError]:
