@@ -67,14 +67,14 @@ class Watch:
         self._unsubscribe = store.subscribe(self._receive)
 
     async def next(self, timeout_s: float) -> Change | None:
-        """The next change, or None when there was none within `timeout_s`."""
+        """The next change, or None when there was none within `timeout_s`; then a bookmark skips nothing."""
         try:
             return await asyncio.wait_for(self._queue.get(), timeout_s)
-        except TimeoutError:
-            return None
+        except TimeoutError:  # what came while the waiting was being called off is still there
+            return None if self._queue.empty() else self._queue.get_nowait()
 
     def bookmark(self) -> Change:
-        """A bookmark at the newest revision; everything before it has been sent once the queue is empty."""
+        """A bookmark at the newest revision; everything before it has been sent when the queue is empty."""
         return self._bookmark({})
 
     def close(self) -> None:
