@@ -1,7 +1,5 @@
 """The one module that calls `PoolControl`; it turns protobuf messages into the values that decisions are made of."""
 
-from collections.abc import Callable
-
 import grpc
 
 from flexpert_operator.api.spec import Model, MoEDeployment
@@ -24,6 +22,7 @@ from flexpert_operator.fence import Fence, NoFence
 from flexpert_placement.types import ExpertId, Placement, Plan
 from flexpert_proto import names as pool_names
 from flexpert_proto import pool_pb2 as pb
+from flexpert_proto.credentials import CredentialsError, pool_channel
 from flexpert_proto.pool_pb2_grpc import PoolControlStub
 
 CALL_TIMEOUT_S = 10.0
@@ -69,15 +68,11 @@ class PoolClient:
 
     Args:
         address: Of the controller.
-        resolve: Finds out where that is.
         fence: Asked before everything that steers the pool, and told when the pool obeys a later leader.
     """
 
-    def __init__(
-        self, address: str, resolve: Callable[[str], str] = pool_names.resolve, fence: Fence | None = None
-    ) -> None:
+    def __init__(self, address: str, fence: Fence | None = None) -> None:
         self._address = address
-        self._resolve = resolve
         self._fence = fence or NoFence()
         self._channel: grpc.Channel | None = None
         self._followed: tuple[str, int] | None = None
@@ -162,7 +157,10 @@ class PoolClient:
     def _stub(self) -> PoolControlStub:
         if self._channel is None:
             options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
-            self._channel = grpc.insecure_channel(self._resolve(self._address), options=options)
+            try:
+                self._channel = pool_channel(self._address, options)
+            except CredentialsError as error:
+                raise PoolUnavailable(f"{self._address}: {error}") from error
         return PoolControlStub(self._channel)
 
     def _translate(self, failure: grpc.RpcError) -> PoolError:

@@ -19,8 +19,8 @@ from flexpert_operator.backoff import Backoff
 from flexpert_operator.decide.observation import Pool
 from flexpert_operator.errors import PoolUnavailable
 from flexpert_operator.pool_client import CALL_TIMEOUT_S, MAX_MESSAGE_BYTES, pool_of
-from flexpert_proto import names as pool_names
 from flexpert_proto import pool_pb2 as pb
+from flexpert_proto.credentials import CredentialsError, pool_channel_aio
 from flexpert_proto.pool_pb2_grpc import PoolControlStub
 
 log = logging.getLogger(__name__)
@@ -57,16 +57,15 @@ class PoolFeeds:
         refresh_s: Figures that creep, such as loads, are told so often while they change.
     """
 
-    def __init__(self, refresh_s: float, resolve: Callable[[str], str] = pool_names.resolve) -> None:
+    def __init__(self, refresh_s: float) -> None:
         self._refresh_s = refresh_s
-        self._resolve = resolve
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pools", daemon=True)
         self._thread.start()
 
     def listen(self, address: str, wake: Callable[[], None]) -> "PoolFeed":
         """Open a stream; `wake` is called, in the feeds' thread, whenever there is something new."""
-        feed = PoolFeed(address, self._refresh_s, self._resolve, wake)
+        feed = PoolFeed(address, self._refresh_s, wake)
         feed.task = self.run(feed.run())
         return feed
 
@@ -91,11 +90,10 @@ class PoolFeeds:
 class PoolFeed:
     """One pool's stream."""
 
-    def __init__(self, address: str, refresh_s: float, resolve: Callable[[str], str], wake: Callable[[], None]) -> None:
+    def __init__(self, address: str, refresh_s: float, wake: Callable[[], None]) -> None:
         self.task: Future[None] | None = None
         self._address = address
         self._refresh_s = refresh_s
-        self._resolve = resolve
         self._wake = wake
         self._first = threading.Event()
         self._lock = threading.Lock()
@@ -134,6 +132,8 @@ class PoolFeed:
                 await self._read(backoff)
             except grpc.aio.AioRpcError as failure:
                 self._fail(f"{self._address}: {failure.details()}")
+            except CredentialsError as error:
+                self._fail(f"{self._address}: {error}")
             except TimeoutError:
                 self._fail(f"{self._address}: no answer within {CALL_TIMEOUT_S:.0f} s")
             except Exception as failure:
@@ -143,7 +143,7 @@ class PoolFeed:
 
     async def _read(self, backoff: Backoff) -> None:
         request = pb.GetPoolRequest(with_placement=True, with_loads=True, refresh_seconds=self._refresh_s)
-        async with grpc.aio.insecure_channel(self._resolve(self._address), options=OPTIONS) as channel:
+        async with pool_channel_aio(self._address, OPTIONS) as channel:
             call = PoolControlStub(channel).WatchPool(request)
             message = await asyncio.wait_for(call.read(), CALL_TIMEOUT_S)
             while isinstance(message, pb.Pool):

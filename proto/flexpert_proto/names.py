@@ -30,6 +30,18 @@ ENV_POOL_CONTROL = "FLEXPERT_POOL_CONTROL"
 ENV_CHECKPOINT_CACHE = "FLEXPERT_CHECKPOINT_CACHE"
 ENV_MODEL_CACHE = "FLEXPERT_MODEL_CACHE"
 ENV_TOKENS_FILE = "FLEXPERT_TOKENS_FILE"
+ENV_SERVING_CERTIFICATE = "FLEXPERT_SERVING_CERTIFICATE"
+ENV_CLIENT_AUTHORITIES = "FLEXPERT_CLIENT_AUTHORITIES"
+ENV_POOL_CREDENTIALS = "FLEXPERT_POOL_CREDENTIALS"
+
+CERTIFICATE_KEY = "tls.crt"
+PRIVATE_KEY_KEY = "tls.key"
+AUTHORITIES_KEY = "ca.crt"
+POOL_KEY_KEY = "pool.key"
+"""Keys of Secrets, and so names of files where they are mounted; the first three as `kubernetes.io/tls` has them."""
+
+SECURE = "grpcs://"
+"""Beginning of the address of a pool controller that is dialled with the pool's certificate; see `secured`."""
 
 VOLUMES_ROOT = "/volumes"
 
@@ -54,6 +66,24 @@ def pool_control_service(name: str) -> str:
 def pool_control_address(name: str, namespace: str) -> str:
     """Where that Service answers, as `resolve` takes it."""
     return f"{pool_control_service(name)}.{namespace}.svc:{POOL_CONTROL_PORT}"
+
+
+def pool_identity(name: str, namespace: str) -> str:
+    """The DNS name that certificates of the pool of the MoEDeployment `name` are for."""
+    return f"{pool_control_service(name)}.{namespace}.svc"
+
+
+def secured(address: str, identity: str) -> str:
+    """The address of a pool controller that has to show a certificate for `identity`, whatever it is dialled by."""
+    return f"{SECURE}{address}/{identity}"
+
+
+def parts_of(address: str) -> tuple[str, str]:
+    """An address as `resolve` takes it, and the identity that has to answer; "" where it is not `secured`."""
+    if not address.startswith(SECURE):
+        return address, ""
+    plain, _, identity = address.removeprefix(SECURE).partition("/")
+    return plain, identity
 
 
 def port_variable(port_name: str) -> str:

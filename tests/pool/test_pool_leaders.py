@@ -91,7 +91,7 @@ async def operators(rig: Any, kubeconfig: Path, request: pytest.FixtureRequest) 
         clock, lease = Clock(), request.node.name.replace("_", "-")
         lock = CountingLock(api_client(kubeconfig), lease, "default", identity, 10.0)
         leadership = Leadership(lock, TIMES, clock)
-        made.append(PoolClient(f"127.0.0.1:{port}", lambda address: address, fence or leadership))
+        made.append(PoolClient(f"127.0.0.1:{port}", fence or leadership))
         return Steerer(leadership, clock, made[-1])
 
     yield make

@@ -24,6 +24,7 @@ from flexpert_operator.cli.errors import CliError
 from flexpert_operator.errors import OperatorError
 from flexpert_operator.local.state import LocalError
 from flexpert_proto.client import GenerationError
+from flexpert_proto.credentials import CredentialsError
 
 COMMANDS = (local, apply, crds, generate, status, plan, rebalance, drain, trace, simulate, support_bundle)
 INTERRUPTED = 130
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None, plugin: bool = False) -> int:
     options = parser(plugin).parse_args(arguments)
     try:
         return int(options.run(options))
-    except (CliError, LocalError, OperatorError, GenerationError) as error:
+    except (CliError, LocalError, OperatorError, GenerationError, CredentialsError) as error:
         print(f"flexpert: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from flexpert_operator.errors import KubeError
 from flexpert_operator.forwarding import ServicePort, forwarded
 from flexpert_operator.kube import Kube, api_client
 from flexpert_proto import names as pool_names
+from flexpert_proto.credentials import channel_to
 
 ChannelOptions = Sequence[tuple[str, Any]]
 
@@ -65,8 +66,9 @@ class Reach:
 
     @contextmanager
     def channel(self, address: str, options: ChannelOptions = ()) -> Iterator[grpc.Channel]:
-        """A gRPC channel to a Service; raises as `lookup` does."""
-        with self.lookup(address) as lookup, grpc.insecure_channel(lookup(), options=list(options)) as channel:
+        """A gRPC channel to a Service; raises as `lookup` does, or `CredentialsError` for want of certificates."""
+        plain, identity = pool_names.parts_of(address)
+        with self.lookup(plain) as lookup, channel_to(lookup(), identity, options) as channel:
             yield channel
 
 

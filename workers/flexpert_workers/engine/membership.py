@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import grpc
 import msgspec
 
-from flexpert_proto import names
+from flexpert_proto.credentials import CredentialsError, pool_channel
 from flexpert_proto.pool_pb2 import Engine as EngineMessage
 from flexpert_proto.pool_pb2 import EngineDirective, EngineReport, RecordOrder
 from flexpert_proto.pool_pb2_grpc import PoolMembershipStub
@@ -92,6 +92,8 @@ class Membership:
             except grpc.RpcError as error:
                 if not self._stopped.is_set():
                     logger.info("no lease with %s: %s", self._address, _reason(error))
+            except CredentialsError as error:
+                logger.warning("no lease with %s: %s", self._address, error)
             except msgspec.DecodeError as error:
                 logger.warning("the pool controller sent a table that cannot be read: %s", error)
             self._stopped.wait(self._back_off_s)
@@ -99,7 +101,7 @@ class Membership:
 
     def _attach(self) -> None:
         ended = threading.Event()
-        with grpc.insecure_channel(names.resolve(self._address), options=_CHANNEL_OPTIONS) as channel:
+        with pool_channel(self._address, _CHANNEL_OPTIONS) as channel:
             self._call = directives = PoolMembershipStub(channel).Attach(self._reports(ended))
             try:
                 for directive in directives:

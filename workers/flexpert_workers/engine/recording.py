@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from flexpert_proto import names
+from flexpert_proto.credentials import CredentialsError, pool_channel
 from flexpert_proto.pool_pb2 import RecordOrder, TraceChunk
 from flexpert_proto.pool_pb2_grpc import PoolMembershipStub
 from flexpert_workers.engine.recorder import RoutedTokens, RoutingRecorder
@@ -123,6 +123,8 @@ class Recordings:
         except grpc.RpcError as error:
             reason = error.details() if isinstance(error, grpc.Call) else repr(error)
             logger.info("recording %s ended: %s", recording.order.id, reason)
+        except CredentialsError as error:
+            logger.warning("recording %s cannot be sent: %s", recording.order.id, error)
         finally:
             self._detach(recording.recorder)
             recording.close()
@@ -134,5 +136,5 @@ def send_trace(address: str, chunks: Iterator[TraceChunk], timeout_s: float) -> 
     Raises:
         grpc.RpcError: It is away, or wants no more of them.
     """
-    with grpc.insecure_channel(names.resolve(address)) as channel:
+    with pool_channel(address) as channel:
         PoolMembershipStub(channel).SendTrace(chunks, timeout=timeout_s)

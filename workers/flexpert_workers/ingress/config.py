@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import msgspec
 
 from flexpert_proto import names
+from flexpert_proto.credentials import Identity, serving_identity
 
 
 class IngressConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +25,7 @@ class IngressConfig(msgspec.Struct, frozen=True, kw_only=True):
         drain_grace_s: How long open streams may go on after SIGTERM.
         max_request_bytes: A larger request is refused.
         stall_timeout_s: A client that takes nothing of its stream for so long is cut off.
+        identity: What is shown to clients, and whose certificates they have to show; None for plain ports.
         tokens_file: File of the bearer tokens that may come in (see `tokens.py`); "" to let everybody in.
     """
 
@@ -39,6 +41,7 @@ class IngressConfig(msgspec.Struct, frozen=True, kw_only=True):
     drain_grace_s: float = 25.0
     max_request_bytes: int = 4 * 2**20
     stall_timeout_s: float = 60.0
+    identity: Identity | None = None
     tokens_file: str = ""
 
 
@@ -57,6 +60,7 @@ def from_environment(environment: Mapping[str, str]) -> IngressConfig:
         bind_host=environment.get(names.ENV_BIND_HOST, "0.0.0.0"),
         grpc_port=_number(environment, names.port_variable(names.GRPC_PORT_NAME), 9000),
         http_port=_number(environment, names.port_variable(names.HTTP_PORT_NAME), 8000),
+        identity=serving_identity(environment),
         tokens_file=environment.get(names.ENV_TOKENS_FILE, ""),
     )
 

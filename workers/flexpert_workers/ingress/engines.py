@@ -10,7 +10,8 @@ from collections.abc import Callable
 import grpc
 import grpc.aio
 
-from flexpert_proto import names, pool_pb2, pool_pb2_grpc
+from flexpert_proto import pool_pb2, pool_pb2_grpc
+from flexpert_proto.credentials import CredentialsError, pool_channel_aio
 from flexpert_workers.ingress.member import EngineFacts
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ async def watch_engines(address: str, tell: Callable[[pool_pb2.EngineList], None
         try:
             async with (
                 asyncio.timeout(REDIAL_S),
-                grpc.aio.insecure_channel(names.resolve(address), options=_CHANNEL_OPTIONS) as channel,
+                pool_channel_aio(address, _CHANNEL_OPTIONS) as channel,
             ):
                 async for engines in pool_pb2_grpc.PoolMembershipStub(channel).WatchEngines(
                     pool_pb2.WatchEnginesRequest()
@@ -40,7 +41,9 @@ async def watch_engines(address: str, tell: Callable[[pool_pb2.EngineList], None
         except TimeoutError:
             continue
         except grpc.aio.AioRpcError as error:
-            log.info("pool controller at %s: %s %s", names.resolve(address), error.code().name, error.details())
+            log.info("pool controller at %s: %s %s", address, error.code().name, error.details())
+        except CredentialsError as error:
+            log.warning("pool controller at %s: %s", address, error)
         await asyncio.sleep(pause_s)
         pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
 

@@ -1,7 +1,8 @@
 """The door of both servers of an ingress: whoever brings no right token goes no further. Set up by `server.py`.
 
 What anybody may ask, so that probes need no token: `grpc.health.v1`, and over HTTP `/health`, `/ready` and `/metrics`.
-Everything else, reflection too, takes a token where there are tokens.
+Everything else, reflection too, takes a token where there are tokens, and a client's certificate where there are
+authorities for them; over gRPC nothing at all goes without that, since there the connection itself is refused.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,8 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flexpert_workers.errors import FlexpertError
 from flexpert_workers.ingress.caller import TOKEN, TOKEN_NAME
-from flexpert_workers.ingress.openai.errors import Problem, problem_of
-from flexpert_workers.ingress.openai.exchange import answer_with
+from flexpert_workers.ingress.openai.errors import INVALID, Problem, problem_of
+from flexpert_workers.ingress.openai.exchange import CONNECTION, answer_with
 from flexpert_workers.ingress.status import Context, abort
 from flexpert_workers.ingress.tokens import Tokens
 
@@ -23,6 +24,8 @@ OPEN_SERVICE = "/grpc.health.v1.Health/"
 OPEN_PATHS = frozenset(("/health", "/ready", "/metrics"))
 GENERATING = frozenset(("/flexpert.v1.Generation/Generate", "/inference.GRPCInferenceService/ModelInfer"))
 """Methods that make text; over HTTP it is every POST."""
+
+_CERTIFICATE_WANTED = Problem(403, INVALID, "this server wants a client certificate", None, "certificate_required")
 
 Handler = Any
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
@@ -58,12 +61,12 @@ def _refusing(handler: Handler, error: FlexpertError) -> Handler:
     return grpc.unary_stream_rpc_method_handler(refuse)
 
 
-def guarded(app: ASGIApp, tokens: Tokens) -> ASGIApp:
+def guarded(app: ASGIApp, tokens: Tokens | None, *, wants_certificate: bool) -> ASGIApp:
     """The application behind a door."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            problem = _problem(scope, tokens)
+            problem = _CERTIFICATE_WANTED if wants_certificate and not _is_known(scope) else _problem(scope, tokens)
             if problem is not None:
                 await answer_with(problem, send)
                 return
@@ -72,7 +75,13 @@ def guarded(app: ASGIApp, tokens: Tokens) -> ASGIApp:
     return serve
 
 
-def _problem(scope: Scope, tokens: Tokens) -> Problem | None:
+def _is_known(scope: Scope) -> bool:
+    return bool(scope[CONNECTION].peer_is_known)
+
+
+def _problem(scope: Scope, tokens: Tokens | None) -> Problem | None:
+    if tokens is None:
+        return None
     header = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"), None)
     try:
         scope[TOKEN] = tokens.admit(header, generates=scope["method"] == "POST")

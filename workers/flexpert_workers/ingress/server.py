@@ -12,7 +12,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ import zmq
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from flexpert_proto import pool_pb2
+from flexpert_proto.credentials import rpc_server_credentials, server_context
 from flexpert_workers.ingress import open_inference, openai, service
 from flexpert_workers.ingress.admission import Admission
 from flexpert_workers.ingress.balancer import Balancer
 from flexpert_workers.ingress.config import IngressConfig
+from flexpert_workers.ingress.connection import HttpProtocol
 from flexpert_workers.ingress.engines import engine_facts, watch_engines
 from flexpert_workers.ingress.fleet import Fleet
 from flexpert_workers.ingress.guard import RpcGuard, guarded
@@ -37,7 +38,6 @@ from flexpert_workers.ingress.intake import Intake
 from flexpert_workers.ingress.link import EngineLink, LinkListener
 from flexpert_workers.ingress.methods import add_service
 from flexpert_workers.ingress.model import ModelHolder
-from flexpert_workers.ingress.openai.exchange import CONNECTION
 from flexpert_workers.ingress.stalls import Stalls
 from flexpert_workers.ingress.tokens import Tokens
 
@@ -142,10 +142,14 @@ class Ingress:
     def _http_config(self) -> uvicorn.Config:
         config = self._config
         v1 = openai.routes(self._intake, self._stalls, max_request_bytes=config.max_request_bytes)
+        identity = config.identity
         app = make_app(lambda: self.ready, self.numbers, v1)
+        if self._tokens or (identity and identity.authorities):
+            app = guarded(app, self._tokens, wants_certificate=bool(identity and identity.authorities))
         return uvicorn.Config(
-            guarded(app, self._tokens) if self._tokens else app,
+            app,
             http=HttpProtocol,
+            ssl_context_factory=(lambda *_: server_context(identity)) if identity else None,
             ws="none",
             log_level="warning",
             access_log=False,
@@ -163,9 +167,14 @@ class Ingress:
         names = (*(one.full_name for one in described), reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._grpc)
         address = f"{self._config.bind_host}:{self._config.grpc_port}"
-        self.grpc_port = self._grpc.add_insecure_port(address)
+        self.grpc_port = self._listen(address)
         await self._set_health(serving=False)
         await self._grpc.start()
+
+    def _listen(self, address: str) -> int:
+        if self._config.identity is None:
+            return self._grpc.add_insecure_port(address)
+        return self._grpc.add_secure_port(address, rpc_server_credentials(self._config.identity))
 
     async def _start_http(self) -> None:
         listener = socket.create_server((self._config.bind_host, self._config.http_port))
@@ -212,32 +221,10 @@ def _server_options(config: IngressConfig) -> tuple[tuple[str, int], ...]:
     return (
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
         ("grpc.max_receive_message_length", config.max_request_bytes),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", 60_000),  # a client whose host vanished holds its streams no longer
+        ("grpc.keepalive_timeout_ms", 20_000),
     )
-
-
-class HttpProtocol(HttpToolsProtocol):
-    """A connection that tells the application when its client leaves, and that the application can drop.
-
-    `openai/exchange.py` says what for: asking ASGI whether the client left takes a task for each request, and what a
-    client that stalls left unread would stay queued.
-    """
-
-    on_lost: Callable[[], None] | None = None
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        super().on_message_begin()
-        self.scope[CONNECTION] = self  # type: ignore[literal-required]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client left, or was dropped."""
-        super().connection_lost(exc)
-        if self.on_lost is not None:
-            self.on_lost()
-
-    def abort(self) -> None:
-        """Drop the connection, and what is queued on it."""
-        self.transport.abort()
 
 
 class _HttpServer(uvicorn.Server):

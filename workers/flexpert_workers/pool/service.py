@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 
 from flexpert_proto import names, pool_pb2, pool_pb2_grpc
+from flexpert_proto.credentials import add_pool_port
 from flexpert_workers import errors
 from flexpert_workers.pool import exceptions, view
 from flexpert_workers.pool.aside import aside
@@ -205,7 +206,7 @@ async def serve(controller: PoolController, address: str) -> tuple[grpc.aio.Serv
     server = grpc.aio.server(options=_SERVER_OPTIONS)
     pool_pb2_grpc.add_PoolControlServicer_to_server(PoolControlService(controller), server)
     pool_pb2_grpc.add_PoolMembershipServicer_to_server(PoolMembershipService(controller), server)
-    port = server.add_insecure_port(address)
+    port = add_pool_port(server, address)
     await server.start()
     return server, port
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import grpc
 
 from flexpert_proto import names
+from flexpert_proto.credentials import pool_channel
 from flexpert_proto.pool_pb2 import DrainRequest, GetPoolRequest, Worker
 from flexpert_proto.pool_pb2_grpc import PoolControlStub
 
@@ -31,10 +32,10 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m flexpert_workers.serving.retire", description=__doc__)
     parser.add_argument("--deadline-seconds", type=float, required=True)
     deadline = time.monotonic() + parser.parse_args(arguments).deadline_seconds
-    address, pod = names.resolve(os.environ[names.ENV_POOL_CONTROL]), os.environ[names.ENV_POD]
+    address, pod = os.environ[names.ENV_POOL_CONTROL], os.environ[names.ENV_POD]
     options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
     options += [(f"grpc.{which}_reconnect_backoff_ms", RECONNECT_MS) for which in ("initial", "min", "max")]
-    with grpc.insecure_channel(address, options=options) as channel:
+    with pool_channel(address, options) as channel:
         retired = retire(PoolControlStub(channel), pod, lambda: deadline - time.monotonic(), time.sleep)
     print(f"workers of pod {pod} {'hold nothing' if retired else 'were not emptied in time'}", flush=True)
     return 0

@@ -25,10 +25,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Connection(Protocol):
-    """What an exchange needs of the server's connection beyond ASGI; `server.HttpProtocol` is one."""
+    """What an exchange needs of the server's connection beyond ASGI; `connection.HttpProtocol` is one."""
 
     on_lost: Callable[[], None] | None
     """Called when the client leaves."""
+
+    @property
+    def peer_is_known(self) -> bool:
+        """Whether the client showed a certificate of the authorities."""
 
     def abort(self) -> None:
         """Drop the connection, and what is queued on it."""

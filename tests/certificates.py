@@ -1,0 +1,67 @@
+"""Certificates for tests: an authority, and what it signs, written as the keys of a Secret are mounted."""
+
+import datetime
+import ipaddress
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+DAY = datetime.timedelta(days=1)
+
+
+class Authority:
+    """Signs certificates."""
+
+    def __init__(self, name: str = "test authority") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.certificate = self._build(self._name, self._key, DAY, authority=True).public_bytes(PEM)
+
+    def issue(self, folder: Path, *names: str, lasts: datetime.timedelta = DAY) -> Path:
+        """Write `tls.crt`, `tls.key` and this authority's `ca.crt` for DNS names or addresses into a folder."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tls.crt").write_bytes(self._build(subject, key, lasts, names=names).public_bytes(PEM))
+        (folder / "tls.key").write_bytes(
+            key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )
+        (folder / "ca.crt").write_bytes(self.certificate)
+        return folder
+
+    def _build(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        lasts: datetime.timedelta,
+        *,
+        names: tuple[str, ...] = (),
+        authority: bool = False,
+    ) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - 2 * DAY)
+            .not_valid_after(now + lasts)
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_general, names))), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+
+PEM = serialization.Encoding.PEM
+
+
+def _general(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
