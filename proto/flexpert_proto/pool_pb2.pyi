@@ -482,6 +482,8 @@ class Worker(_message.Message):
     EXPERTS_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
+    BUSY_SECONDS_FIELD_NUMBER: _builtins.int
+    UP_SECONDS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """unique in the pool for ever: a replacement has another id"""
     incarnation: _builtins.str
@@ -501,6 +503,9 @@ class Worker(_message.Message):
     """with which its process computes, as torch says"""
     domain: _builtins.str
     """its page owner's id; workers of one domain share pages. Empty when it owns its pages"""
+    busy_seconds: _builtins.float
+    """in which it computed, of the `up_seconds` that it has been up; if figures are asked for"""
+    up_seconds: _builtins.float
     @_builtins.property
     def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """resident, packed layer * experts_per_layer + index"""
@@ -522,10 +527,12 @@ class Worker(_message.Message):
         experts: _abc.Iterable[_builtins.int] | None = ...,
         threads: _builtins.int = ...,
         domain: _builtins.str = ...,
+        busy_seconds: _builtins.float = ...,
+        up_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "endpoint", b"endpoint", "experts", b"experts", "failure_domain", b"failure_domain", "id", b"id", "incarnation", b"incarnation", "memory_bytes", b"memory_bytes", "node", b"node", "pid", b"pid", "pod", b"pod", "ray_node_id", b"ray_node_id", "resident_bytes", b"resident_bytes", "state", b"state", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_seconds", b"busy_seconds", "domain", b"domain", "endpoint", b"endpoint", "experts", b"experts", "failure_domain", b"failure_domain", "id", b"id", "incarnation", b"incarnation", "memory_bytes", b"memory_bytes", "node", b"node", "pid", b"pid", "pod", b"pod", "ray_node_id", b"ray_node_id", "resident_bytes", b"resident_bytes", "state", b"state", "threads", b"threads", "up_seconds", b"up_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -640,6 +647,144 @@ class Replica(_message.Message):
 Global___Replica: _TypeAlias = Replica  # noqa: Y015
 
 @_typing.final
+class Histogram(_message.Message):
+    """Observations by bucket: counts[i] are at most bounds[i] and more than bounds[i-1]; the last count, one more than there
+    are bounds, has no bound. `seconds` were spent on the observations of each bucket, where that is measured.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOUNDS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    total: _builtins.float
+    """sum of all observations"""
+    @_builtins.property
+    def bounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        bounds: _abc.Iterable[_builtins.float] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        total: _builtins.float = ...,
+        seconds: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "counts", b"counts", "seconds", b"seconds", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Histogram: _TypeAlias = Histogram  # noqa: Y015
+
+@_typing.final
+class Figures(_message.Message):
+    """What was measured from `since` to `at`, seconds since the Unix epoch. Counters and histograms only grow while the
+    incarnation is the same; another one began at nothing. Names and meanings: flexpert_proto/metrics.py.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CountersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class GaugesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class HistogramsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Histogram: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Histogram | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    COUNTERS_FIELD_NUMBER: _builtins.int
+    GAUGES_FIELD_NUMBER: _builtins.int
+    HISTOGRAMS_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.str
+    since: _builtins.float
+    at: _builtins.float
+    @_builtins.property
+    def counters(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    @_builtins.property
+    def gauges(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    @_builtins.property
+    def histograms(self) -> _containers.MessageMap[_builtins.str, Global___Histogram]: ...
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.str = ...,
+        since: _builtins.float = ...,
+        at: _builtins.float = ...,
+        counters: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        gauges: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        histograms: _abc.Mapping[_builtins.str, Global___Histogram] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "counters", b"counters", "gauges", b"gauges", "histograms", b"histograms", "incarnation", b"incarnation", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Figures: _TypeAlias = Figures  # noqa: Y015
+
+@_typing.final
 class Pool(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -661,6 +806,8 @@ class Pool(_message.Message):
     WANTED_STANDBY_WORKERS_FIELD_NUMBER: _builtins.int
     MODEL_FILES_FIELD_NUMBER: _builtins.int
     TABLE_OPERATION_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    LAYER_IMBALANCE_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     incarnation: _builtins.str
     """of the controller"""
@@ -705,6 +852,14 @@ class Pool(_message.Message):
 
     @_builtins.property
     def model_files(self) -> Global___ModelFiles: ...
+    @_builtins.property
+    def figures(self) -> Global___Figures:
+        """of all engines, workers and ingresses, those that are gone included; if asked for"""
+
+    @_builtins.property
+    def layer_imbalance(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """[layers] busiest worker's tokens over the average, of the last minute; if asked"""
+
     def __init__(
         self,
         *,
@@ -726,10 +881,12 @@ class Pool(_message.Message):
         wanted_standby_workers: _builtins.int = ...,
         model_files: Global___ModelFiles | None = ...,
         table_operation: _builtins.str = ...,
+        figures: Global___Figures | None = ...,
+        layer_imbalance: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "epoch", b"epoch", "model", b"model", "model_files", b"model_files", "operation", b"operation", "wanted_workers", b"wanted_workers"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "epoch", b"epoch", "figures", b"figures", "model", b"model", "model_files", b"model_files", "operation", b"operation", "wanted_workers", b"wanted_workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "engines", b"engines", "epoch", b"epoch", "generation", b"generation", "incarnation", b"incarnation", "loads", b"loads", "loads_since", b"loads_since", "lost", b"lost", "message", b"message", "model", b"model", "model_files", b"model_files", "operation", b"operation", "placement", b"placement", "table_operation", b"table_operation", "term", b"term", "uid", b"uid", "wanted_standby_workers", b"wanted_standby_workers", "wanted_workers", b"wanted_workers", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "engines", b"engines", "epoch", b"epoch", "figures", b"figures", "generation", b"generation", "incarnation", b"incarnation", "layer_imbalance", b"layer_imbalance", "loads", b"loads", "loads_since", b"loads_since", "lost", b"lost", "message", b"message", "model", b"model", "model_files", b"model_files", "operation", b"operation", "placement", b"placement", "table_operation", b"table_operation", "term", b"term", "uid", b"uid", "wanted_standby_workers", b"wanted_standby_workers", "wanted_workers", b"wanted_workers", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wanted_workers: _TypeAlias = _typing.Literal["wanted_workers"]  # noqa: Y015
     _WhichOneofArgType__wanted_workers: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers"]  # noqa: Y015
@@ -739,26 +896,31 @@ Global___Pool: _TypeAlias = Pool  # noqa: Y015
 
 @_typing.final
 class GetPoolRequest(_message.Message):
-    """Of a stream: figures that creep (loads, requests) are told so often while they change; 0: every 2 s."""
+    """Of a stream: figures that creep (loads, requests) are told so often while they change; 0: every 2 s.
+    Figures are of a moment, so a stream with them tells at every refresh.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WITH_PLACEMENT_FIELD_NUMBER: _builtins.int
     WITH_LOADS_FIELD_NUMBER: _builtins.int
     REFRESH_SECONDS_FIELD_NUMBER: _builtins.int
+    WITH_FIGURES_FIELD_NUMBER: _builtins.int
     with_placement: _builtins.bool
     with_loads: _builtins.bool
     refresh_seconds: _builtins.float
+    with_figures: _builtins.bool
     def __init__(
         self,
         *,
         with_placement: _builtins.bool = ...,
         with_loads: _builtins.bool = ...,
         refresh_seconds: _builtins.float = ...,
+        with_figures: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["refresh_seconds", b"refresh_seconds", "with_loads", b"with_loads", "with_placement", b"with_placement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refresh_seconds", b"refresh_seconds", "with_figures", b"with_figures", "with_loads", b"with_loads", "with_placement", b"with_placement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1225,24 +1387,71 @@ class EngineReport(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     digest: _builtins.str
     @_builtins.property
     def engine(self) -> Global___Engine: ...
+    @_builtins.property
+    def figures(self) -> Global___Figures: ...
     def __init__(
         self,
         *,
         engine: Global___Engine | None = ...,
         pool: _builtins.str = ...,
         digest: _builtins.str = ...,
+        figures: Global___Figures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "figures", b"figures"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "engine", b"engine", "pool", b"pool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "engine", b"engine", "figures", b"figures", "pool", b"pool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EngineReport: _TypeAlias = EngineReport  # noqa: Y015
+
+@_typing.final
+class IngressReport(_message.Message):
+    """What an ingress has measured; told every second or so."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    INGRESS_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    ingress: _builtins.str
+    @_builtins.property
+    def figures(self) -> Global___Figures: ...
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        ingress: _builtins.str = ...,
+        figures: Global___Figures | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "ingress", b"ingress", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngressReport: _TypeAlias = IngressReport  # noqa: Y015
+
+@_typing.final
+class IngressReportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngressReportResponse: _TypeAlias = IngressReportResponse  # noqa: Y015
 
 @_typing.final
 class RecordOrder(_message.Message):

@@ -519,6 +519,11 @@ class PoolMembershipStub:
                 request_serializer=flexpert__proto_dot_pool__pb2.WatchEnginesRequest.SerializeToString,
                 response_deserializer=flexpert__proto_dot_pool__pb2.EngineList.FromString,
                 _registered_method=True)
+        self.ReportIngress = channel.unary_unary(
+                '/flexpert.v1.PoolMembership/ReportIngress',
+                request_serializer=flexpert__proto_dot_pool__pb2.IngressReport.SerializeToString,
+                response_deserializer=flexpert__proto_dot_pool__pb2.IngressReportResponse.FromString,
+                _registered_method=True)
         self.SendTrace = channel.stream_unary(
                 '/flexpert.v1.PoolMembership/SendTrace',
                 request_serializer=flexpert__proto_dot_pool__pb2.TraceChunk.SerializeToString,
@@ -537,6 +542,12 @@ class PoolMembershipServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchEngines(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportIngress(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -561,6 +572,11 @@ def add_PoolMembershipServicer_to_server(servicer, server):
                     servicer.WatchEngines,
                     request_deserializer=flexpert__proto_dot_pool__pb2.WatchEnginesRequest.FromString,
                     response_serializer=flexpert__proto_dot_pool__pb2.EngineList.SerializeToString,
+            ),
+            'ReportIngress': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportIngress,
+                    request_deserializer=flexpert__proto_dot_pool__pb2.IngressReport.FromString,
+                    response_serializer=flexpert__proto_dot_pool__pb2.IngressReportResponse.SerializeToString,
             ),
             'SendTrace': grpc.stream_unary_rpc_method_handler(
                     servicer.SendTrace,
@@ -623,6 +639,33 @@ class PoolMembership:
             '/flexpert.v1.PoolMembership/WatchEngines',
             flexpert__proto_dot_pool__pb2.WatchEnginesRequest.SerializeToString,
             flexpert__proto_dot_pool__pb2.EngineList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportIngress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flexpert.v1.PoolMembership/ReportIngress',
+            flexpert__proto_dot_pool__pb2.IngressReport.SerializeToString,
+            flexpert__proto_dot_pool__pb2.IngressReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

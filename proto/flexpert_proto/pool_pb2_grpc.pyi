@@ -159,6 +159,7 @@ class PoolMembershipStub:
     def __new__(cls, channel: _aio.Channel) -> PoolMembershipAsyncStub: ...
     Attach: _grpc.StreamStreamMultiCallable[_pool_pb2.EngineReport, _pool_pb2.EngineDirective]
     WatchEngines: _grpc.UnaryStreamMultiCallable[_pool_pb2.WatchEnginesRequest, _pool_pb2.EngineList]
+    ReportIngress: _grpc.UnaryUnaryMultiCallable[_pool_pb2.IngressReport, _pool_pb2.IngressReportResponse]
     SendTrace: _grpc.StreamUnaryMultiCallable[_pool_pb2.TraceChunk, _pool_pb2.SendTraceResponse]
     """NOT_FOUND once the recording has ended"""
 
@@ -169,6 +170,7 @@ class PoolMembershipAsyncStub(PoolMembershipStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Attach: _aio.StreamStreamMultiCallable[_pool_pb2.EngineReport, _pool_pb2.EngineDirective]  # type: ignore[assignment]
     WatchEngines: _aio.UnaryStreamMultiCallable[_pool_pb2.WatchEnginesRequest, _pool_pb2.EngineList]  # type: ignore[assignment]
+    ReportIngress: _aio.UnaryUnaryMultiCallable[_pool_pb2.IngressReport, _pool_pb2.IngressReportResponse]  # type: ignore[assignment]
     SendTrace: _aio.StreamUnaryMultiCallable[_pool_pb2.TraceChunk, _pool_pb2.SendTraceResponse]  # type: ignore[assignment]
     """NOT_FOUND once the recording has ended"""
 
@@ -188,6 +190,13 @@ class PoolMembershipServicer(metaclass=_abc_1.ABCMeta):
         request: _pool_pb2.WatchEnginesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_pool_pb2.EngineList], _abc.AsyncIterator[_pool_pb2.EngineList]]: ...
+
+    @_abc_1.abstractmethod
+    def ReportIngress(
+        self,
+        request: _pool_pb2.IngressReport,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.IngressReportResponse, _abc.Awaitable[_pool_pb2.IngressReportResponse]]: ...
 
     @_abc_1.abstractmethod
     def SendTrace(

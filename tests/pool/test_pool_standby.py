@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from flexpert_proto import pool_pb2
 from flexpert_workers.pool.exceptions import InvalidPlan
 from flexpert_workers.pool.state import Cause, Condition, Phase
 from flexpert_workers.pool.view import pool_message
@@ -35,7 +36,7 @@ async def test_a_standby_holds_nothing_and_is_not_placed_on(rig: Any) -> None:
     assert rig.workers.workers[standby].experts == set()
     with pytest.raises(InvalidPlan, match=f"placed on {standby}"):
         rig.controller.reconfigure(rig.request("wrong", rig.spread([*names, standby])))
-    message = pool_message(rig.controller, with_placement=True, with_loads=False)
+    message = pool_message(rig.controller, pool_pb2.GetPoolRequest(with_placement=True))
     states = {worker.id: worker.State.Name(worker.state) for worker in message.workers}
     assert states == {names[0]: "READY", names[1]: "READY", standby: "STANDBY"}
     assert (message.wanted_workers, message.wanted_standby_workers) == (2, 1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from flexpert_proto import pool_pb2
 from flexpert_workers.messages import control
 from flexpert_workers.pool.exceptions import InvalidPlan
 from flexpert_workers.pool.state import Phase
@@ -95,7 +96,7 @@ async def test_the_next_controller_finds_a_table_of_half_a_plan(fake_workers: An
             heir.configure(term=2)
             await heir.until(lambda: heir.controller.keeper.epoch.term == 2)
             await heir.controller.operations.settled()
-            told = pool_message(heir.controller, with_placement=False, with_loads=False)
+            told = pool_message(heir.controller, pool_pb2.GetPoolRequest())
             assert told.table_operation == "swap#1", "the operator asks for the rest"
             operation = await heir.reconfigure("swap-again", swapped(heir, names))
             assert operation.phase is Phase.SUCCEEDED, operation.message

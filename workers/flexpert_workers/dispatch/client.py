@@ -108,6 +108,11 @@ class DispatchClient:
         """Times of the recent dispatches, per layer."""
         return self._times.summary()
 
+    @property
+    def dispatch_s(self) -> float:
+        """Seconds that dispatches have taken since the start; for the dispatching thread."""
+        return self._times.total_s
+
     def clear_statistics(self) -> None:
         """Start counting anew."""
         self._times.clear()

@@ -33,14 +33,20 @@ class LayerStatistics:
 
 
 class DispatchTimes:
-    """Collects times; written by the dispatching thread, read by any."""
+    """Collects times; written by the dispatching thread, read by any.
+
+    Attributes:
+        total_s: Of all dispatches since the start; the dispatching thread reads it.
+    """
 
     def __init__(self) -> None:
+        self.total_s = 0.0
         self._times: dict[int, deque[tuple[float, int]]] = {}
         self._lock = threading.Lock()
 
     def add(self, layer: int, dispatch_us: float, compute_us: int) -> None:
         """Count one dispatch."""
+        self.total_s += dispatch_us / 1e6
         with self._lock:
             self._times.setdefault(layer, deque(maxlen=_WINDOW)).append((dispatch_us, compute_us))
 

@@ -17,6 +17,7 @@ from flexpert_workers.engine.config import EngineConfig
 from flexpert_workers.engine.dense import DenseModel, load_dense
 from flexpert_workers.engine.linear import quicken
 from flexpert_workers.engine.memory import cgroup_memory_limit, derive_kv_bytes
+from flexpert_workers.engine.meter import EngineMeter
 from flexpert_workers.engine.paged import paged_attentions
 from flexpert_workers.engine.recorder import RoutingRecorder
 from flexpert_workers.engine.request import Limits, Request, RequestKey, check
@@ -37,12 +38,14 @@ class EngineStatistics(NamedTuple):
     """Counts for status.
 
     Attributes:
+        waiting_tokens: Known tokens of the waiting requests.
         kv_use: Fraction of the cache's blocks that requests hold.
         expert_bytes: Expert weights resident in this process.
     """
 
     running: int
     waiting: int
+    waiting_tokens: int
     kv_bytes: int
     kv_use: float
     dense_bytes: int
@@ -54,7 +57,11 @@ class EngineStatistics(NamedTuple):
 
 
 class Engine:
-    """Requests over one model. Used from one thread."""
+    """Requests over one model. Used from one thread.
+
+    Attributes:
+        meter: What it measures; whoever calls `step` tells it how long that took.
+    """
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig, dispatcher: ExpertDispatcher) -> None:
         """Load the dense weights, ask the model what it caches, allocate the cache.
@@ -90,6 +97,7 @@ class Engine:
             max_waiting=config.max_waiting,
         )
         self._scheduler = Scheduler(limits, BlockPool(plan.num_blocks, config.block_tokens))
+        self.meter = EngineMeter()
         self._requests: dict[RequestKey, Request] = {}
         self._generated_tokens = 0
         self._passes = 0
@@ -109,6 +117,7 @@ class Engine:
         request = Request(key, submit)
         self._scheduler.add(request)
         self._requests[key] = request
+        self.meter.arrived(request)
 
     def cancel(self, number: int, source: bytes = b"") -> None:
         """Forget a request and free its blocks at once; unknown ones are ignored, they may just have ended."""
@@ -143,6 +152,7 @@ class Engine:
             PassAbandoned: Experts did not answer. All requests are as before; step again.
         """
         scheduled = self._scheduler.schedule()
+        self.meter.scheduled(scheduled)
         if not scheduled:
             return {}
         try:
@@ -160,6 +170,7 @@ class Engine:
         return EngineStatistics(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
+            waiting_tokens=self._scheduler.waiting_tokens,
             kv_bytes=self._runner.cache.num_bytes,
             kv_use=blocks.num_used / blocks.num_blocks,
             dense_bytes=self._dense.dense_bytes,
@@ -187,7 +198,10 @@ class Engine:
             self._generated_tokens += 1
             output = _advance(request, draw)
             outbox[request.key.source].append(output)
+            if request.first_at is None:
+                self.meter.first_token(request)
             if output.finish is not None:
+                self.meter.finished(request)
                 self._forget(request)
         return dict(outbox)
 

@@ -12,6 +12,7 @@ import grpc
 import msgspec
 
 from flexpert_proto.credentials import CredentialsError, pool_channel
+from flexpert_proto.measuring import Figures, figures_message
 from flexpert_proto.pool_pb2 import Engine as EngineMessage
 from flexpert_proto.pool_pb2 import EngineDirective, EngineReport, RecordOrder
 from flexpert_proto.pool_pb2_grpc import PoolMembershipStub
@@ -40,6 +41,7 @@ class Membership:
         digest: Of the checkpoint.
         tables: Where routing tables go.
         describe: The engine as it is now; called from this thread.
+        figures: What it has measured; likewise.
         on_drain: Called when the controller says to drain.
         on_record: Called with an order to record, or to record no more.
     """
@@ -51,6 +53,7 @@ class Membership:
         digest: str,
         tables: TableHolder,
         describe: Callable[[], EngineMessage],
+        figures: Callable[[], Figures],
         on_drain: Callable[[], None],
         on_record: Callable[[RecordOrder], None],
     ) -> None:
@@ -59,6 +62,7 @@ class Membership:
         self._digest = digest
         self._tables = tables
         self._describe = describe
+        self._figures = figures
         self._on_drain = on_drain
         self._on_record = on_record
         self._news = threading.Event()
@@ -114,7 +118,8 @@ class Membership:
         """A report at once, then every second and whenever there is news, until the stream has ended."""
         while not (ended.is_set() or self._stopped.is_set()):
             self._news.clear()
-            yield EngineReport(engine=self._describe(), pool=self._pool, digest=self._digest)
+            figures = figures_message(self._figures())
+            yield EngineReport(engine=self._describe(), pool=self._pool, digest=self._digest, figures=figures)
             self._news.wait(REPORT_S)
 
     def _obey(self, directive: EngineDirective) -> None:

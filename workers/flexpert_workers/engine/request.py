@@ -44,11 +44,18 @@ class Request:
         suspect: It was in a pass that broke, and is tried alone next.
         num_cached: Prompt tokens that the prefix cache gave, the first time it was let in.
         request_id: What the client calls it.
+        arrived_at: When it came, by the clock of `EngineMeter`.
+        begun_at: When a step first computed for it.
+        first_at: When it had its first token here, then having `first_output` of them.
     """
 
     __slots__ = (
+        "arrived_at",
+        "begun_at",
         "blocks",
         "digests",
+        "first_at",
+        "first_output",
         "key",
         "num_cached",
         "num_computed",
@@ -77,6 +84,10 @@ class Request:
         self.blocks: list[int] = []
         self.digests: list[bytes] = []
         self.suspect = False
+        self.arrived_at = 0.0
+        self.begun_at: float | None = None
+        self.first_at: float | None = None
+        self.first_output = 0
 
     @property
     def num_output(self) -> int:

@@ -39,6 +39,11 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.num_preemptions = 0
 
+    @property
+    def waiting_tokens(self) -> int:
+        """Known tokens of the waiting requests."""
+        return sum(request.num_tokens for request in self.waiting)
+
     def add(self, request: Request, retry_after_s: float = 1.0) -> None:
         """Queue a checked request.
 

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 
+from flexpert_proto.measuring import Figures
 from flexpert_proto.pool_pb2 import Engine as EngineMessage
 from flexpert_proto.pool_pb2 import Epoch as EpochMessage
 from flexpert_workers import allocator, threads
@@ -82,6 +83,7 @@ class EngineService:
             checkpoint.digest,
             self.tables,
             self._describe,
+            self.figures,
             self.drain,
             self._recordings.obey,
         )
@@ -103,6 +105,23 @@ class EngineService:
     def dispatch_statistics(self) -> tuple[LayerStatistics, ...]:
         """Times of the recent dispatches, per MoE layer."""
         return self._dispatcher.statistics()
+
+    def figures(self) -> Figures:
+        """What was measured so far; for any thread."""
+        statistics = self._statistics
+        gauges = {
+            "engine_running": statistics.running,
+            "engine_waiting": statistics.waiting,
+            "engine_waiting_tokens": statistics.waiting_tokens,
+            "engine_kv_bytes": statistics.kv_bytes,
+            "engine_kv_used_bytes": statistics.kv_use * statistics.kv_bytes,
+        }
+        counters = {
+            "engine_generated_tokens": statistics.generated_tokens,
+            "engine_abandoned_steps": statistics.abandoned_passes,
+            "engine_preemptions": statistics.preemptions,
+        }
+        return self._engine.meter.read(gauges, counters)
 
     def healthy(self) -> bool:
         """Whether the loop runs: its thread lives, and its present step is not older than `STUCK_AFTER_S`."""
@@ -195,7 +214,8 @@ class EngineService:
     def _step(self, sender: Sender) -> None:
         if not self._engine.has_work:
             return
-        self._step_started = time.monotonic()
+        dispatched_s = self._dispatcher.dispatch_s
+        started = self._step_started = time.monotonic()
         try:
             outbox = self._engine.step()
         except PassAbandoned as error:
@@ -206,7 +226,9 @@ class EngineService:
             self._step_started = None
         for source, replies in outbox.items():
             sender.send(source, replies)
-        self._statistics = self._engine.statistics()
+        statistics = self._statistics = self._engine.statistics()
+        step_s, dispatch_s = time.monotonic() - started, self._dispatcher.dispatch_s - dispatched_s
+        self._engine.meter.stepped(step_s, dispatch_s, statistics.kv_use)
 
     def _report(self) -> None:
         self._membership.report()

@@ -22,6 +22,11 @@ class BusyMeter:
         """Add busy time; the one busy thread alone calls it, and takes no lock."""
         self._busy_s += seconds
 
+    @property
+    def total_s(self) -> float:
+        """Busy time since the start. For any thread."""
+        return self._busy_s
+
     def share(self) -> float:
         """From 0 (idle) to 1, over the last interval. For any thread."""
         with self._lock:

@@ -16,6 +16,7 @@ import zmq
 from flexpert_workers import threads
 from flexpert_workers.errors import CapacityError, CheckpointError, FlexpertError
 from flexpert_workers.expert.config import WorkerConfig
+from flexpert_workers.expert.meter import WorkerMeter
 from flexpert_workers.expert.prepare import Preparer
 from flexpert_workers.expert.store import ExpertStore
 from flexpert_workers.memory.backend import ExpertKey
@@ -35,6 +36,7 @@ class ControlServer:
         on_stop: Called when the worker is asked to end.
         memory_bytes: What experts can fill, padding left out.
         lender: The worker's page owner.
+        meter: What it measures.
         drain_timeout_s: How long `Retire` and `Rollback` wait for the dispatch in flight and copies under way.
     """
 
@@ -47,6 +49,7 @@ class ControlServer:
         store: ExpertStore,
         preparer: Preparer,
         lender: PageLender,
+        meter: WorkerMeter,
         on_stop: Callable[[], None],
         drain_timeout_s: float = 2.0,
     ) -> None:
@@ -68,7 +71,7 @@ class ControlServer:
             control.Rollback: self._rollback,
             control.StoreTable: self._store_table,
             control.Retire: self._retire,
-            control.AskLoads: lambda _: control.Loads(self._store.tokens()),
+            control.AskLoads: lambda _: control.Loads(self._store.tokens(), meter.read()),
             control.Stop: self._stop,
         }
 

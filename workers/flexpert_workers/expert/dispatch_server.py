@@ -15,6 +15,7 @@ import torch
 
 from flexpert_workers.expert.busyness import BusyMeter
 from flexpert_workers.expert.compute import ExpertCompute, SortedPairs, sort_pairs
+from flexpert_workers.expert.meter import WorkerMeter
 from flexpert_workers.expert.store import ExpertStore
 from flexpert_workers.expert.turns import ComputeTurns
 from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
@@ -37,7 +38,8 @@ class DispatchServer:
         digest: Of the checkpoint; likewise.
         incarnation: Of this worker; likewise.
         turns: What other threads have done by this one, between two dispatches.
-        meter: Is told how long each request took.
+        busy: Is told how long each request took.
+        meter: Is told what each request was.
         poll_s: For how long it polls for the next dispatch before it sleeps until one comes.
     """
 
@@ -50,7 +52,8 @@ class DispatchServer:
         store: ExpertStore,
         compute: ExpertCompute,
         turns: ComputeTurns,
-        meter: BusyMeter,
+        busy: BusyMeter,
+        meter: WorkerMeter,
         poll_s: float = 0.0,
     ) -> None:
         self._identity = {"pool": pool, "digest": digest, "incarnation": incarnation}
@@ -58,6 +61,7 @@ class DispatchServer:
         self._store = store
         self._compute = compute
         self._turns = turns
+        self._busy = busy
         self._meter = meter
         self._poll_s = poll_s
 
@@ -111,13 +115,14 @@ class DispatchServer:
             return
         began = time.perf_counter()
         listener.send(connection, self.handle(request, frames[1:]))
-        self._meter.note(time.perf_counter() - began)
+        self._busy.note(time.perf_counter() - began)
 
     def handle(self, request: DispatchRequest, frames: Buffers) -> list[bytes | memoryview]:
         """The reply frames to a request with its frames behind the header."""
         started = time.perf_counter_ns()
         refusal = self._refusal(request)
         if refusal:
+            self._meter.refused()
             return [_encode(request, Status.REFUSED, reason=refusal)]
         try:
             return self._serve(request, frames, started)
@@ -135,6 +140,7 @@ class DispatchServer:
         hidden, pairs, weights = self._parse(request, frames)
         experts, missing = self._store.borrow(request.layer, pairs.indices)
         if missing:
+            self._meter.refused()
             return [_encode(request, Status.NOT_RESIDENT, missing=missing)]
         try:
             sums = self._compute(experts, pairs, hidden, weights)
@@ -142,6 +148,7 @@ class DispatchServer:
             self._store.give_back()
         self._store.count(request.layer, pairs.indices, pairs.counts)
         compute_us = (time.perf_counter_ns() - started) // 1000
+        self._meter.computed(request.rows, len(pairs.rows), compute_us / 1e6)
         return [_encode(request, Status.OK, compute_us=compute_us), as_frame(sums)]
 
     def _parse(self, request: DispatchRequest, frames: Buffers) -> tuple[torch.Tensor, SortedPairs, torch.Tensor]:

@@ -18,6 +18,7 @@ from flexpert_workers.expert.control_server import ControlServer
 from flexpert_workers.expert.dispatch_server import DispatchServer
 from flexpert_workers.expert.kernels import TorchGroupedLinear, grouped_linear
 from flexpert_workers.expert.memory import WorkerMemory
+from flexpert_workers.expert.meter import WorkerMeter
 from flexpert_workers.expert.prepare import Preparer
 from flexpert_workers.memory.devices import CPU, DeviceOpener, open_device
 from flexpert_workers.routing import WorkerAddress
@@ -75,9 +76,10 @@ class ExpertWorker:
         checkpoint = open_checkpoint(config.source, config.dtype)
         compute = _expert_compute(checkpoint, config.threads, device.torch_device)
         hidden_size = _hidden_size(checkpoint)
-        meter = BusyMeter()
+        busy = BusyMeter()
+        meter = WorkerMeter(busy)
         try_out = partial(compute.try_out, hidden_size=hidden_size)
-        self._memory = WorkerMemory(config, checkpoint, self.incarnation, device, try_out, meter.share, self._context)
+        self._memory = WorkerMemory(config, checkpoint, self.incarnation, device, try_out, busy.share, self._context)
         store, lender, turns = self._memory.store, self._memory.lender, self._memory.turns
         listener, control = Listener(config.bind_host, config.socket_dir), self._context.socket(zmq.ROUTER)
         self._address = WorkerAddress(
@@ -96,6 +98,7 @@ class ExpertWorker:
             store,
             compute,
             turns,
+            busy,
             meter,
             poll_s=config.poll_us / 1e6,
         )
@@ -107,6 +110,7 @@ class ExpertWorker:
             store,
             self._preparer,
             lender,
+            meter,
             self._ending.set,
         )
         allocator.freeze_heap()

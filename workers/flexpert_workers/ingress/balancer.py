@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from flexpert_workers.errors import FlexpertError, InvalidRequest
 from flexpert_workers.ingress.fleet import Fleet
 from flexpert_workers.ingress.member import Attempt, Event, Lost
+from flexpert_workers.ingress.meter import IngressMeter
 from flexpert_workers.ingress.streams import Delta, Stream, TokenGap, merge
 from flexpert_workers.messages.generation import Finish, Rejected
 
@@ -50,8 +51,9 @@ class Step:
 class Balancer:
     """Finds engines for streams, and repeats what was interrupted."""
 
-    def __init__(self, fleet: Fleet, clock: Callable[[], float], *, engine_wait_s: float) -> None:
+    def __init__(self, fleet: Fleet, meter: IngressMeter, clock: Callable[[], float], *, engine_wait_s: float) -> None:
         self._fleet = fleet
+        self._meter = meter
         self._clock = clock
         self._engine_wait_s = engine_wait_s
         self.num_resubmissions = 0
@@ -72,6 +74,8 @@ class Balancer:
         waiting_since = self._clock()
         while stream.finish is None:
             attempt = await self._submit(stream, waiting_since, resumed=num_attempts > 0 or bool(stream.output_ids))
+            if num_attempts == 0:
+                self._meter.submitted(stream)
             num_attempts += 1
             outcome = Outcome.RUNNING
             try:
@@ -81,6 +85,8 @@ class Balancer:
                     if step.delta is not None:
                         num_losses = 0
                         self.num_tokens += len(step.delta.tokens)
+                        if stream.first_at is None:
+                            self._meter.first_token(stream)
                         yield step.delta
                     if step.error is not None:
                         raise step.error

@@ -15,6 +15,7 @@ class IngressConfig(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         pool_control: Address of the pool controller, as `names.resolve` takes it.
         model_name: Name of the MoEDeployment that is served; "" to take the pool's own.
+        pod: Name of the pod, for what it reports; empty where there is none.
         bind_host: Interface to listen on.
         grpc_port: 0 for any free one.
         http_port: 0 for any free one.
@@ -31,6 +32,7 @@ class IngressConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     pool_control: str
     model_name: str = ""
+    pod: str = ""
     bind_host: str = "127.0.0.1"
     grpc_port: int = 0
     http_port: int = 0
@@ -57,6 +59,7 @@ def from_environment(environment: Mapping[str, str]) -> IngressConfig:
     return msgspec.structs.replace(
         defaults,
         model_name=_model_name(environment.get(names.ENV_POOL, "")),
+        pod=environment.get(names.ENV_POD, ""),
         bind_host=environment.get(names.ENV_BIND_HOST, "0.0.0.0"),
         grpc_port=_number(environment, names.port_variable(names.GRPC_PORT_NAME), 9000),
         http_port=_number(environment, names.port_variable(names.HTTP_PORT_NAME), 8000),

@@ -5,7 +5,9 @@ models" (OSDI 2024): each client has a counter of what it was given, and the wai
 A client that comes to wait starts where the others are, so that nobody saves up. Used by `fleet.py`.
 """
 
+import itertools
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 PROMPT_COST = 1.0
@@ -28,6 +30,9 @@ class FairQueue(Generic[T]):
 
     def __len__(self) -> int:
         return self._length
+
+    def __iter__(self) -> Iterator[T]:
+        return itertools.chain.from_iterable(self._waiting.values())
 
     def push(self, client: str, item: T) -> None:
         """Add an item behind the client's others."""

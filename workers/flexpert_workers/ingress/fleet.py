@@ -73,6 +73,11 @@ class Fleet:
         """Attempts that wait for an engine."""
         return len(self._resumed) + len(self._waiting)
 
+    @property
+    def waiting_tokens(self) -> int:
+        """What engines will have to compute for these."""
+        return sum(waiter.prompt.num_tokens for waiter in itertools.chain(self._resumed, self._waiting))
+
     def wait_s(self) -> float | None:
         """Seconds that a request that comes now is predicted to wait; None where nothing is known."""
         return self._pace.wait_s(self.num_waiting)

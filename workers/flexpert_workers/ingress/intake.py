@@ -6,8 +6,8 @@ requests are alike.
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -17,6 +17,7 @@ from flexpert_workers.errors import FlexpertError
 from flexpert_workers.ingress.admission import Admission
 from flexpert_workers.ingress.balancer import Balancer
 from flexpert_workers.ingress.caller import Caller
+from flexpert_workers.ingress.meter import IngressMeter
 from flexpert_workers.ingress.model import ModelHolder, ServedModel
 from flexpert_workers.ingress.status import status_of
 from flexpert_workers.ingress.streams import Delta, Stream
@@ -28,7 +29,7 @@ TEXT_FOR_A_THREAD = 16_384
 
 @dataclass
 class Counts:
-    """What came of all requests since the start; `numbers.py` shows it.
+    """What came of all requests since the start; `server.py` shows it.
 
     Attributes:
         ended: How requests ended ("stop", "length", "error", "cancelled", or a gRPC status in lower case) → how many.
@@ -50,6 +51,7 @@ class Intake:
         models: ModelHolder,
         balancer: Balancer,
         admission: Admission,
+        meter: IngressMeter,
         *,
         engine_wait_s: float,
         spend: Callable[[str, int], None] | None = None,
@@ -57,6 +59,7 @@ class Intake:
         self._models = models
         self._balancer = balancer
         self._admission = admission
+        self._meter = meter
         self._engine_wait_s = engine_wait_s
         self._spend = spend
         self.counts = Counts()
@@ -80,16 +83,14 @@ class Intake:
             UnknownModel: A request names another model.
             InvalidRequest: A request can never be served.
         """
-        num_streams = len(requests) * copies
+        num_streams, arrived_at = len(requests) * copies, self._meter.clock()
         self.counts.requests += num_streams
         try:
             with self._admission.slot(num_streams):
                 checked = [await self._check(request) for request in requests]
                 streams = [Stream(_copy(one, number), caller) for one in checked for number in range(copies)]
-                try:
+                with self._accounted(caller, streams, arrived_at):
                     yield streams
-                finally:
-                    self._charge(caller, streams)
         except (asyncio.CancelledError, GeneratorExit):
             self.counts.end("cancelled", num_streams)
             raise
@@ -106,6 +107,18 @@ class Intake:
             FlexpertError: As `Balancer.run`.
         """
         return self._balancer.run(stream)
+
+    @contextmanager
+    def _accounted(self, caller: Caller, streams: Sequence[Stream], arrived_at: float) -> Iterator[None]:
+        """Measure streams, and charge their caller for them once they have ended."""
+        for stream in streams:
+            self._meter.accepted(stream, arrived_at)
+        try:
+            yield
+        finally:
+            for stream in streams:
+                self._meter.ended(stream)
+            self._charge(caller, streams)
 
     def _charge(self, caller: Caller, streams: Sequence[Stream]) -> None:
         if self._spend is not None:

@@ -25,6 +25,8 @@ from grpc_reflection.v1alpha import reflection
 
 from flexpert_proto import pool_pb2
 from flexpert_proto.credentials import rpc_server_credentials, server_context
+from flexpert_proto.measuring import Figures
+from flexpert_proto.metrics import BY_NAME
 from flexpert_workers.ingress import open_inference, openai, service
 from flexpert_workers.ingress.admission import Admission
 from flexpert_workers.ingress.balancer import Balancer
@@ -36,8 +38,10 @@ from flexpert_workers.ingress.guard import RpcGuard, guarded
 from flexpert_workers.ingress.http import make_app
 from flexpert_workers.ingress.intake import Intake
 from flexpert_workers.ingress.link import EngineLink, LinkListener
+from flexpert_workers.ingress.meter import IngressMeter
 from flexpert_workers.ingress.methods import add_service
 from flexpert_workers.ingress.model import ModelHolder
+from flexpert_workers.ingress.reports import report_figures
 from flexpert_workers.ingress.stalls import Stalls
 from flexpert_workers.ingress.tokens import Tokens
 
@@ -62,12 +66,14 @@ class Ingress:
         self._models = ModelHolder()
         self._admission = Admission(config.max_streams, time.monotonic)
         self._fleet = Fleet(self._connect, time.monotonic, max_waiting=config.max_waiting)
-        self._balancer = Balancer(self._fleet, time.monotonic, engine_wait_s=config.engine_wait_s)
+        self._meter = IngressMeter(time.monotonic)
+        self._balancer = Balancer(self._fleet, self._meter, time.monotonic, engine_wait_s=config.engine_wait_s)
         self._tokens = _tokens(config)
         self._intake = Intake(
             self._models,
             self._balancer,
             self._admission,
+            self._meter,
             engine_wait_s=config.engine_wait_s,
             spend=self._tokens.spend if self._tokens else None,
         )
@@ -79,6 +85,7 @@ class Ingress:
         self._http_task: asyncio.Task[None] | None = None
         self._watches: list[asyncio.Task[None]] = []
         self._lists: asyncio.Queue[pool_pb2.EngineList] = asyncio.Queue()
+        self._pool = ""
         self._seen_engine = False
         self._draining = False
         self.grpc_port = 0
@@ -103,6 +110,7 @@ class Ingress:
         await self._start_http()
         self._watches = [
             asyncio.create_task(watch_engines(self._config.pool_control, self._lists.put_nowait)),
+            asyncio.create_task(self._report()),
             asyncio.create_task(self._follow_lists()),
             asyncio.create_task(self._follow_health()),
             asyncio.create_task(self._stalls.watch()),
@@ -120,19 +128,29 @@ class Ingress:
         self._fleet.close()
         self._context.term()
 
+    def figures(self) -> Figures:
+        """What was measured so far."""
+        counters = {
+            "ingress_requests": self._intake.counts.requests,
+            "ingress_tokens": self._balancer.num_tokens,
+            "ingress_resubmissions": self._balancer.num_resubmissions,
+            "ingress_stalled": self._stalls.num_cut,
+        }
+        gauges = {
+            "ingress_streams": self._admission.num_open,
+            "ingress_waiting": self._fleet.num_waiting,
+            "ingress_waiting_tokens": self._fleet.waiting_tokens,
+            "ingress_predicted_wait_seconds": self._fleet.wait_s() or 0.0,
+            "ingress_engines": self._fleet.num_up,
+        }
+        return self._meter.read(gauges, counters)
+
     def numbers(self) -> Mapping[str, float]:
         """Metrics, for Prometheus."""
-        counts = self._intake.counts
+        figures, ended = self.figures(), self._intake.counts.ended
         return {
-            "flexpert_ingress_requests_total": counts.requests,
-            "flexpert_ingress_tokens_total": self._balancer.num_tokens,
-            "flexpert_ingress_resubmissions_total": self._balancer.num_resubmissions,
-            "flexpert_ingress_stalled_total": self._stalls.num_cut,
-            "flexpert_ingress_streams": self._admission.num_open,
-            "flexpert_ingress_waiting": self._fleet.num_waiting,
-            "flexpert_ingress_predicted_wait_seconds": self._fleet.wait_s() or 0.0,
-            "flexpert_ingress_engines": self._fleet.num_up,
-            **{f'flexpert_ingress_ended_total{{how="{how}"}}': count for how, count in counts.ended.items()},
+            **{BY_NAME[name].exposed: value for name, value in (figures.counters | figures.gauges).items()},
+            **{f'flexpert_ingress_ended_total{{how="{how}"}}': count for how, count in ended.items()},
         }
 
     def _connect(self, engine: str, endpoint: str, listener: LinkListener) -> EngineLink:
@@ -181,9 +199,15 @@ class Ingress:
         self.http_port = listener.getsockname()[1]
         self._http_task = asyncio.create_task(self._http.serve(sockets=[listener]))
 
+    async def _report(self) -> None:
+        config = self._config
+        ingress = config.pod or f"{socket.gethostname()}-{self.grpc_port}"
+        await report_figures(config.pool_control, ingress, lambda: self._pool, self.figures)
+
     async def _follow_lists(self) -> None:
         while True:
             engines = await self._lists.get()
+            self._pool = engines.pool
             self._fleet.update(engine_facts(engines))
             if engines.model.source:
                 await self._follow_model(engines)

@@ -45,6 +45,8 @@ class Stream:
         output_ids: The tokens so far, resumed ones first.
         cached_tokens: Prompt tokens that the first engine had in its prefix cache.
         finish: Why it ended, or None.
+        arrived_at: When its request came, by the clock of `IngressMeter`.
+        first_at: When the first new tokens came; then it had `first_output`.
     """
 
     def __init__(self, request: CheckedRequest, caller: Caller) -> None:
@@ -53,6 +55,9 @@ class Stream:
         self.output_ids: list[int] = []
         self.cached_tokens = 0
         self.finish: Finish | None = None
+        self.arrived_at = 0.0
+        self.first_at: float | None = None
+        self.first_output = 0
         self._detokenizer = Detokenizer(request.model.tokenizer)
         self._matcher = StopMatcher(request.stops)
 

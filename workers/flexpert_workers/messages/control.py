@@ -5,6 +5,7 @@ Every request is one frame, a tagged MessagePack struct, and so is every reply.
 
 import msgspec
 
+from flexpert_proto.measuring import Figures
 from flexpert_workers.routing import Epoch
 
 
@@ -48,7 +49,7 @@ class Retire(msgspec.Struct, frozen=True, tag=True):
 
 
 class AskLoads(msgspec.Struct, frozen=True, tag=True):
-    """Ask for the tokens computed per expert since the worker started."""
+    """Ask for the tokens computed per expert since the worker started, and what else it measures."""
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
@@ -130,9 +131,14 @@ class PrepareStatus(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loads(msgspec.Struct, frozen=True, tag=True):
-    """Tokens computed per expert since the worker started, packed layer * experts + index."""
+    """What a worker counted since it started.
+
+    Attributes:
+        tokens: Computed per expert, packed layer * experts + index.
+    """
 
     tokens: tuple[int, ...]
+    figures: Figures | None = None
 
 
 ControlReply = Done | Refused | WorkerState | PrepareStatus | Loads

@@ -20,6 +20,7 @@ from flexpert_workers.pool.caretaker import Caretaker, Wanted
 from flexpert_workers.pool.changes import Changes
 from flexpert_workers.pool.exceptions import InvalidPlan, NotConfigured, NotGranted, UnknownName
 from flexpert_workers.pool.fetching import ModelFetches
+from flexpert_workers.pool.figures import FiguresLedger
 from flexpert_workers.pool.fleet import LinkFactory, Patience, WorkerFleet
 from flexpert_workers.pool.healing import Healer
 from flexpert_workers.pool.inspector import Inspector
@@ -104,7 +105,8 @@ class PoolController:
         self.keeper = TableKeeper()
         self.engines = EngineRegistry(settings.leases, self.changes.bump, clock)
         self.recordings = Recordings(self.engines, clock)
-        self.fleet = WorkerFleet(settings.pool, links, settings.patience, self._workers_changed, clock)
+        self.figures = FiguresLedger(self.incarnation, time.time(), clock)
+        self.fleet = WorkerFleet(settings.pool, links, settings.patience, self.figures, self._workers_changed, clock)
         ground = Ground(settings.pool, self.fleet, self.engines, self.keeper, lambda: self.model)
         self.operations = Operations(ground, settings.deadlines, self.changes.bump, clock)
         self.spec: PoolSpec | None = None
@@ -268,6 +270,11 @@ class PoolController:
         placement = placement_of(self.keeper.table)
         _, lost = without_replicas(placement, replicas_gone(placement, self.fleet.held()))
         return tuple(sorted(lost))
+
+    def layer_imbalance(self) -> tuple[float, ...]:
+        """[layers] the busiest worker's tokens over the average, lately; empty while no model is known."""
+        serving = [worker.id for worker in self.fleet.all() if worker.placeable]
+        return self.fleet.balance.imbalance(serving, self.model.layers) if self.model is not None else ()
 
     # ---- rounds
 

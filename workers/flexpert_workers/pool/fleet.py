@@ -19,7 +19,8 @@ from flexpert_workers.messages.control import (
     WorkerState,
 )
 from flexpert_workers.pool.exceptions import WorkerUnreachable
-from flexpert_workers.pool.loads import LoadLedger
+from flexpert_workers.pool.figures import FiguresLedger
+from flexpert_workers.pool.loads import LayerBalance, LoadLedger
 from flexpert_workers.pool.state import Condition, Expert, LaunchedWorker, Slot, Worker
 
 log = logging.getLogger(__name__)
@@ -54,17 +55,26 @@ class Patience:
 
 
 class WorkerFleet:
-    """All workers, by id: also lost and drained ones until they are forgotten."""
+    """All workers, by id: also lost and drained ones until they are forgotten.
+
+    Attributes:
+        loads: Tokens per expert.
+        balance: Of each layer, over workers.
+        figures: What is measured in the pool; workers tell it here, the others elsewhere.
+    """
 
     def __init__(
         self,
         pool: str,
         links: LinkFactory,
         patience: Patience,
+        figures: FiguresLedger,
         on_change: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.loads = LoadLedger(time.time())
+        self.balance = LayerBalance(clock)
+        self.figures = figures
         self.workers: dict[str, Worker] = {}
         self._pool = pool
         self._links: dict[str, WorkerLink] = {}
@@ -224,6 +234,7 @@ class WorkerFleet:
     def forget(self, worker: str) -> None:
         """A worker matters no more."""
         self._disconnect(worker)
+        self.balance.forget(worker)
         del self.workers[worker]
         self._on_change()
 
@@ -243,7 +254,7 @@ class WorkerFleet:
             try:
                 loads = await self.ask(worker, AskLoads(), self._patience.answer_s)
                 if isinstance(loads, Loads):
-                    self.loads.note(worker, loads.tokens, adopted)
+                    self._note(worker, loads, adopted)
                 if self._clock() >= audit_at:
                     await self._describe(worker)
                     audit_at = self._clock() + self._patience.audit_s
@@ -254,6 +265,12 @@ class WorkerFleet:
                     self.lose(worker, str(silent))
                     return
             await asyncio.sleep(self._patience.ping_s)
+
+    def _note(self, worker: str, told: Loads, adopted: bool) -> None:
+        self.loads.note(worker, told.tokens, adopted)
+        self.balance.note(worker, told.tokens, adopted)
+        if told.figures is not None:
+            self.figures.note(worker, told.figures)
 
     def _on_break(self, worker: str) -> None:
         """The connection broke: nearly always because the process died."""

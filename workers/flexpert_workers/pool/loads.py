@@ -1,6 +1,13 @@
-"""Tokens per expert, added up over workers that are alive or gone. Kept by the fleet, read by `GetPool`."""
+"""Tokens per expert, added up over workers that are alive or gone, and how even they are. Kept by the fleet."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+_WINDOW_S = 30.0
 
 
 class LoadLedger:
@@ -29,3 +36,38 @@ class LoadLedger:
             for position, (now, then) in enumerate(zip(told, before, strict=True)):
                 sums[position] += now - then
         return tuple(sums)
+
+
+class LayerBalance:
+    """How unevenly the work of each MoE layer was spread over workers, in the last half to whole minute."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._turned_at = clock()
+        self._now: dict[str, IntArray] = {}
+        self._middle: dict[str, IntArray] = {}
+        self._before: dict[str, IntArray] = {}
+
+    def note(self, worker: str, tokens: Sequence[int], adopted: bool) -> None:
+        """Take a worker's tokens per expert since it started; see `LoadLedger.note`."""
+        counts = np.array(tokens, dtype=np.int64)
+        if worker not in self._now:
+            self._before[worker] = counts if adopted else np.zeros_like(counts)
+        if self._clock() - self._turned_at >= _WINDOW_S:
+            self._before, self._middle = {**self._before, **self._middle}, dict(self._now)
+            self._turned_at = self._clock()
+        self._now[worker] = counts
+
+    def imbalance(self, workers: Iterable[str], layers: int) -> tuple[float, ...]:
+        """[layers] tokens of the busiest of `workers` over their average; 1 where nothing was computed."""
+        known = [worker for worker in workers if worker in self._now]
+        if not known:
+            return (1.0,) * layers
+        counts = [(self._now[one] - self._before[one]).reshape(layers, -1).sum(axis=1) for one in known]
+        busiest, mean = np.max(counts, axis=0), np.mean(counts, axis=0)
+        return tuple(np.divide(busiest, mean, out=np.ones(layers), where=mean > 0).tolist())
+
+    def forget(self, worker: str) -> None:
+        """A worker is gone."""
+        for known in (self._now, self._middle, self._before):
+            known.pop(worker, None)

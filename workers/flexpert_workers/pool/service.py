@@ -8,6 +8,7 @@ import grpc
 
 from flexpert_proto import names, pool_pb2, pool_pb2_grpc
 from flexpert_proto.credentials import add_pool_port
+from flexpert_proto.measuring import figures_of
 from flexpert_workers import errors
 from flexpert_workers.pool import exceptions, view
 from flexpert_workers.pool.aside import aside
@@ -72,7 +73,7 @@ class PoolControlService(pool_pb2_grpc.PoolControlServicer):
 
     async def GetPool(self, request: pool_pb2.GetPoolRequest, context: Context) -> pool_pb2.Pool:  # noqa: N802
         """All that is known now."""
-        return view.pool_message(self._controller, request.with_placement, request.with_loads)
+        return view.pool_message(self._controller, request)
 
     async def WatchPool(  # noqa: N802
         self, request: pool_pb2.GetPoolRequest, context: Context
@@ -80,7 +81,7 @@ class PoolControlService(pool_pb2_grpc.PoolControlServicer):
         """All that is known, now and at every change; what was told already is not told again."""
         told = None
         async for _ in _changes(self._controller, request.refresh_seconds or _REFRESH_S):
-            message = view.pool_message(self._controller, request.with_placement, request.with_loads)
+            message = view.pool_message(self._controller, request)
             if message != told:
                 told = message
                 yield message
@@ -152,6 +153,7 @@ class PoolMembershipService(pool_pb2_grpc.PoolMembershipServicer):
         await self._check(first, context)
         registry = self._controller.engines
         lease = registry.register(view.engine_of(first.engine))
+        self._note(first)
         reader = asyncio.create_task(self._read(request_iterator, lease))
         try:
             yield pool_pb2.EngineDirective(lease_seconds=registry.terms.lease_s)
@@ -172,6 +174,16 @@ class PoolMembershipService(pool_pb2_grpc.PoolMembershipServicer):
                 told = engines
                 yield engines
 
+    async def ReportIngress(  # noqa: N802
+        self, request: pool_pb2.IngressReport, context: Context
+    ) -> pool_pb2.IngressReportResponse:
+        """What an ingress has measured."""
+        if request.pool and request.pool != self._controller.settings.pool:
+            text = f"this is pool {self._controller.settings.pool}, not {request.pool}"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, text)
+        self._controller.figures.note(request.ingress, figures_of(request.figures))
+        return pool_pb2.IngressReportResponse()
+
     async def SendTrace(  # noqa: N802
         self, request_iterator: AsyncIterator[pool_pb2.TraceChunk], context: Context
     ) -> pool_pb2.SendTraceResponse:
@@ -184,8 +196,13 @@ class PoolMembershipService(pool_pb2_grpc.PoolMembershipServicer):
         try:
             async for report in reports:
                 self._controller.engines.renew(lease, view.engine_of(report.engine))
+                self._note(report)
         finally:
             lease.end()
+
+    def _note(self, report: pool_pb2.EngineReport) -> None:
+        if report.HasField("figures"):
+            self._controller.figures.note(report.engine.id, figures_of(report.figures))
 
     async def _check(self, report: pool_pb2.EngineReport, context: Context) -> None:
         pool, table = self._controller.settings.pool, self._controller.keeper.table

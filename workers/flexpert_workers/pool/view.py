@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from flexpert_proto import pool_pb2
+from flexpert_proto.measuring import figures_message
 from flexpert_workers.pool.controller import PoolController
 from flexpert_workers.pool.exceptions import InvalidPlan
 from flexpert_workers.pool.leases import News
@@ -28,8 +29,8 @@ from flexpert_workers.routing import Epoch
 # ---- to messages
 
 
-def pool_message(controller: PoolController, with_placement: bool, with_loads: bool) -> pool_pb2.Pool:
-    """All that is known of a pool."""
+def pool_message(controller: PoolController, asked: pool_pb2.GetPoolRequest) -> pool_pb2.Pool:
+    """All that is known of a pool, as far as it is asked for."""
     model = controller.model
     num_experts = model.experts if model is not None else 0
     message = pool_pb2.Pool(
@@ -37,7 +38,7 @@ def pool_message(controller: PoolController, with_placement: bool, with_loads: b
         incarnation=controller.incarnation,
         term=controller.keeper.term,
         epoch=epoch_message(controller.keeper.epoch),
-        workers=[worker_message(worker, num_experts, with_placement) for worker in controller.fleet.all()],
+        workers=[worker_message(worker, num_experts, asked.with_placement) for worker in controller.fleet.all()],
         engines=[engine_message(engine) for engine in controller.engines.engines()],
         generation=controller.generation,
         message=controller.message(),
@@ -49,17 +50,30 @@ def pool_message(controller: PoolController, with_placement: bool, with_loads: b
         message.wanted_standby_workers = controller.spec.standby_workers
         if controller.spec.workers is not None:
             message.wanted_workers = controller.spec.workers
-    if with_placement:
+    if asked.with_placement:
         message.placement.extend(replica_messages(placement_of(controller.keeper.table)))
     if model is not None:
         message.model.CopyFrom(model_message(model))
-    if model is not None and with_loads:
+    if model is not None and asked.with_loads:
         message.loads.extend(controller.fleet.loads.total(model.layers * num_experts))
         message.loads_since = controller.fleet.loads.since
+    if asked.with_figures:
+        _add_figures(message, controller)
     message.model_files.CopyFrom(files_message(controller.files()))
     if controller.operations.last is not None:
         message.operation.CopyFrom(operation_message(controller.operations.last))
     return message
+
+
+def _add_figures(message: pool_pb2.Pool, controller: PoolController) -> None:
+    """What was measured: all together, of each worker, and of each layer."""
+    message.figures.CopyFrom(figures_message(controller.figures.total()))
+    for worker in message.workers:
+        figures = controller.figures.last(worker.id)
+        if figures is not None:
+            worker.busy_seconds = figures.counter("worker_busy_seconds")
+            worker.up_seconds = figures.counter("worker_up_seconds")
+    message.layer_imbalance.extend(controller.layer_imbalance())
 
 
 def engine_list_message(controller: PoolController) -> pool_pb2.EngineList:
