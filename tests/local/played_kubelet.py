@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import WSMsgType, web
 
 from flexpert_operator.local.kubeapi import tls, write_kubeconfig
@@ -75,6 +76,17 @@ class PlayedApi:
             return status(404, f"{request.path} not found")
         return web.json_response(self.objects[request.path])
 
+    def play_pool(self, *pods: dict[str, Any], moed: dict[str, Any]) -> None:
+        """The objects around a MoEDeployment `tiny` in the namespace `team`: it, its controller's Service, pods."""
+        group, core = "/apis/flexpert.io/v1alpha1/namespaces/team", "/api/v1/namespaces/team"
+        ports = [{"name": "pool-control", "port": 7000, "targetPort": "pool-control"}]
+        self.objects |= {
+            f"{group}/moedeployments/tiny": moed,
+            f"{group}/moedeployments": {"items": [moed]},
+            f"{core}/pods": {"items": list(pods)},
+            f"{core}/services/tiny-pool-control": {"spec": {"selector": {"role": "head"}, "ports": ports}},
+        }
+
     def kubeconfig(self, path: Path) -> Path:
         return write_kubeconfig(path, self.url, TOKEN)
 
@@ -113,10 +125,14 @@ def serving(handle: Callable[[web.Request], Any]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def played_api() -> Iterator[PlayedApi]:
+def played_api(folder: Path) -> Iterator[PlayedApi]:
+    """An API that commands find by their environment, as a user outside of the cluster does."""
     api = PlayedApi()
-    with serving(api.handle) as url:
+    with serving(api.handle) as url, pytest.MonkeyPatch.context() as patch:
         api.url = url
+        patch.setenv("KUBECONFIG", str(api.kubeconfig(folder / "kubeconfig")))
+        patch.setenv("FLEXPERT_STATE_DIR", str(folder / "state"))
+        patch.delenv("FLEXPERT_SERVICES", raising=False)
         yield api
 
 

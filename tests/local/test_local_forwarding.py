@@ -20,10 +20,8 @@ from flexpert_operator.forwarding import ServicePort
 from flexpert_proto import pool_pb2 as pb
 from flexpert_proto.pool_pb2_grpc import PoolControlServicer, add_PoolControlServicer_to_server
 
-MOEDS = "/apis/flexpert.io/v1alpha1/namespaces/team/moedeployments"
 PODS = "/api/v1/namespaces/team/pods"
-SERVICE = "/api/v1/namespaces/team/services/tiny-pool-control"
-REPLICAS = 60_000
+REPLICAS = 20_000
 
 
 class Controller(PoolControlServicer):
@@ -36,15 +34,9 @@ class Controller(PoolControlServicer):
 
 
 @pytest.fixture
-def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlayedApi]:
-    with played_api() as api:
-        monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path / "kubeconfig")))
-        monkeypatch.setenv("FLEXPERT_STATE_DIR", str(tmp_path / "state"))
-        monkeypatch.delenv("FLEXPERT_SERVICES", raising=False)
-        moed = {"metadata": {"name": "tiny", "namespace": "team"}, "spec": {}}
-        api.objects |= {f"{MOEDS}/tiny": moed, MOEDS: {"items": [moed]}, PODS: {"items": [pod("away", ready=False)]}}
-        ports = [{"name": "pool-control", "port": 7000, "targetPort": "pool-control"}]
-        api.objects[SERVICE] = {"spec": {"selector": {"role": "head"}, "ports": ports}}
+def api(tmp_path: Path) -> Iterator[PlayedApi]:
+    with played_api(tmp_path) as api:
+        api.play_pool(pod("away", ready=False), moed={"metadata": {"name": "tiny", "namespace": "team"}, "spec": {}})
         yield api
 
 

@@ -18,6 +18,7 @@ from flexpert_operator.cli import (
     simulate,
     status,
     support_bundle,
+    top,
     trace,
 )
 from flexpert_operator.cli.errors import CliError
@@ -26,7 +27,7 @@ from flexpert_operator.local.state import LocalError
 from flexpert_proto.client import GenerationError
 from flexpert_proto.credentials import CredentialsError
 
-COMMANDS = (local, apply, crds, generate, status, plan, rebalance, drain, trace, simulate, support_bundle)
+COMMANDS = (local, apply, crds, generate, status, plan, rebalance, drain, top, trace, simulate, support_bundle)
 INTERRUPTED = 130
 
 

@@ -12,7 +12,7 @@ from flexpert_proto.pool_pb2_grpc import PoolControlStub
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 OPTIONS = (("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),)
-_READ_TIMEOUT_S = 5.0
+_READ_TIMEOUT_S = 30.0
 _PLAN_TIMEOUT_S = 30.0
 
 
