@@ -44,6 +44,8 @@ def missing_assets() -> str:
 class RealApiServer:
     """A context manager: etcd and kube-apiserver on ports of their own, everything they write below `folder`."""
 
+    collects = False
+
     def __init__(self, folder: Path, *options: str) -> None:
         self._assets = Path(os.environ["KUBEBUILDER_ASSETS"])
         self._folder = folder
@@ -85,10 +87,13 @@ class RealApiServer:
         return found
 
     @contextlib.contextmanager
-    def killed(self) -> Iterator[None]:
-        """The API server is killed, and started again at the end of the context; etcd stays."""
+    def killed(self, forgets: bool = False) -> Iterator[None]:
+        """The API server is killed, and started again at the end of the context; etcd stays, but may forget history."""
         self._processes["kube-apiserver"].kill()
         self._processes["kube-apiserver"].wait()
+        if forgets:
+            written = self._ask_etcd("put", {"key": "Zm9yZ2V0", "value": ""})
+            self._ask_etcd("compaction", {"revision": written["header"]["revision"], "physical": True})
         yield
         self._start("kube-apiserver", *self._api_options(), *self._options)
         self._await_ready()
@@ -107,6 +112,12 @@ class RealApiServer:
             for event in self._audit()
             if event["user"]["username"] == user and event["verb"] != "watch" and event["stage"] == "ResponseComplete"
         ]
+
+    def _ask_etcd(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(f"{self._etcd_url}/v3/kv/{verb}", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+        return found
 
     def _audit(self) -> Iterator[dict[str, Any]]:
         lines = self._audit_log.read_text().splitlines(keepends=True) if self._audit_log.exists() else []

@@ -11,13 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from admission import CRD, SPECS, admit
 from hypothesis import HealthCheck, Phase, given, settings
-from schema_strategies import nearly
 
 from flexpert_operator import manifests
 from flexpert_operator.api import Model, MoEDeployment, parse_deployment
-from flexpert_operator.api.core_schema import core_schema
-from flexpert_operator.api.crd import moe_deployment
 from flexpert_operator.decide.difference import covers, merge_patch
 from flexpert_operator.decide.observation import (
     Cluster,
@@ -35,21 +33,12 @@ from flexpert_operator.decide.requests import requests_problem
 from flexpert_operator.decide.sizing import GroupSize, Size, decide_size
 from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_operator.decide.status import Outcome, build_status
-from flexpert_operator.local.kubeapi.cel import CelRules
-from flexpert_operator.local.kubeapi.crds import resource_types
-from flexpert_operator.local.kubeapi.errors import Invalid
-from flexpert_operator.local.kubeapi.strategy import decode, for_create, for_update
 from flexpert_operator.local.kubeapi.structural import unknown_fields
 from flexpert_operator.local.kubeapi.validation import validate
 from flexpert_placement.types import ExpertId
 
 Object = dict[str, Any]
-NOW = "2026-01-01T00:00:00Z"
 ASKED = int(os.environ.get("FLEXPERT_FUZZ", "0"))
-CRD = moe_deployment(core_schema)
-(RESOURCE,) = resource_types(CRD)
-RULES = CelRules()
-SPECS = nearly(CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"])
 FACTS = ModelFacts("MixtralForCausalLM", "digest", layers=1, experts=4, expert_bytes=1000)
 MANY = 48
 """Workers beyond which the course of a growth is not played: it takes long and is no other."""
@@ -64,20 +53,6 @@ fuzz = settings(
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-
-
-def admit(spec: Any, old: Object | None = None) -> tuple[Object | None, list[str]]:
-    """What the API server stores, or the fields that it names in its refusal; `fieldValidation=Strict`."""
-    body = {"apiVersion": "flexpert.io/v1alpha1", "kind": "MoEDeployment", "metadata": {"name": "x"}, "spec": spec}
-    decoded = decode(RESOURCE, body)
-    if decoded.unknown:
-        return None, list(decoded.unknown)
-    try:
-        if old is None:
-            return for_create(RESOURCE, decoded.object, "default", NOW, RULES), []
-        return for_update(RESOURCE, decoded.object, old, "", RULES), []
-    except Invalid as refusal:
-        return None, [cause["field"] for cause in refusal.status()["details"]["causes"]]
 
 
 @fuzz
