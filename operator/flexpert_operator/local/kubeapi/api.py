@@ -16,6 +16,8 @@ from flexpert_operator.local.kubeapi.store import Event, Key, Store
 _NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
 _SAVE_DELAY_S = 0.5
 _EXPIRY_INTERVAL_S = 60.0
+_REST = 9.0
+"""The collector rests for so many times as long as it has worked."""
 
 
 class Api:
@@ -64,10 +66,14 @@ class Api:
             self._has_garbage.set()
 
     async def _collect_forever(self) -> None:
+        """Look at all objects after a change that may leave garbage, and rest for longer than that took."""
+        clock = asyncio.get_running_loop().time
         while True:
             await self._has_garbage.wait()
             self._has_garbage.clear()
+            began = clock()
             gc.collect(self.store, self.registry, self.operations)
+            await asyncio.sleep(_REST * (clock() - began))
 
     async def _expire_forever(self) -> None:
         while True:
