@@ -14,6 +14,8 @@ WORKER_RESOURCE = "flexpert_worker"
 
 POOL_CONTROL_PORT_NAME = "pool-control"
 POOL_CONTROL_PORT = 7000
+UI_PORT_NAME = "ui"
+UI_PORT = 7080
 GRPC_PORT_NAME = "grpc"
 HTTP_PORT_NAME = "http"
 
@@ -84,6 +86,11 @@ def parts_of(address: str) -> tuple[str, str]:
         return address, ""
     plain, _, identity = address.removeprefix(SECURE).partition("/")
     return plain, identity
+
+
+def ui_address(name: str, namespace: str) -> str:
+    """Where the same Service leads to the pool's page, as `resolve` takes it; only a port-forward gets there."""
+    return f"{pool_control_service(name)}.{namespace}.svc:{UI_PORT}"
 
 
 def port_variable(port_name: str) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.uid = f"t{secrets.token_hex(3)}"
-        self.gcs_port, self.control_port = free_port(), free_port()
+        self.gcs_port, self.control_port, self.ui_port = free_port(), free_port(), free_port()
         self.gcs_address = f"[::ffff:127.0.0.1]:{self.gcs_port}"  # Ray would put the outward address for 127.0.0.1
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
@@ -70,6 +71,7 @@ class Cluster:
             names.ENV_SERVICES: str(services),
             names.ENV_BIND_HOST: "127.0.0.1",
             names.port_variable(names.POOL_CONTROL_PORT_NAME): str(self.control_port),
+            names.port_variable(names.UI_PORT_NAME): str(self.ui_port),
         }
 
     def head(self) -> None:
@@ -96,6 +98,11 @@ class Cluster:
                     process.wait(0.2)
             time.sleep(1.0)  # as a kubelet pauses before it tries again
         raise AssertionError(f"node {name} does not start")
+
+    def page(self) -> dict[str, Any]:
+        """The state as the controller's page has it."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ui_port}/ui/api/pool", timeout=WAIT_S) as answer:
+            return json.load(answer)
 
     def launcher(self) -> subprocess.Popen[bytes]:
         return self.start([sys.executable, "-m", "flexpert_workers.serving.head"], "h")
@@ -234,6 +241,7 @@ def test_pool_inside_ray(cluster: Cluster, tiny_checkpoint: str) -> None:
     cluster.worker("a", {names.WORKER_RESOURCE: 1, names.ENGINE_RESOURCE: 1})
     cluster.worker("b", {names.WORKER_RESOURCE: 1})
     assert operator.pool().term == 0
+    assert cluster.page()["pool"]["uid"] == cluster.uid
     operator.configure(term=1)
     pool = operator.until(lambda pool: len(ready(pool)) == 2)
     assert {worker.pod for worker in pool.workers} == {"pod-a", "pod-b"}

@@ -20,7 +20,10 @@ def cluster_control_service(deployment: MoEDeployment, cluster: str) -> dict[str
 
 def control_service(deployment: MoEDeployment, name: str, cluster: str) -> dict[str, Any]:
     """A Service in front of the head of `cluster`."""
-    port = pool_names.POOL_CONTROL_PORT_NAME
+    ports = {
+        pool_names.POOL_CONTROL_PORT_NAME: pool_names.POOL_CONTROL_PORT,
+        pool_names.UI_PORT_NAME: pool_names.UI_PORT,
+    }
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -31,6 +34,8 @@ def control_service(deployment: MoEDeployment, name: str, cluster: str) -> dict[
                 names.ROLE_LABEL: names.HEAD_ROLE,
                 names.RAY_CLUSTER_LABEL: cluster,
             },
-            "ports": [{"name": port, "port": pool_names.POOL_CONTROL_PORT, "targetPort": port, "protocol": "TCP"}],
+            "ports": [
+                {"name": name, "port": number, "targetPort": name, "protocol": "TCP"} for name, number in ports.items()
+            ],
         },
     }

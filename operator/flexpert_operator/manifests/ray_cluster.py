@@ -175,7 +175,7 @@ def head_container(deployment: MoEDeployment, image: str) -> dict[str, Any]:
 def launcher_container(deployment: MoEDeployment, image: str, cluster: str) -> dict[str, Any]:
     """Creates the pool controller where there is none; ready when the controller answers."""
     port = pool_names.POOL_CONTROL_PORT_NAME
-    number = pool_names.POOL_CONTROL_PORT
+    ports = {port: pool_names.POOL_CONTROL_PORT, pool_names.UI_PORT_NAME: pool_names.UI_PORT}
     token = {
         "name": "RAY_AUTH_TOKEN",
         "valueFrom": {"secretKeyRef": {"name": cluster, "key": names.RAY_TOKEN_KEY, "optional": True}},
@@ -186,10 +186,10 @@ def launcher_container(deployment: MoEDeployment, image: str, cluster: str) -> d
     launcher["command"] = ["python", "-m", "flexpert_workers.serving.head"]
     launcher["env"] += [
         token,
-        *containers.variables({pool_names.port_variable(port): str(number)}),
+        *containers.variables({pool_names.port_variable(name): str(number) for name, number in ports.items()}),
         *control_variables(deployment),
     ]
-    launcher["ports"] = [{"name": port, "containerPort": number, "protocol": "TCP"}]
+    launcher["ports"] = [{"name": name, "containerPort": number, "protocol": "TCP"} for name, number in ports.items()]
     launcher["readinessProbe"] = {"tcpSocket": {"port": port}, "periodSeconds": 2, "failureThreshold": 3}
     return launcher
 

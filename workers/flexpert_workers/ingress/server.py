@@ -12,7 +12,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from flexpert_proto import pool_pb2
 from flexpert_proto.credentials import rpc_server_credentials, server_context
 from flexpert_proto.measuring import Figures
 from flexpert_proto.metrics import BY_NAME
+from flexpert_workers.http_server import HttpServer
 from flexpert_workers.ingress import open_inference, openai, service
 from flexpert_workers.ingress.admission import Admission
 from flexpert_workers.ingress.balancer import Balancer
@@ -81,7 +82,7 @@ class Ingress:
         self._health = health_aio.HealthServicer()
         guards = [RpcGuard(self._tokens)] if self._tokens else []
         self._grpc = grpc.aio.server(options=_server_options(config), interceptors=guards)
-        self._http = _HttpServer(self._http_config())
+        self._http = HttpServer(self._http_config())
         self._http_task: asyncio.Task[None] | None = None
         self._watches: list[asyncio.Task[None]] = []
         self._lists: asyncio.Queue[pool_pb2.EngineList] = asyncio.Queue()
@@ -249,14 +250,6 @@ def _server_options(config: IngressConfig) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_time_ms", 60_000),  # a client whose host vanished holds its streams no longer
         ("grpc.keepalive_timeout_ms", 20_000),
     )
-
-
-class _HttpServer(uvicorn.Server):
-    """A server that leaves signals to `__main__`."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ from flexpert_workers.pool.controller import PoolController, Settings
 from flexpert_workers.pool.inspector import inspect_in_subprocess
 from flexpert_workers.pool.links import ControlLink
 from flexpert_workers.pool.service import serve
+from flexpert_workers.ui import serve_ui
 
 log = logging.getLogger(__name__)
 
@@ -27,28 +28,29 @@ class ControllerActor:
         uid: Of the MoEDeployment.
         pool_control: Address at which engines attach.
         listen: `host:port` of the gRPC server.
+        page: `host:port` of the page.
     """
 
-    def __init__(self, uid: str, pool_control: str, listen: str) -> None:
+    def __init__(self, uid: str, pool_control: str, listen: str, page: str) -> None:
         logs.configure()
         self._port: Future[int] = Future()
-        thread = threading.Thread(target=self._run, args=(uid, pool_control, listen), name="pool", daemon=True)
+        thread = threading.Thread(target=self._run, args=(uid, pool_control, listen, page), name="pool", daemon=True)
         thread.start()
 
     def port(self) -> int:
         """Port of the gRPC server, once it serves."""
         return self._port.result()
 
-    def _run(self, uid: str, pool_control: str, listen: str) -> None:
+    def _run(self, uid: str, pool_control: str, listen: str, page: str) -> None:
         try:
-            asyncio.run(self._serve(uid, pool_control, listen))
+            asyncio.run(self._serve(uid, pool_control, listen, page))
         except Exception as failure:
             log.exception("the pool controller ended")
             if not self._port.done():
                 self._port.set_exception(failure)
         os._exit(1)  # Ray makes the next incarnation
 
-    async def _serve(self, uid: str, pool_control: str, listen: str) -> None:
+    async def _serve(self, uid: str, pool_control: str, listen: str, page: str) -> None:
         from flexpert_workers.serving.engines import RayEngines
         from flexpert_workers.serving.ray_fetcher import RayFetcher
         from flexpert_workers.serving.ray_launcher import RayWorkers
@@ -58,13 +60,17 @@ class ControllerActor:
             Settings(uid), RayWorkers(), engines, ControlLink, inspect_in_subprocess, fetcher=RayFetcher()
         )
         await controller.start()
+        try:
+            await serve_ui(controller, page)
+        except OSError as taken:
+            log.warning("the pool goes without its page, %s cannot be had: %s", page, taken)
         server, port = await serve(controller, listen)
         self._port.set_result(port)
         await engines.warm_up()
         await server.wait_for_termination()
 
 
-def create(uid: str, pool_control: str, listen: str) -> "ray.actor.ActorHandle":
+def create(uid: str, pool_control: str, listen: str, page: str) -> "ray.actor.ActorHandle":
     """The pool's controller: the one that there is, or a new one on the head."""
     actor = ray.remote(ControllerActor).options(
         name=names.POOL_CONTROLLER_ACTOR,
@@ -76,4 +82,4 @@ def create(uid: str, pool_control: str, listen: str) -> "ray.actor.ActorHandle":
         resources={names.HEAD_RESOURCE: 1},
         max_concurrency=4,
     )
-    return actor.remote(uid, pool_control, listen)
+    return actor.remote(uid, pool_control, listen, page)

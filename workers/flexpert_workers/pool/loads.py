@@ -19,23 +19,26 @@ class LoadLedger:
 
     def __init__(self, since: float) -> None:
         self.since = since
-        self._told: dict[str, tuple[int, ...]] = {}
-        self._before: dict[str, tuple[int, ...]] = {}
+        self._told: dict[str, IntArray] = {}
+        self._before: dict[str, IntArray] = {}
 
     def note(self, worker: str, tokens: Sequence[int], adopted: bool) -> None:
         """Take a worker's counts since it started; of one that an earlier controller started, only what is added."""
+        told = np.array(tokens, dtype=np.int64)
         if adopted and worker not in self._before:
-            self._before[worker] = tuple(tokens)
-        self._told[worker] = tuple(tokens)
+            self._before[worker] = told
+        self._told[worker] = told
 
     def total(self, num_experts: int) -> tuple[int, ...]:
         """Tokens per expert since `since`, packed layer * experts + index, `num_experts` of them."""
-        sums = [0] * num_experts
+        return tuple(self.counts(num_experts).tolist())
+
+    def counts(self, num_experts: int) -> IntArray:
+        """`total` as an array of its own."""
+        sums = np.zeros(num_experts, dtype=np.int64)
         for worker, told in self._told.items():
-            before = self._before.get(worker, (0,) * len(told))
-            for position, (now, then) in enumerate(zip(told, before, strict=True)):
-                sums[position] += now - then
-        return tuple(sums)
+            sums[: len(told)] += told - self._before.get(worker, 0)
+        return sums
 
 
 class LayerBalance:

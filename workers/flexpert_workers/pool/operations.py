@@ -136,7 +136,14 @@ class Ground:
 
 
 class Operations:
-    """One reconfiguration at a time, each known by its id."""
+    """One reconfiguration at a time, each known by its id.
+
+    Attributes:
+        running: None while none runs.
+        shown: The one that runs or ran last, of those that show as the pool's operations.
+        last: How that stands, or one that was adopted since.
+        bytes_per_second: How fast one worker has lately brought experts in.
+    """
 
     def __init__(
         self,
@@ -152,6 +159,7 @@ class Operations:
         self._known: dict[str, Operation] = {}
         self._task: asyncio.Task[None] | None = None
         self.running: Waves | None = None
+        self.shown: Waves | None = None
         self.last: Operation | None = None
         self.bytes_per_second = _ASSUMED_BYTES_PER_SECOND
 
@@ -181,6 +189,7 @@ class Operations:
             planned.prediction,
             self._clock,
         )
+        self.shown = self.running if request.recorded else self.shown
         self._note(self.running.operation, request.recorded)
         self._task = asyncio.create_task(self._run(self.running))
         return self.running.operation
@@ -188,6 +197,10 @@ class Operations:
     def find(self, operation: str) -> Operation | None:
         """An operation of this controller, by its id."""
         return self._known.get(operation)
+
+    def history(self) -> tuple[Operation, ...]:
+        """The operations that are remembered, the first begun first."""
+        return tuple(self._known.values())
 
     def get(self, operation: str) -> Operation:
         """An operation of this controller, by its id.

@@ -95,6 +95,7 @@ class Transaction:
 
     Attributes:
         busiest_bytes: Most that a single worker has copied so far.
+        prepared: What each target said last of its part.
         interruption: The phase and reason with which it is to end, or was to end before it committed; None: as planned.
     """
 
@@ -111,6 +112,7 @@ class Transaction:
         self.operation = Operation(request.operation, request.cause, Phase.PENDING, request.base_epoch, wall())
         self.committed = False
         self.busiest_bytes = 0
+        self.prepared: Mapping[str, PrepareStatus] = {}
         self._fleet = fleet
         self._deadlines = deadlines
         self._on_change = on_change
@@ -171,6 +173,7 @@ class Transaction:
         while pending:
             for status in await asyncio.gather(*(self._status(target) for target in sorted(pending))):
                 statuses[status[0]] = status[1]
+            self.prepared = dict(statuses)
             self._note_moved(statuses.values())
             pending = {target for target in pending if not statuses[target].done}
             if pending and self._monotonic() > deadline:

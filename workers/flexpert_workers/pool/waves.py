@@ -74,6 +74,7 @@ class Waves:
     Attributes:
         request: As it was asked for.
         operation: How the whole of it stands; `on_change` is called whenever that changes.
+        waves: Its parts, in order; `operation.wave` counts them from 1.
         busiest_bytes: Bytes that the busiest worker of each wave has copied, summed.
     """
 
@@ -89,7 +90,7 @@ class Waves:
     ) -> None:
         self.request = request
         self.busiest_bytes = 0
-        self._waves = waves
+        self.waves = waves
         self._fleet = fleet
         self._deadlines = deadlines
         self._on_change = on_change
@@ -100,13 +101,13 @@ class Waves:
 
     async def run(self) -> Operation:
         """Carry it out; returns how it ended."""
-        for number, wave in enumerate(self._waves, start=1):
+        for number, wave in enumerate(self.waves, start=1):
             if number > 1:
                 self._current = self._transaction(replace(wave, base_epoch=self._fleet.epoch()))
             await self._current.run()
             self.busiest_bytes += self._current.busiest_bytes
             stopped = self._current.interruption
-            if self._current.operation.phase is not Phase.SUCCEEDED or number == len(self._waves):
+            if self._current.operation.phase is not Phase.SUCCEEDED or number == len(self.waves):
                 break
             if stopped is not None:
                 self._end(stopped[0], stopped[1])
@@ -120,13 +121,18 @@ class Waves:
         Raises:
             Committed: The last wave has committed.
         """
-        if self._current.committed and self.operation.wave == len(self._waves):
+        if self._current.committed and self.operation.wave == len(self.waves):
             raise Committed(f"operation {self.request.operation} has committed and rolls forward")
         self._current.interrupt(Phase.CANCELLED, reason)
 
     def preempt(self, reason: str) -> None:
         """Make way for recovery: what has not committed rolls back, what has is retired by the recovery."""
         self._current.interrupt(Phase.ROLLED_BACK, reason)
+
+    @property
+    def current(self) -> Transaction:
+        """The wave that runs, or ran last."""
+        return self._current
 
     def workers(self) -> frozenset[str]:
         """Workers that hold something in the end, or are given something on the way."""
@@ -139,7 +145,7 @@ class Waves:
 
     def _note(self, wave: Operation) -> None:
         """Add how the present wave stands to what the waves before it came to."""
-        before, more = self._before, self._before.wave < len(self._waves)
+        before, more = self._before, self._before.wave < len(self.waves)
         phase = Phase.RETIRE if wave.phase is Phase.SUCCEEDED and more else wave.phase
         seconds, steps = dict(before.phase_seconds), dict(before.step_seconds)
         for name, value in wave.phase_seconds.items():
@@ -169,10 +175,10 @@ class Waves:
     def _where(self, wave: Operation) -> str:
         """Which wave came to nothing, where there are several; those before it stand."""
         undone = wave.phase.finished and wave.phase is not Phase.SUCCEEDED
-        return f"in wave {self._before.wave} of {len(self._waves)}" if undone and len(self._waves) > 1 else ""
+        return f"in wave {self._before.wave} of {len(self.waves)}" if undone and len(self.waves) > 1 else ""
 
     def _end(self, phase: Phase, reason: str) -> None:
-        done = f"after wave {self.operation.wave} of {len(self._waves)}"
+        done = f"after wave {self.operation.wave} of {len(self.waves)}"
         ended = replace(self.operation, phase=phase, message="; ".join(filter(None, [done, reason])))
         self._change(replace(ended, finished_at=self._current.operation.finished_at))
 

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 _WATCH_S = 2.0
 _RETRY_S = 0.5
 _ANSWER_S = 30.0
+_PAGE_HOST = "127.0.0.1"  # of the pod: who may forward its ports, and nobody else, gets at the page
 
 
 def main() -> int:
@@ -31,11 +32,12 @@ def main() -> int:
     pool = json.loads(os.environ[names.ENV_POOL])
     bind_host = os.environ.get(names.ENV_BIND_HOST, "127.0.0.1")
     listen = f"{bind_host}:{names.port_number(names.POOL_CONTROL_PORT_NAME, names.POOL_CONTROL_PORT)}"
+    page = f"{_PAGE_HOST}:{names.port_number(names.UI_PORT_NAME, names.UI_PORT)}"
     while not ending.is_set():
         try:
             _join(pool["uid"])
             _end_on_signals(ending)  # joining puts Ray's own handlers in place
-            _watch(pool, listen, ending)
+            _watch(pool, listen, page, ending)
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as failure:
             log.info("no Ray here (yet): %s", failure)
             ray.shutdown()
@@ -55,12 +57,12 @@ def _join(uid: str) -> None:
         ray.init(address="auto", namespace=names.ray_namespace(uid), log_to_driver=False, logging_level=logging.WARNING)
 
 
-def _watch(pool: dict[str, str], listen: str, ending: threading.Event) -> None:
+def _watch(pool: dict[str, str], listen: str, page: str, ending: threading.Event) -> None:
     """Create the controller and see that it stays; returns when this process is to end, raises when Ray is away."""
     control = os.environ.get(names.ENV_POOL_CONTROL) or names.pool_control_address(pool["name"], pool["namespace"])
     known = None
     while not ending.is_set():
-        controller = controller_actor.create(pool["uid"], control, listen)
+        controller = controller_actor.create(pool["uid"], control, listen, page)
         try:
             port = ray.get(controller.port.remote(), timeout=_ANSWER_S)
         except ray.exceptions.GetTimeoutError:
