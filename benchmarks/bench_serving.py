@@ -47,12 +47,16 @@ class OneEngine(pool_pb2_grpc.PoolMembershipServicer):
         yield self._list
         await asyncio.Event().wait()
 
+    async def ReportIngress(self, request: Any, context: Any) -> pool_pb2.IngressReportResponse:  # noqa: N802
+        return pool_pb2.IngressReportResponse()
+
     async def Attach(self, request: Any, context: Any) -> AsyncIterator[pool_pb2.EngineDirective]:  # noqa: N802
-        raise NotImplementedError("its engine has no lease")
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "its engine has no lease")
         yield
 
     async def SendTrace(self, request: Any, context: Any) -> pool_pb2.SendTraceResponse:  # noqa: N802
-        raise NotImplementedError("its engine records nothing")
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "its engine records nothing")
+        return pool_pb2.SendTraceResponse()
 
 
 def start(stack: ExitStack, command: Sequence[str], environment: dict[str, str] | None = None) -> str:

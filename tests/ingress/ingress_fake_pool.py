@@ -54,6 +54,9 @@ class FakePool(pool_pb2_grpc.PoolMembershipServicer):
             yield self._list
             await changed.wait()
 
+    async def ReportIngress(self, request: Any, context: Any) -> pool_pb2.IngressReportResponse:  # noqa: N802
+        return pool_pb2.IngressReportResponse()
+
     async def Attach(self, requests: Any, context: Any) -> AsyncIterator[pool_pb2.EngineDirective]:  # noqa: N802
         yield pool_pb2.EngineDirective(routing_table=self.routing_table, lease_seconds=10)
         id_ = ""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from flexpert_operator.cli import (
     apply,
+    bench,
     crds,
     drain,
     generate,
@@ -27,7 +28,7 @@ from flexpert_operator.local.state import LocalError
 from flexpert_proto.client import GenerationError
 from flexpert_proto.credentials import CredentialsError
 
-COMMANDS = (local, apply, crds, generate, status, plan, rebalance, drain, top, trace, simulate, support_bundle)
+COMMANDS = (local, apply, crds, generate, status, plan, rebalance, drain, top, trace, bench, simulate, support_bundle)
 INTERRUPTED = 130
 
 
