@@ -17,7 +17,7 @@ from flexpert_operator.errors import KubeRefused
 from flexpert_operator.forwarding import ServicePort, forwarded
 from flexpert_operator.kube import PODS, SERVICES, Kube, api_client
 
-pytestmark = pytest.mark.apiserver
+pytestmark = pytest.mark.envtest
 NAMESPACE = "default"
 SAID = bytes(range(256)) * 4096
 
