@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flexpert_operator.autoscale import Policy, Sizes
-from flexpert_operator.autoscale.policy import Behavior, Bounds, Direction, Objectives
+from flexpert_operator.autoscale.policy import Bounds, Objectives
 from flexpert_operator.autoscale.queueing import Demand, need
 from flexpert_operator.simulate import Arrivals, Device, Scaler
 from flexpert_operator.simulate.arrivals import Lengths, bursty, diurnal, poisson
@@ -23,14 +23,11 @@ RATE, SECONDS = 20.0, 2700.0
 STEP_S, WARM_UP_S = 0.2, 300.0
 LENGTHS = Lengths()
 PATTERNS = ("poisson", "bursty", "diurnal", "replay")
-CALM = Behavior(down=Direction(stabilisation_s=300.0))
 POLICY = Policy(
     "simulated",
     engines=Bounds(1, 40),
     experts=Bounds(1, 100),
     objectives=Objectives(ttft_s=0.5, tpot_s=0.05, percentile=0.99),
-    engines_behavior=CALM,
-    experts_behavior=CALM,
 )
 SURGE_DEVICES = 60
 

@@ -24,13 +24,17 @@ from flexpert_operator.autoscale.policy import (
 )
 from flexpert_operator.autoscale.state import Limit
 
+CALM_S = 120.0
+CALM = Behavior(down=Direction(stabilisation_s=CALM_S))
 WIDE = Policy(
     "tiny",
     engines=Bounds(1, 40),
     experts=Bounds(1, 60),
     objectives=Objectives(ttft_s=1.0, tpot_s=0.05),
+    engines_behavior=CALM,
+    experts_behavior=CALM,
 )
-CALM_S = 120.0
+LEARNING = replace(WIDE, engines_behavior=Behavior(), experts_behavior=Behavior())
 
 numbers = st.one_of(
     st.floats(0, 1e7), st.sampled_from([math.nan, math.inf, -math.inf, -1.0, 0.0]), st.floats(-1e3, 1e12)
@@ -55,7 +59,8 @@ observations = st.builds(
     scale_up_s=numbers,
 )
 policies = st.builds(
-    lambda devices, idle, forecast: replace(WIDE, devices=devices, idle=idle, forecast=forecast),
+    lambda base, devices, idle, forecast: replace(base, devices=devices, idle=idle, forecast=forecast),
+    st.sampled_from([WIDE, LEARNING]),
     st.one_of(st.none(), st.integers(2, 80)),
     st.one_of(st.none(), st.just(Idle(60.0))),
     st.one_of(st.none(), st.just(Forecast(3600.0, 12))),

@@ -8,11 +8,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from flexpert_operator.autoscale import calm
 from flexpert_operator.autoscale.observation import Observation, finite, is_sound
 from flexpert_operator.autoscale.policy import Behavior, Bounds, Policy
 from flexpert_operator.autoscale.queueing import Demand, Need, need
 from flexpert_operator.autoscale.schedule import floors
-from flexpert_operator.autoscale.sizes import Change, Sizes, Wish, limited, stabilised, trimmed, within_budget
+from flexpert_operator.autoscale.sizes import Change, Sizes, Wish, held, limited, stabilised, trimmed, within_budget
 from flexpert_operator.autoscale.state import Decision, Limit, State
 
 HOT = 1.15
@@ -21,14 +22,19 @@ HOT = 1.15
 _Event = TypeVar("_Event", Wish, Change)
 
 REMEMBERED_S = 3600.0
-MOST_REMEMBERED = 512
+MOST_REMEMBERED = 1024
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What should be, and why."""
+    """What should be, and why.
+
+    Attributes:
+        lasting: Without what is wanted only until what waits is served.
+    """
 
     sizes: Sizes
+    lasting: Sizes
     why: str
     bottleneck: str = "experts"
     limits: frozenset[Limit] = frozenset()
@@ -55,7 +61,7 @@ def decide(observation: Observation, state: State, policy: Policy) -> tuple[Deci
     if policy.pause:
         return Decision(present, present, "paused", limits=frozenset({Limit.PAUSED}), acts=False), replace(state, at=at)
     state = _learnt(observation, state, policy)
-    wanted = _stale(observation, state, policy, present) or _wanted(observation, state, policy)
+    wanted = _stale(observation, state, policy, present) or _wanted(observation, state, policy, present)
     sizes, limits, state = _step(observation, state, policy, present, wanted)
     decision = Decision(
         sizes=sizes,
@@ -81,7 +87,7 @@ def _time(observation: Observation, state: State, policy: Policy) -> float:
 def _begun_anew(state: State) -> State:
     """After a leap of the clock, or long without a look: what was fitted and the season stay, times do not."""
     traffic = replace(state.traffic, at=None, samples=())
-    return replace(state, at=None, fresh_at=None, traffic=traffic, wishes=(), changes=())
+    return replace(state, at=None, fresh_at=None, traffic=traffic, wishes=(), changes=(), returns=())
 
 
 def _present(observation: Observation, state: State, policy: Policy) -> Sizes:
@@ -117,24 +123,30 @@ def _stale(observation: Observation, state: State, policy: Policy, present: Size
         sizes = _at_least(present, Sizes(policy.stale.engines, policy.stale.experts))
         why = f"no fresh metrics for {since:.0f} s, so sizes are held, at the safe floor at least"
     sizes = _bounded(_at_least(sizes, floors(policy.schedule, observation.at, observation.scale_up_s)), policy)
-    return _Wanted(sizes, why, limits=frozenset({Limit.STALE}))
+    return _Wanted(sizes, sizes, why, limits=frozenset({Limit.STALE}))
 
 
-def _wanted(observation: Observation, state: State, policy: Policy) -> _Wanted:
+def _wanted(observation: Observation, state: State, policy: Policy, present: Sizes) -> _Wanted:
     """What the objectives ask for, with floors and bounds."""
     demand = state.traffic.demand(observation, policy.forecast)
     floor = floors(policy.schedule, observation.at, finite(observation.scale_up_s, 0.0))
     least = Sizes(max(policy.engines.minimum, floor.engines), max(policy.experts.minimum, floor.experts))
     least = _at_least(least, Sizes(_for_memory(observation, policy), 0))
     if _is_idle(observation, state, policy):
-        return _Wanted(_bounded(least, policy), f"idle for {policy.idle.after_s if policy.idle else 0:.0f} s")
+        none = _bounded(least, policy)
+        return _Wanted(none, none, f"idle for {policy.idle.after_s if policy.idle else 0:.0f} s")
     reachable = max(finite(observation.reachable_imbalance, 1.0, 1.0), 1.0)
-    found = need(state.fit.service(), demand, policy, reachable, (policy.engines.maximum, policy.experts.maximum))
-    sizes = _bounded(_at_least(Sizes(found.engines, found.experts), least), policy)
+    service, most = state.fit.service(), (policy.engines.maximum, policy.experts.maximum)
+    lasts = found = need(service, demand, policy, reachable, most, present.engines)
+    backlog = state.traffic.backlog(observation)
+    if not backlog.is_none:
+        demand += backlog
+        found = need(service, demand, policy, reachable, most, present.engines)
+    sizes, lasting = (_bounded(_at_least(Sizes(one.engines, one.experts), least), policy) for one in (found, lasts))
     hot = finite(observation.imbalance, 1.0, 1.0) > HOT * reachable and sizes.experts <= observation.experts.ready
     limits = frozenset() if found.is_enough else frozenset({_what_lacks(found, policy)})
     wakes = observation.engines.existing == 0 or observation.experts.existing == 0
-    return _Wanted(sizes, _why(demand, found), found.bottleneck, limits, hot, wakes and not demand.is_none)
+    return _Wanted(sizes, lasting, _why(demand, found), found.bottleneck, limits, hot, wakes and not demand.is_none)
 
 
 def _for_memory(observation: Observation, policy: Policy) -> int:
@@ -155,37 +167,80 @@ def _step(
 ) -> tuple[Sizes, frozenset[Limit], State]:
     """How far towards what is wanted it goes now."""
     at = observation.at
-    before = state.wishes or (Wish(at, present),)  # who knows nothing yet does not shrink what is there
-    state = replace(state, wishes=_lately((*before, Wish(at, wanted.sizes)), at))
-    calm = wanted.sizes
-    if not wanted.wakes:
-        calm = Sizes(
-            _calm(state, at, present.engines, policy.engines_behavior, "engines"),
-            _calm(state, at, present.experts, policy.experts_behavior, "experts"),
-        )
+    before = state.wishes or (Wish(at, present, present),)  # who knows nothing yet does not shrink what is there
+    if Limit.STALE not in wanted.limits:
+        state = _returned(replace(state, wishes=before), wanted.lasting, observation, policy)
+    state = replace(state, wishes=_lately((*before, Wish(at, wanted.sizes, wanted.lasting)), at))
+    quiet = wanted.sizes if wanted.wakes else _calm(observation, state, policy, present, wanted)
     slow = Sizes(
-        _limited(state, at, present.engines, calm.engines, policy.engines_behavior, "engines"),
-        _limited(state, at, present.experts, calm.experts, policy.experts_behavior, "experts"),
+        _limited(state, at, present.engines, quiet.engines, policy.engines_behavior, "engines"),
+        _limited(state, at, present.experts, quiet.experts, policy.experts_behavior, "experts"),
     )
     slow = trimmed(_bounded(slow, policy), policy, wanted.bottleneck)
     existing = Sizes(observation.engines.existing, observation.experts.existing)
     sizes = within_budget(present, existing, slow, policy, wanted.bottleneck)
     limits = set(wanted.limits)
-    if calm != wanted.sizes:
+    if quiet != wanted.sizes:
         limits.add(Limit.STABILISED)
-    if slow != calm:
+    if slow != quiet:
         limits.add(Limit.RATE)
     if sizes != slow:
         limits.add(Limit.BUDGET)
     return sizes, frozenset(limits), state
 
 
-def _calm(state: State, at: float, size: int, behavior: Behavior, pool: str) -> int:
-    """Stabilised; and what has just grown does not shrink within the window for shrinking."""
-    wished = [(one.at, int(getattr(one.sizes, pool))) for one in state.wishes]
-    found = stabilised(size, wished, at, behavior.up, behavior.down)
-    grew = any(getattr(one, pool) > 0 for one in state.changes if one.at > at - behavior.down.stabilisation_s)
+def _returned(state: State, wanted: Sizes, observation: Observation, policy: Policy) -> State:
+    """Remembers for how long there had been no need for as much as now."""
+    at = observation.at
+    needed = [(one.at, one.lasting.devices(policy)) for one in state.wishes]
+    absence_s = calm.absence_s(wanted.devices(policy), needed, at, observation.scale_up_s)
+    newest = calm.Return(at, state.traffic.newest, absence_s)
+    return replace(state, returns=tuple(one for one in (*state.returns, newest) if one.at > at - calm.REMEMBERED_S))
+
+
+def _calm(observation: Observation, state: State, policy: Policy, present: Sizes, wanted: _Wanted) -> Sizes:
+    """Stabilised: by the policy's windows, or where it has none by the one that is learnt, for both pools together."""
+    at, percentile = observation.at, policy.objectives.percentile
+    learnt_s = calm.window_s(state.returns, at - state.wishes[0].at, observation.scale_up_s, percentile)
+    together = held(state.wishes, wanted.sizes, at - learnt_s, policy, present)
+    least_s = calm.least_s(observation.scale_up_s)
+    found = Sizes(
+        _stabilised(state, at, present.engines, together.engines, policy.engines_behavior, least_s, "engines"),
+        _stabilised(state, at, present.experts, together.experts, policy.experts_behavior, least_s, "experts"),
+    )
+    return _in_turn(observation, state, policy, present, found)
+
+
+def _stabilised(
+    state: State, at: float, size: int, together: int, behavior: Behavior, least_s: float, pool: str
+) -> int:
+    """One pool's size; what has just grown does not shrink within the window for shrinking."""
+    fixed_s = behavior.down.stabilisation_s
+    if fixed_s is None:
+        wished = [(at, together)]
+    else:
+        wished = [(one.at, int(getattr(one.sizes, pool))) for one in state.wishes]
+    window_s = least_s if fixed_s is None else fixed_s
+    found = stabilised(size, wished, at, behavior.up, behavior.down, window_s)
+    grew = any(getattr(one, pool) > 0 for one in state.changes if one.at > at - window_s)
     return size if found < size and grew else found
+
+
+def _in_turn(observation: Observation, state: State, policy: Policy, present: Sizes, found: Sizes) -> Sizes:
+    """Where one pool takes over from the other, the one goes when the other has come, if the budget has room."""
+    since = observation.at - calm.least_s(observation.scale_up_s)
+    late = [one for one in state.changes if one.at > since]
+    engines_come = found.engines > present.engines or (
+        observation.engines.ready < present.engines and any(one.engines > 0 for one in late)
+    )
+    experts_come = found.experts > present.experts or (
+        observation.experts.ready < present.experts and any(one.experts > 0 for one in late)
+    )
+    both = Sizes(
+        max(found.engines, present.engines if experts_come else 0),
+        max(found.experts, present.experts if engines_come else 0),
+    )
+    return both if policy.devices is None or both.devices(policy) <= policy.devices else found
 
 
 def _limited(state: State, at: float, size: int, wanted: int, behavior: Behavior, pool: str) -> int:

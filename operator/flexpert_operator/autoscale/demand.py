@@ -1,6 +1,7 @@
 """What comes: rates from counters, how random arrivals are, how long answers get, and what the season makes of it."""
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from flexpert_operator.autoscale.observation import Counters, Observation
 from flexpert_operator.autoscale.policy import Forecast
@@ -11,12 +12,19 @@ REMEMBERED_S = 600.0
 RECENT_S = 45.0
 """Samples from which the rate is taken."""
 MOST_SAMPLES = 240
+MOST_RECENT = 60
 FADING = 0.98
 """Weight of what finished, one observation later."""
 MOST_DISPERSION = 4.0
 """Where arrivals jump, the rate follows; more head-room than that is for nothing."""
+PAIRS_OF_CHANCE = 16
+"""Neighbouring samples of independent requests that are thought of beside those seen."""
+MEDIAN_OF_SQUARES = 0.455
+"""Of a standard normal variable."""
 SURPRISE = 3.0
 """Standard deviations by which the newest sample has to be above the rate to be believed alone."""
+DOUBT = 1.0
+"""Standard deviations of a rate's mean by which the rate is taken to be higher."""
 FIRST_ANSWER = 128.0
 """Tokens of an answer, while none has finished."""
 BACKLOG_S = 30.0
@@ -75,22 +83,28 @@ class Traffic:
             season=_season(self.season, sample, forecast),
         )
 
+    @property
+    def newest(self) -> float:
+        """Requests in the newest sample."""
+        return self.samples[-1].requests if self.samples else 0.0
+
     def demand(self, observation: Observation, forecast: Forecast | None) -> Demand:
-        """What has to be served from now until more could be ready."""
-        requests, prompt = self._rates()
+        """What comes from now until more could be ready."""
+        dispersion = self._dispersion()
+        requests, prompt = self._rates(dispersion)
         factor = self._ahead(observation.at + observation.scale_up_s, requests, forecast)
         answer = self.finished_tokens / max(self.finished, 1e-9)
-        waiting = observation.queued / BACKLOG_S
-        return Demand(
-            prompt=prompt * factor + observation.queued_tokens / BACKLOG_S,
-            generated=(requests * factor + waiting) * answer,
-            requests=requests * factor + waiting,
-            dispersion=self._dispersion(),
-        )
+        return Demand(prompt * factor, requests * factor * answer, requests * factor, dispersion)
 
-    def _rates(self) -> tuple[float, float]:
+    def backlog(self, observation: Observation) -> Demand:
+        """What has to be served beside that, for as long as it takes."""
+        waiting = observation.queued / BACKLOG_S
+        answer = self.finished_tokens / max(self.finished, 1e-9)
+        return Demand(observation.queued_tokens / BACKLOG_S, waiting * answer, waiting)
+
+    def _rates(self, dispersion: float) -> tuple[float, float]:
         """Requests and prompt tokens a second."""
-        recent = [one for one in self.samples if one.at > self.samples[-1].at - RECENT_S]
+        recent = [one for one in self.samples[-MOST_RECENT:] if one.at > self.samples[-1].at - RECENT_S]
         seconds = sum(one.duration_s for one in recent)
         if not recent or seconds <= 0:
             return 0.0, 0.0
@@ -98,19 +112,19 @@ class Traffic:
         prompt = sum(one.prompt_tokens for one in recent) / seconds
         last = recent[-1]
         usual = rate * last.duration_s
-        if last.requests > usual + SURPRISE * max(self._dispersion() * usual, 1.0) ** 0.5:
+        if last.requests > usual + SURPRISE * max(dispersion * usual, 1.0) ** 0.5:
             newest = last.requests / last.duration_s
             return newest, max(prompt * newest / max(rate, 1e-9), last.prompt_tokens / last.duration_s)
-        return rate, prompt
+        unsure = DOUBT * (dispersion / max(rate * seconds, 1.0)) ** 0.5
+        return rate * (1.0 + unsure), prompt * (1.0 + unsure)
 
     def _dispersion(self) -> float:
-        """By differences of neighbours, so that a slow rise counts for nothing."""
-        counts = [one.requests for one in self.samples]
-        if len(counts) < 4 or sum(counts) <= 0:
-            return 1.0
-        squares = sum((one - other) ** 2 for one, other in zip(counts[1:], counts[:-1], strict=True))
-        found = squares / (2 * (len(counts) - 1)) / (sum(counts) / len(counts))
-        return min(max(found, 1.0), MOST_DISPERSION)
+        """By the middle one of the differences of neighbours, so that neither slow rises nor a few jumps count."""
+        pairs = [(one.requests, other.requests) for one, other in pairwise(self.samples)]
+        shares = sorted((one - other) ** 2 / (one + other) for one, other in pairs if one + other > 0)
+        found = shares[len(shares) // 2] / MEDIAN_OF_SQUARES if shares else 1.0
+        believed = (found * len(shares) + PAIRS_OF_CHANCE) / (len(shares) + PAIRS_OF_CHANCE)
+        return min(max(believed, 1.0), MOST_DISPERSION)
 
     def _ahead(self, at: float, rate: float, forecast: Forecast | None) -> float:
         """What the rate will be by the season, over what it is; not below 1, and 2 at most."""

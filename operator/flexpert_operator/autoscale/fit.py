@@ -2,7 +2,8 @@
 
 An engine's step takes α + β · n / E with n tokens in all steps under way (prompt tokens at their price) and E engines;
 waiting for workers takes α' + γ · n · i / W, W being the workers and i the busiest one's load over the average. Each is
-fitted by least squares with older samples fading, around what a profile says.
+fitted by least squares with older samples fading, around what a profile says, made as much slower or quicker
+as all that was measured is.
 """
 
 from dataclasses import dataclass, replace
@@ -41,7 +42,8 @@ class Line:
 
     def coefficients(self) -> tuple[float, float]:
         """(intercept, slope), neither below 0, the slope not below a hundredth of what was expected."""
-        first, slope = self.prior
+        scale = self._scale()
+        first, slope = self.prior[0] * scale, self.prior[1] * scale
         weight, x, y, xx, xy = self.weight, self.x, self.y, self.xx, self.xy
         for point in (0.0, self.spread):
             weight += PRIOR_WEIGHT
@@ -55,6 +57,15 @@ class Line:
         if y < found * x:
             return 0.0, max(xy / xx, 0.01 * slope) if xx > 0 else slope
         return (y - found * x) / weight, found
+
+    def _scale(self) -> float:
+        """How much slower everything was than expected: known long before the line's slope is."""
+        first, slope = self.prior
+        expected = self.weight * first + slope * self.x
+        if expected <= 0:
+            return 1.0
+        caution = PRIOR_WEIGHT * expected / self.weight
+        return (self.y + caution) / (expected + caution)
 
 
 @dataclass(frozen=True)
@@ -93,11 +104,17 @@ class Profile:
 
 @dataclass(frozen=True)
 class ServiceFit:
-    """Both lines, and what is not fitted."""
+    """Both lines, and what is not fitted.
+
+    Attributes:
+        members: Engines and workers that were ready at the last look. Means since then are of pools as they are now
+            only where these are the same.
+    """
 
     profile: Profile
     engine: Line
     expert: Line
+    members: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, profile: Profile) -> "ServiceFit":
@@ -107,9 +124,12 @@ class ServiceFit:
 
     def updated(self, observation: Observation) -> "ServiceFit":
         """With what was measured, as far as it was."""
-        tokens = observation.running + self.profile.prefill_price * finite(observation.prefill_tokens, 0.0)
-        fit = self
+        sequences = finite(observation.step_sequences, observation.running)
+        tokens = sequences + self.profile.prefill_price * finite(observation.prefill_tokens, 0.0)
         engines, workers = observation.engines.ready, observation.experts.ready
+        fit = replace(self, members=(engines, workers))
+        if self.members is not None and self.members != fit.members:
+            return fit
         if tokens > 0 and engines > 0 and finite(observation.engine_step_s, 0.0) > 0:
             fit = replace(fit, engine=fit.engine.with_sample(tokens / engines, observation.engine_step_s))
         if tokens > 0 and workers > 0 and finite(observation.expert_step_s, 0.0) > 0:

@@ -45,6 +45,8 @@ class Observation:
         at: When the decision is made, in seconds since the epoch.
         measured_at: When the figures below were measured; None when nothing could be.
         running: Sequences that engines generate for, all together.
+        step_sequences: The same in an average step, which weighs short steps as much as long ones, as the times of
+            steps below do; NaN where only `running` is known.
         queued: Requests that no engine has begun.
         queued_tokens: Their prompts' tokens.
         prefill_tokens: Prompt tokens in an average step, all engines together.
@@ -64,6 +66,7 @@ class Observation:
     measured_at: float | None = None
     counters: Counters = field(default_factory=Counters)
     running: float = 0.0
+    step_sequences: float = math.nan
     queued: float = 0.0
     queued_tokens: float = 0.0
     prefill_tokens: float = 0.0

@@ -79,12 +79,13 @@ class Direction:
 
     Attributes:
         rates: None at all is no limit.
-        stabilisation_s: The most cautious of the sizes wanted within it counts.
+        stabilisation_s: The most cautious of the sizes wanted within it counts. None is as long as is learnt to be
+            right for shrinking (`calm`), and 0 for growing.
         tolerance: Part of the present size by which the size wanted has to differ.
     """
 
     rates: tuple[Rate, ...] = ()
-    stabilisation_s: float = 0.0
+    stabilisation_s: float | None = 0.0
     select: Select = Select.MAX
     tolerance: float = 0.0
 
@@ -94,7 +95,7 @@ class Behavior:
     """Both directions."""
 
     up: Direction = Direction()
-    down: Direction = Direction(stabilisation_s=120.0)
+    down: Direction = Direction(stabilisation_s=None)
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ def _objective_problems(objectives: Objectives) -> Iterator[str]:
 
 
 def _direction_problems(direction: Direction) -> Iterator[str]:
-    if not 0 <= direction.stabilisation_s <= 3600:
+    if direction.stabilisation_s is not None and not 0 <= direction.stabilisation_s <= 3600:
         yield f"stabilizationWindowSeconds: {direction.stabilisation_s} is not 0 to 3600"
     if not 0 <= direction.tolerance < 1:
         yield f"tolerance: {direction.tolerance} is not 0 to 1"

@@ -3,9 +3,10 @@
 A step takes T = α + u · n with u = β / E + γ · i / W and n tokens under way. With g tokens to generate and p prompt
 tokens to read a second, n = (g + φ p) · T, so that T = α / (1 - u · (g + φ p)): the two pools share one budget of
 slowness u. Requests come at random; they leave at the rate n / (answer · T(n)), whose slope at the mean is
-α / (answer · T²), so that the variance of their number is d · n · T / α, d being the index of dispersion of arrivals,
-and z standard deviations more of them are under way at the percentile. A first token waits until the prompts before it
-are read, which is a queue of its own (M/G/1, an exponential tail).
+α / (answer · T²). Arrivals have the index of dispersion d and departures have 1, and what both disturb comes back with
+that slope, so that the variance of their number is (d + 1) / 2 · n · T / α, and z standard deviations more of them are
+under way at the percentile. A first token waits until the prompts before it are read, which is a queue of its own
+(M/G/1, an exponential tail).
 """
 
 from dataclasses import dataclass
@@ -44,6 +45,15 @@ class Demand:
         """Nothing comes."""
         return self.prompt + self.generated + self.requests <= 0
 
+    def __add__(self, other: "Demand") -> "Demand":
+        """Both together, as random as the first."""
+        return Demand(
+            self.prompt + other.prompt,
+            self.generated + other.generated,
+            self.requests + other.requests,
+            self.dispersion,
+        )
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -69,7 +79,7 @@ def expected(
         mean_step = service.step_s / (1.0 - slowness * (demand.generated + price * demand.prompt))
         mean_step = np.where(mean_step > 0, mean_step, np.inf)
         mean = demand.generated * mean_step
-        many = mean + z * np.sqrt(max(demand.dispersion, 1.0) * mean * mean_step / service.step_s)
+        many = mean + z * np.sqrt((max(demand.dispersion, 1.0) + 1.0) / 2.0 * mean * mean_step / service.step_s)
         reading = price * demand.prompt * mean_step
         step = service.step_s + slowness * (many + reading)
         chunk = engines * service.prefill_tokens
@@ -113,13 +123,26 @@ class Need:
     bottleneck: str
 
 
-def need(service: Service, demand: Demand, policy: Policy, imbalance: float, most: tuple[int, int]) -> Need:
-    """The fewest devices with which the objectives hold, within `most` (engines, experts) and the budget."""
+def need(
+    service: Service, demand: Demand, policy: Policy, imbalance: float, most: tuple[int, int], near: int = 0
+) -> Need:
+    """The fewest devices with which the objectives hold.
+
+    Args:
+        service: What a step takes.
+        demand: What has to be served.
+        policy: Its objectives and budget.
+        imbalance: The busiest worker's load over the average.
+        most: Engines and workers there may be.
+        near: Engines there are: as many it stays where that takes no more devices.
+    """
     most_engines = max(most[0], 1)
     first, last = 1, most_engines
     while True:
         candidates = np.unique(np.linspace(first, last, min(last - first + 1, MOST_CANDIDATES)).astype(np.int64))
-        found = _best_of(service, demand, policy, imbalance, candidates, most[1])
+        if first <= near <= last:
+            candidates = np.unique(np.append(candidates, near))
+        found = _best_of(service, demand, policy, imbalance, candidates, most[1], near)
         step = -(-(last - first) // MOST_CANDIDATES)
         if found is None or step <= 1 or not found.is_enough:
             return found or Need(1, 1, False, "engines")
@@ -133,6 +156,7 @@ def _best_of(
     imbalance: float,
     candidates: NDArray[np.int64],
     most_experts: int,
+    near: int,
 ) -> Need | None:
     """The best of these numbers of engines with workers beside them; None where the budget has room for none."""
     rooms = np.array([_room(policy, int(engines), most_experts) for engines in candidates])
@@ -143,7 +167,7 @@ def _best_of(
     fits = experts <= rooms
     if not fits.any():
         return _most(service, demand, policy, imbalance, candidates, rooms)
-    costs = candidates * policy.engine_devices + experts * policy.worker_devices + 1e-6 * candidates
+    costs = candidates * policy.engine_devices + experts * policy.worker_devices + 1e-6 * np.abs(candidates - near)
     best = int(np.argmin(np.where(fits, costs, np.inf)))
     found = int(candidates[best]), int(experts[best])
     return Need(*found, True, _bottleneck(service, imbalance, *found))

@@ -24,10 +24,15 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Wish:
-    """Sizes that were wanted at a moment."""
+    """Sizes that were wanted at a moment.
+
+    Attributes:
+        lasting: Without what is wanted only until what waits is served.
+    """
 
     at: float
     sizes: Sizes
+    lasting: Sizes
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,9 @@ class Change:
     experts: int
 
 
-def stabilised(size: int, wished: Sequence[tuple[float, int]], at: float, up: Direction, down: Direction) -> int:
+def stabilised(
+    size: int, wished: Sequence[tuple[float, int]], at: float, up: Direction, down: Direction, window_s: float
+) -> int:
     """The size nearest to the present one that all wishes of the windows agree on.
 
     Args:
@@ -48,15 +55,22 @@ def stabilised(size: int, wished: Sequence[tuple[float, int]], at: float, up: Di
         at: Now.
         up: How it may grow: not beyond the least that was wanted in its window.
         down: How it may shrink: not below the most that was wanted in its window.
+        window_s: That window.
     """
     newest = wished[-1][1]
-    least = min([newest, *(one for when, one in wished if when > at - up.stabilisation_s)])
-    most = max([newest, *(one for when, one in wished if when > at - down.stabilisation_s)])
+    least = min([newest, *(one for when, one in wished if when > at - (up.stabilisation_s or 0.0))])
+    most = max([newest, *(one for when, one in wished if when > at - window_s)])
     if least > size and least > size * (1 + up.tolerance):
         return least
     if most < size and most < size * (1 - down.tolerance):
         return most
     return size
+
+
+def held(wishes: Sequence[Wish], wanted: Sizes, since: float, policy: Policy, near: Sizes) -> Sizes:
+    """What takes the most devices of what is wanted and what would have lasted since a moment; if equal, the former."""
+    known = [wanted, *(one.lasting for one in wishes if one.at > since)]
+    return max(known, key=lambda one: (one.devices(policy), one == wanted, one.engines == near.engines))
 
 
 def limited(size: int, wanted: int, changed: Sequence[tuple[float, int]], at: float, way: Direction) -> int:

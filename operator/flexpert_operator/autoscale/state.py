@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from flexpert_operator.autoscale.calm import Return
 from flexpert_operator.autoscale.demand import Traffic
 from flexpert_operator.autoscale.fit import Profile, ServiceFit
 from flexpert_operator.autoscale.sizes import Change, Sizes, Wish
@@ -49,6 +50,7 @@ class State:
         sizes: As last decided.
         wishes: Sizes wanted lately.
         changes: Sizes changed lately.
+        returns: How needs came back lately.
     """
 
     fit: ServiceFit
@@ -58,6 +60,7 @@ class State:
     sizes: Sizes | None = None
     wishes: tuple[Wish, ...] = ()
     changes: tuple[Change, ...] = ()
+    returns: tuple[Return, ...] = ()
 
     @classmethod
     def initial(cls, profile: Profile | None = None) -> "State":

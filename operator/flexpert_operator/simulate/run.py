@@ -16,7 +16,7 @@ from flexpert_operator.simulate.serving import Measured, Serving
 Floats = NDArray[np.float64]
 
 STEP_S = 0.1
-LOOK_S = 15.0
+LOOK_S = 10.0
 PATIENCE_S = 600.0
 """For which requests that are under way at the end are served on."""
 
@@ -178,6 +178,7 @@ class _World:
             experts=self._workers.count(),
             counters=serving.counters,
             running=sums.running / sums.seconds if sums.seconds > 0 else serving.running,
+            step_sequences=math.nan if nothing else sums.sequences / sums.steps,
             queued=serving.queued,
             queued_tokens=serving.queued_tokens,
             prefill_tokens=0.0 if nothing else sums.prefill / sums.steps,

@@ -26,11 +26,11 @@ class Measured:
 
     seconds: float = 0.0
     running: float = 0.0
+    sequences: float = 0.0
     steps: float = 0.0
     prefill: float = 0.0
     engine_s: float = 0.0
     expert_s: float = 0.0
-    tokens: float = 0.0
 
 
 class Serving:
@@ -106,7 +106,7 @@ class Serving:
         expert_s = device.expert_step_s + device.worker_token_s * imbalance * tokens / workers
         step_s = engine_s + expert_s
         steps = seconds / step_s
-        self._measure(steps, prefill, engine_s, expert_s, tokens)
+        self._measure(steps, prefill, engine_s, expert_s)
         decoded, self._decoded = self._decoded, self._decoded + steps
         self._end(at, decoded, step_s)
         self._read_prompts(at, steps, chunk, step_s)
@@ -150,10 +150,10 @@ class Serving:
                 self._finished += 1
                 self._answers += 1
 
-    def _measure(self, steps: float, prefill: float, engine_s: float, expert_s: float, tokens: float) -> None:
+    def _measure(self, steps: float, prefill: float, engine_s: float, expert_s: float) -> None:
         sums = self.measured
         sums.steps += steps
         sums.prefill += prefill * steps
         sums.engine_s += engine_s * steps
         sums.expert_s += expert_s * steps
-        sums.tokens += tokens * steps
+        sums.sequences += self.running * steps
