@@ -20,7 +20,7 @@ from flexpert_workers.memory.owner import OwnerConfig
 from flexpert_workers.messages import control
 from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
 from flexpert_workers.routing import Epoch
-from flexpert_workers.transport import stream
+from flexpert_workers.transport import listening
 
 POOL = "bench"
 MEMORY_BYTES = 2 << 30
@@ -48,7 +48,7 @@ class Worker(Process):
         super().__init__("flexpert_workers.expert", config, stack)
         self.control = ControlClient(self.said["control_endpoint"])
         stack.callback(self.control.close)
-        self.data = stream.dial(self.said["endpoint"])
+        self.data = listening.dial(self.said["endpoint"])
         stack.callback(self.data.close)
 
     def prepare(self, operation: str, checkpoint: Checkpoint) -> control.PrepareStatus:

@@ -2,12 +2,16 @@
 
 import datetime
 import ipaddress
+import json
+import secrets
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from flexpert_proto import names
 
 DAY = datetime.timedelta(days=1)
 
@@ -20,12 +24,12 @@ class Authority:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.certificate = self._build(self._name, self._key, DAY, authority=True).public_bytes(PEM)
 
-    def issue(self, folder: Path, *names: str, lasts: datetime.timedelta = DAY) -> Path:
+    def issue(self, folder: Path, *subjects: str, lasts: datetime.timedelta = DAY) -> Path:
         """Write `tls.crt`, `tls.key` and this authority's `ca.crt` for DNS names or addresses into a folder."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subjects[0])])
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tls.crt").write_bytes(self._build(subject, key, lasts, names=names).public_bytes(PEM))
+        (folder / "tls.crt").write_bytes(self._build(subject, key, lasts, subjects=subjects).public_bytes(PEM))
         (folder / "tls.key").write_bytes(
             key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         )
@@ -38,7 +42,7 @@ class Authority:
         key: ec.EllipticCurvePrivateKey,
         lasts: datetime.timedelta,
         *,
-        names: tuple[str, ...] = (),
+        subjects: tuple[str, ...] = (),
         authority: bool = False,
     ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
@@ -52,8 +56,8 @@ class Authority:
             .not_valid_after(now + lasts)
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         )
-        if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_general, names))), critical=False)
+        if subjects:
+            builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_general, subjects))), critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
 
@@ -65,3 +69,18 @@ def _general(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         return x509.DNSName(name)
+
+
+def pool_credentials(folder: Path, authority: Authority, pool: str = "tiny-moe", namespace: str = "default") -> Path:
+    """What all members of a pool are given: a certificate for its name, and its key."""
+    authority.issue(folder, names.pool_identity(pool, namespace))
+    (folder / names.POOL_KEY_KEY).write_text(secrets.token_hex(32) + "\n")
+    return folder
+
+
+def pool_environment(folder: Path, pool: str = "tiny-moe", namespace: str = "default") -> dict[str, str]:
+    """The variables by which a process knows its pool and these files."""
+    return {
+        names.ENV_POOL_CREDENTIALS: str(folder),
+        names.ENV_POOL: json.dumps({"uid": "u-1", "name": pool, "namespace": namespace}),
+    }

@@ -22,7 +22,8 @@ from flexpert_operator.fence import Fence, NoFence
 from flexpert_placement.types import ExpertId, Placement, Plan
 from flexpert_proto import names as pool_names
 from flexpert_proto import pool_pb2 as pb
-from flexpert_proto.credentials import CredentialsError, pool_channel
+from flexpert_proto.channels import pool_channel
+from flexpert_proto.credentials import CredentialsError
 from flexpert_proto.pool_pb2_grpc import PoolControlStub
 
 CALL_TIMEOUT_S = 10.0

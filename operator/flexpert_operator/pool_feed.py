@@ -20,7 +20,8 @@ from flexpert_operator.decide.observation import Pool
 from flexpert_operator.errors import PoolUnavailable
 from flexpert_operator.pool_client import CALL_TIMEOUT_S, MAX_MESSAGE_BYTES, pool_of
 from flexpert_proto import pool_pb2 as pb
-from flexpert_proto.credentials import CredentialsError, pool_channel_aio
+from flexpert_proto.channels import pool_channel_aio
+from flexpert_proto.credentials import CredentialsError
 from flexpert_proto.pool_pb2_grpc import PoolControlStub
 
 log = logging.getLogger(__name__)

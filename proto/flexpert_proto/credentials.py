@@ -1,4 +1,5 @@
-"""From files of mounted Secrets to what servers and clients are given: the one place that makes TLS credentials.
+"""From files of mounted Secrets to what servers and clients are given: the one place that makes credentials of them
+(`channels.py` does so for gRPC).
 
 | variable | names a folder with | for |
 |---|---|---|
@@ -6,24 +7,25 @@
 | FLEXPERT_CLIENT_AUTHORITIES | ca.crt | the clients of these ports, who have to show a certificate then |
 | FLEXPERT_POOL_CREDENTIALS | tls.crt, tls.key, ca.crt, pool.key | all within a pool, and its operator |
 
+`pool.key` is what ZeroMQ's keys are derived from, which knows no certificates; the operator needs none.
+
 Files are read anew for every connection once they have changed, and what is open goes on. TLS 1.2 is the oldest
-version spoken. Pools and their operator show each other certificates of `ca.crt`; `pool.key` is for `curve.py`.
+version spoken. Pools and their operator show each other certificates of `ca.crt`.
 """
 
+import json
 import os
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import grpc
-import grpc.aio
+from typing import NamedTuple
 
 from flexpert_proto import names
 from flexpert_proto.reloading import Reloaded
 
-Options = Sequence[tuple[str, Any]]
+SHORTEST_POOL_KEY = 32
+"""Bytes."""
 
 
 class CredentialsError(ValueError):
@@ -97,24 +99,54 @@ def pool_identity(environment: Mapping[str, str] = os.environ) -> Identity | Non
     return _identity(Path(folder), Path(folder)) if folder else None
 
 
-def rpc_server_credentials(identity: Identity) -> grpc.ServerCredentials:
-    """For a gRPC server; clients have to show a certificate if there are authorities for that.
+def pool_key(environment: Mapping[str, str] = os.environ) -> bytes | None:
+    """The secret that all of a pool share; None for plain connections.
+
+    Raises:
+        CredentialsError: There are credentials, and it is not among them, or too short.
+    """
+    folder = environment.get(names.ENV_POOL_CREDENTIALS, "")
+    if not folder:
+        return None
+    path = Path(folder) / names.POOL_KEY_KEY
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise CredentialsError(f"{path} cannot be read: {error}; put there what `openssl rand -hex 32` says") from error
+    if len(key) < SHORTEST_POOL_KEY:
+        raise CredentialsError(f"{path} is shorter than {SHORTEST_POOL_KEY} bytes")
+    return key
+
+
+def pool_server_context() -> ssl.SSLContext | None:
+    """For a server on sockets within a pool, which every client has to show a certificate; None for plain connections.
 
     Raises:
         CredentialsError: The files cannot be used now.
     """
-    pems = Reloaded(identity.paths, identity.read)
-    told = pems.get()
+    identity = pool_identity()
+    if identity is None:
+        return None
+    context = server_context(identity)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
-    def news() -> Any:
-        nonlocal told
-        now = pems.get()
-        if now is told:
-            return None
-        told = now
-        return _configuration(now)
 
-    return grpc.dynamic_ssl_server_credentials(_configuration(told), news, identity.authorities is not None)
+def pool_client_context(environment: Mapping[str, str] = os.environ) -> tuple[ssl.SSLContext, str] | None:
+    """For a client of that, with the name that the server's certificate must have; None for plain connections.
+
+    Raises:
+        CredentialsError: The files cannot be used now, or this process is of no pool.
+    """
+    identity = pool_identity(environment)
+    if identity is None:
+        return None
+    try:
+        pool = json.loads(environment[names.ENV_POOL])
+        expected = names.pool_identity(pool["name"], pool["namespace"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CredentialsError(f"{names.ENV_POOL} does not say whose certificates to expect: {error!r}") from error
+    return identity.context(ssl.PROTOCOL_TLS_CLIENT), expected
 
 
 def server_context(identity: Identity) -> ssl.SSLContext:
@@ -146,45 +178,6 @@ def peer_is_known(connection: ssl.SSLObject | ssl.SSLSocket) -> bool:
     return connection.getpeercert(binary_form=True) is not None
 
 
-def pool_channel(address: str, options: Options = ()) -> grpc.Channel:
-    """A channel to a pool controller: plain, or with the pool's certificates where the address is `names.secured`.
-
-    Raises:
-        CredentialsError: The files cannot be used now.
-    """
-    plain, identity = names.parts_of(address)
-    return channel_to(names.resolve(plain), identity, options)
-
-
-def channel_to(target: str, identity: str, options: Options = ()) -> grpc.Channel:
-    """The same to what is dialled already known; `identity`: whose certificate has to answer, "" for none."""
-    if not identity:
-        return grpc.insecure_channel(target, options=list(options))
-    return grpc.secure_channel(target, _channel_credentials(), options=[*options, _for(identity)])
-
-
-def pool_channel_aio(address: str, options: Options = ()) -> grpc.aio.Channel:
-    """The same for asyncio."""
-    plain, identity = names.parts_of(address)
-    target = names.resolve(plain)
-    if not identity:
-        return grpc.aio.insecure_channel(target, options=list(options))
-    return grpc.aio.secure_channel(target, _channel_credentials(), options=[*options, _for(identity)])
-
-
-def add_pool_port(server: "grpc.aio.Server | grpc.Server", address: str) -> int:
-    """Have a server of the pool listen at `host:port`, with the pool's certificates if there are any; its port.
-
-    Raises:
-        CredentialsError: The files cannot be used.
-        RuntimeError: The address is taken.
-    """
-    identity = pool_identity()
-    if identity is None:
-        return server.add_insecure_port(address)
-    return server.add_secure_port(address, rpc_server_credentials(identity))
-
-
 _SERVING = (names.ENV_SERVING_CERTIFICATE, names.ENV_CLIENT_AUTHORITIES)
 
 
@@ -194,19 +187,3 @@ def _identity(folder: Path, authorities: Path | None) -> Identity:
         folder / names.PRIVATE_KEY_KEY,
         authorities / names.AUTHORITIES_KEY if authorities else None,
     )
-
-
-def _configuration(pems: Pems) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration([(pems.key, pems.certificate)], pems.authorities)
-
-
-def _for(identity: str) -> tuple[str, str]:
-    return "grpc.ssl_target_name_override", identity
-
-
-def _channel_credentials() -> grpc.ChannelCredentials:
-    identity = pool_identity()
-    if identity is None:
-        raise CredentialsError(f"this pool wants certificates: {names.ENV_POOL_CREDENTIALS} must name a folder of them")
-    pems = identity.read()
-    return grpc.ssl_channel_credentials(pems.authorities, pems.key, pems.certificate)

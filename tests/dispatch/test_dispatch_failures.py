@@ -15,7 +15,7 @@ from flexpert_workers.expert.control_client import ControlClient
 from flexpert_workers.messages import control
 from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
 from flexpert_workers.routing import WorkerAddress
-from flexpert_workers.transport.stream import Listener
+from flexpert_workers.transport.listening import Listener
 
 ONLY_FIRST = ((0, 1.0),)
 ONLY_SECOND = ((1, 1.0),)

@@ -23,7 +23,7 @@ from flexpert_workers.messages import control
 from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
 from flexpert_workers.routing import Epoch, Replica, RoutingTable, WorkerAddress
 from flexpert_workers.transfer import Identity, PageServer
-from flexpert_workers.transport.stream import dial
+from flexpert_workers.transport.listening import dial
 
 POOL = "pool-uid"
 COMMON = {

@@ -10,7 +10,8 @@ import pytest
 from certificates import DAY, Authority
 
 from flexpert_proto import names, pool_pb2
-from flexpert_proto.credentials import CredentialsError, pool_channel_aio
+from flexpert_proto.channels import pool_channel_aio
+from flexpert_proto.credentials import CredentialsError
 from flexpert_proto.pool_pb2_grpc import PoolControlStub
 from flexpert_workers.pool.service import serve
 

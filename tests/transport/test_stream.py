@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from flexpert_workers.transport.stream import Connection, Disconnected, Listener, dial
+from flexpert_workers.transport.listening import Listener, dial
+from flexpert_workers.transport.stream import Connection, Disconnected
 
 
 def take(connection):

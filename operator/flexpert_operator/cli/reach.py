@@ -17,7 +17,7 @@ from flexpert_operator.errors import KubeError
 from flexpert_operator.forwarding import ServicePort, forwarded
 from flexpert_operator.kube import Kube, api_client
 from flexpert_proto import names as pool_names
-from flexpert_proto.credentials import channel_to
+from flexpert_proto.channels import channel_to
 
 ChannelOptions = Sequence[tuple[str, Any]]
 

@@ -236,6 +236,9 @@ class DispatchClient:
 
     def _ready(self, timeout_s: float) -> dict[int, int]:
         """What can be done without waiting, by descriptor; empty after `timeout_s`."""
+        more = [descriptor for link in self._links.values() if (descriptor := link.has_more) is not None]
+        if more:
+            return {**dict.fromkeys(more, select.POLLIN), **dict(self._poller.poll(0))}
         polled_until = self._clock() + min(self._poll_s, timeout_s)
         while self._clock() < polled_until:
             ready = self._poller.poll(0)

@@ -4,7 +4,8 @@ import select
 from collections.abc import Mapping, Sequence
 
 from flexpert_workers.routing import WorkerAddress
-from flexpert_workers.transport.stream import Connection, Frame, dial
+from flexpert_workers.transport.listening import dial
+from flexpert_workers.transport.stream import Connection, Frame
 
 _FIRST_BACK_OFF_S = 0.02
 _LONGEST_BACK_OFF_S = 1.0
@@ -49,10 +50,19 @@ class WorkerLink:
         try:
             if connection.is_sending:
                 self._go_on(connection)
-            return connection.receive()
+            frames = connection.receive()
+            if connection.is_sending:
+                self._poller.modify(connection.fileno(), select.POLLIN | select.POLLOUT)
         except OSError:
             self.is_broken = True
             return None
+        return frames
+
+    @property
+    def has_more(self) -> int | None:
+        """Descriptor of the connection if there is more to receive that polling does not tell of."""
+        connection = self._connection
+        return connection.fileno() if connection is not None and connection.has_more else None
 
     def failed(self, now: float) -> None:
         """The worker could not be used: close the connection and leave it alone for a while, longer each time."""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import grpc
 import msgspec
 
-from flexpert_proto.credentials import CredentialsError, pool_channel
+from flexpert_proto.channels import pool_channel
+from flexpert_proto.credentials import CredentialsError
 from flexpert_proto.measuring import Figures, figures_message
 from flexpert_proto.pool_pb2 import Engine as EngineMessage
 from flexpert_proto.pool_pb2 import EngineDirective, EngineReport, RecordOrder

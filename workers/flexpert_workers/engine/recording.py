@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from flexpert_proto.credentials import CredentialsError, pool_channel
+from flexpert_proto.channels import pool_channel
+from flexpert_proto.credentials import CredentialsError
 from flexpert_proto.pool_pb2 import RecordOrder, TraceChunk
 from flexpert_proto.pool_pb2_grpc import PoolMembershipStub
 from flexpert_workers.engine.recorder import RoutedTokens, RoutingRecorder

@@ -10,7 +10,7 @@ import msgspec
 import zmq
 
 from flexpert_workers.messages import control
-from flexpert_workers.transport import ConnectionMonitor, PeerEvent
+from flexpert_workers.transport import ConnectionMonitor, PeerEvent, connect
 
 _decoder: msgspec.msgpack.Decoder[control.ControlReply] = msgspec.msgpack.Decoder(control.ControlReply)
 
@@ -78,7 +78,7 @@ class ControlClient:
         sock = self._context.socket(zmq.DEALER)
         sock.linger = 0
         self._connection = (sock, ConnectionMonitor(sock))
-        sock.connect(self.endpoint)
+        connect(sock, self.endpoint)
         return self._connection
 
     def _close(self) -> None:

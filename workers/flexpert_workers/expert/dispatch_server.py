@@ -21,7 +21,8 @@ from flexpert_workers.expert.turns import ComputeTurns
 from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
 from flexpert_workers.transport import from_frame
 from flexpert_workers.transport.frames import as_frame, dtype_named
-from flexpert_workers.transport.stream import Connection, Listener
+from flexpert_workers.transport.listening import Listener
+from flexpert_workers.transport.stream import Connection
 
 _log = logging.getLogger(__name__)
 _decoder = msgspec.msgpack.Decoder(DispatchRequest)

@@ -23,7 +23,7 @@ from flexpert_workers.expert.prepare import Preparer
 from flexpert_workers.memory.devices import CPU, DeviceOpener, open_device
 from flexpert_workers.routing import WorkerAddress
 from flexpert_workers.transport import bind
-from flexpert_workers.transport.stream import Listener
+from flexpert_workers.transport.listening import Listener
 
 
 class ExpertWorker:

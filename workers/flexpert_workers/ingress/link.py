@@ -15,6 +15,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from flexpert_workers.messages.generation import GenerationReply, GenerationRequest, Ping
+from flexpert_workers.transport import connect
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class EngineLink:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(_descriptor(self._socket), self._read_replies)
         self._loop.add_reader(_descriptor(self._monitor), self._read_connection)
-        self._socket.connect(endpoint)
+        connect(self._socket, endpoint)
         self._loop.call_soon(self._read_connection)
 
     def send(self, message: GenerationRequest) -> None:

@@ -11,7 +11,8 @@ import grpc
 import grpc.aio
 
 from flexpert_proto import pool_pb2, pool_pb2_grpc
-from flexpert_proto.credentials import CredentialsError, pool_channel_aio
+from flexpert_proto.channels import pool_channel_aio
+from flexpert_proto.credentials import CredentialsError
 from flexpert_proto.measuring import Figures, figures_message
 
 log = logging.getLogger(__name__)

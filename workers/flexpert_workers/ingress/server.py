@@ -24,7 +24,8 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from flexpert_proto import pool_pb2
-from flexpert_proto.credentials import rpc_server_credentials, server_context
+from flexpert_proto.channels import rpc_server_credentials
+from flexpert_proto.credentials import server_context
 from flexpert_proto.measuring import Figures
 from flexpert_proto.metrics import BY_NAME
 from flexpert_workers.http_server import HttpServer

@@ -11,7 +11,7 @@ import zmq
 from flexpert_workers.expert.control_client import ControlClient
 from flexpert_workers.messages.control import ControlReply, ControlRequest
 from flexpert_workers.pool.exceptions import WorkerUnreachable
-from flexpert_workers.transport import ConnectionMonitor, PeerEvent
+from flexpert_workers.transport import ConnectionMonitor, PeerEvent, connect
 
 
 class ControlLink:
@@ -31,7 +31,7 @@ class ControlLink:
         self._monitor = ConnectionMonitor(self._socket)
         self._descriptor = int(self._monitor.socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._descriptor, self._read_events)
-        self._socket.connect(endpoint)
+        connect(self._socket, endpoint)
         self._read_events()
 
     async def ask(self, request: ControlRequest, timeout_s: float) -> ControlReply:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 
 from flexpert_proto import names, pool_pb2, pool_pb2_grpc
-from flexpert_proto.credentials import add_pool_port
+from flexpert_proto.channels import add_pool_port
 from flexpert_proto.measuring import figures_of
 from flexpert_workers import errors
 from flexpert_workers.pool import exceptions, view

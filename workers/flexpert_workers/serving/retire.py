@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import grpc
 
 from flexpert_proto import names
-from flexpert_proto.credentials import pool_channel
+from flexpert_proto.channels import pool_channel
 from flexpert_proto.pool_pb2 import DrainRequest, GetPoolRequest, Worker
 from flexpert_proto.pool_pb2_grpc import PoolControlStub
 

@@ -7,8 +7,10 @@ from typing import Any
 import msgspec
 import zmq
 
+from flexpert_proto.credentials import CredentialsError
 from flexpert_workers.messages import transfer
 from flexpert_workers.transfer.channel import Channel
+from flexpert_workers.transport.endpoints import connect
 from flexpert_workers.transport.monitor import ConnectionMonitor, PeerEvent
 from flexpert_workers.transport.sockets import is_readable
 
@@ -115,8 +117,8 @@ class Link:
         self._connection = (sock, ConnectionMonitor(sock))
         self._gone = False
         try:
-            sock.connect(self.endpoint)
-        except zmq.ZMQError as error:
+            connect(sock, self.endpoint)
+        except (zmq.ZMQError, CredentialsError) as error:
             raise LinkBroken(f"{self.endpoint} cannot be dialled: {error}") from error
         return self._connection
 

@@ -5,14 +5,14 @@ The expert worker, the dispatch client and the control client use it; no other m
 
 from typing import TYPE_CHECKING, Any
 
-from flexpert_workers.transport.endpoints import bind, is_loopback
+from flexpert_workers.transport.endpoints import bind, connect, is_loopback
 from flexpert_workers.transport.monitor import ConnectionMonitor, PeerEvent
 from flexpert_workers.transport.sockets import is_readable
 
 if TYPE_CHECKING:
     from flexpert_workers.transport.frames import as_frame, from_frame
 
-__all__ = ["ConnectionMonitor", "PeerEvent", "as_frame", "bind", "from_frame", "is_loopback", "is_readable"]
+__all__ = ["ConnectionMonitor", "PeerEvent", "as_frame", "bind", "connect", "from_frame", "is_loopback", "is_readable"]
 
 
 def __getattr__(name: str) -> Any:

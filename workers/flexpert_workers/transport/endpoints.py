@@ -1,4 +1,6 @@
-"""Where sockets listen: UNIX sockets between processes of one host, TCP between hosts. Whoever binds calls `bind`."""
+"""Where sockets listen: UNIX sockets between processes of one host, TCP between hosts, there encrypted and for members
+of the pool alone where it has keys. Whoever binds a ZeroMQ socket calls `bind`, whoever dials one `connect`.
+"""
 
 import ipaddress
 import os
@@ -9,9 +11,15 @@ from typing import Any
 
 import zmq
 
+from flexpert_workers.transport import curve
+
 IPC = "ipc://"
 """Beginning of the endpoint of a UNIX socket."""
 _LONGEST_SOCKET_PATH_BYTES = 107
+MAX_MESSAGE_BYTES = 256 << 20
+"""Of a frame; whoever sends a longer one is cut off."""
+HANDSHAKE_MS = 10_000
+"""After which a connection is dropped that has not said who it is."""
 
 
 def is_loopback(host: str) -> bool:
@@ -33,15 +41,36 @@ def bind(sock: "zmq.Socket[Any]", bind_host: str, socket_dir: str) -> str:
         socket_dir: Folder for UNIX sockets, made when absent; empty for TCP also on a loopback address.
 
     Raises:
-        ValueError: A socket's path under `socket_dir` would be longer than the 107 bytes that Linux allows.
+        ValueError: A socket's path under `socket_dir` would be longer than the 107 bytes that Linux allows, or the
+            pool's key cannot be used.
     """
+    _bound(sock)
     if socket_dir and is_loopback(bind_host):
         endpoint = f"{IPC}{socket_path(socket_dir)}"
         sock.bind(endpoint)
         return endpoint
+    curve.serve(sock)
     sock.bind(f"tcp://{bind_host}:*")
     port = sock.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
     return f"tcp://{dialled_host(bind_host)}:{port}"
+
+
+def connect(sock: "zmq.Socket[Any]", endpoint: str) -> None:
+    """Dial what `bind` gave out.
+
+    Raises:
+        ValueError: The pool's key cannot be used.
+        zmq.ZMQError: The endpoint is none.
+    """
+    _bound(sock)
+    if not endpoint.startswith(IPC):
+        curve.dial(sock)
+    sock.connect(endpoint)
+
+
+def _bound(sock: "zmq.Socket[Any]") -> None:
+    sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
 
 
 def socket_path(socket_dir: str) -> Path:

@@ -5,17 +5,11 @@ message to a thread of its own on either side; here the thread that has a messag
 thread that waits for it reads it from there. A peer that dies shows at once: the kernel closes its connections.
 """
 
-import errno
-import os
-import select
 import socket
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-
-from flexpert_workers.transport.endpoints import dialled_host, is_loopback, socket_path
 
 _HEADER = struct.Struct("<4sI14I")
 """Magic, number of frames, length of each; as long as the alignment of frames."""
@@ -24,7 +18,6 @@ _MOST_FRAMES = 14
 _LONGEST_MESSAGE_BYTES = 1 << 30
 _PADDING = memoryview(bytes(_HEADER.size))
 _BUFFER_BYTES = 4 << 20
-_BACKLOG = 512
 
 Frame = bytes | memoryview
 
@@ -38,6 +31,9 @@ class Connection:
 
     Args:
         sock: A connected stream socket, or one that is being connected.
+
+    Attributes:
+        has_spoken: Whether a whole message has come from the peer.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -52,6 +48,7 @@ class Connection:
         self._lengths: list[int] | None = None
         self._target = self._header
         self._received = 0
+        self.has_spoken = False
 
     def fileno(self) -> int:
         """Descriptor to be polled: for input always, for output while `is_sending`."""
@@ -100,18 +97,30 @@ class Connection:
                 if frames is not None:
                     return frames
                 continue
-            try:
-                count = self._sock.recv_into(self._target[self._received :])
-            except BlockingIOError:
+            count = self._read(self._target[self._received :])
+            if count is None:
                 return None
-            if not count:
-                raise Disconnected("the peer closed the connection")
             self._received += count
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is more to `receive` that polling does not tell of."""
+        return False
 
     def close(self) -> None:
         """Close the connection; what was not sent is dropped."""
         self._unsent.clear()
         self._sock.close()
+
+    def _read(self, target: memoryview) -> int | None:
+        """Read as many bytes as there are into `target`; None when there are none yet."""
+        try:
+            count = self._sock.recv_into(target)
+        except BlockingIOError:
+            return None
+        if not count:
+            raise Disconnected("the peer closed the connection")
+        return count
 
     def _next(self) -> list[memoryview] | None:
         """Go from a header to its body, or from a body to the next header; the frames in the latter case."""
@@ -123,136 +132,12 @@ class Connection:
             self._target = np.empty(total, dtype=np.uint8).data
             return None
         self._lengths, self._target = None, self._header
+        self.has_spoken = True
         frames, position = [], 0
         for length in lengths:
             frames.append(body[position : position + length])
             position += length + -length % _HEADER.size
         return frames
-
-
-class Listener:
-    """Accepts connections and polls them, together with other descriptors, for one thread.
-
-    Attributes:
-        endpoint: Where peers `dial`.
-    """
-
-    def __init__(self, bind_host: str, socket_dir: str) -> None:
-        """Listen where peers can reach it.
-
-        Args:
-            bind_host: Address to listen on. A loopback address means that all peers are on this host.
-            socket_dir: Folder for UNIX sockets, made when absent; empty for TCP also on a loopback address.
-
-        Raises:
-            ValueError: A socket's path under `socket_dir` would be too long.
-        """
-        self._path: Path | None = None
-        if socket_dir and is_loopback(bind_host):
-            self._path = socket_path(socket_dir)
-            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._sock.bind(str(self._path))
-            self.endpoint = f"unix://{self._path}"
-        else:
-            self._sock = socket.create_server((bind_host, 0))
-            self.endpoint = f"tcp://{dialled_host(bind_host)}:{self._sock.getsockname()[1]}"
-        self._sock.listen(_BACKLOG)
-        self._sock.setblocking(False)
-        self._poll = select.poll()
-        self._poll.register(self._sock, select.POLLIN)
-        self._connections: dict[int, Connection] = {}
-
-    def watch(self, descriptor: int) -> None:
-        """Have `wait` also return when something can be read from `descriptor`, which stays the caller's."""
-        self._poll.register(descriptor, select.POLLIN)
-
-    def wait(self, timeout_s: float | None) -> tuple[list[Connection], set[int]]:
-        """Wait until something happens; accepts, and goes on with what is being sent.
-
-        Returns:
-            The connections from which something can be read, and the watched descriptors that can be read.
-        """
-        readable, watched = [], set()
-        for descriptor, events in self._poll.poll(None if timeout_s is None else timeout_s * 1000):
-            if descriptor == self._sock.fileno():
-                self._accept()
-            elif (connection := self._connections.get(descriptor)) is None:
-                watched.add(descriptor)
-            elif connection.is_sending:
-                self._go_on(connection, events)
-            else:
-                readable.append(connection)
-        return readable, watched
-
-    def send(self, connection: Connection, frames: Sequence[Frame]) -> None:
-        """Send a message; nothing is read from a peer that has not taken all of it yet."""
-        try:
-            connection.send(frames)
-        except OSError:
-            self.drop(connection)
-            return
-        if connection.is_sending:
-            self._poll.modify(connection.fileno(), select.POLLOUT)
-
-    def drop(self, connection: Connection) -> None:
-        """Close a connection."""
-        if self._connections.pop(connection.fileno(), None) is not None:
-            self._poll.unregister(connection.fileno())
-        connection.close()
-
-    def close(self) -> None:
-        """Close everything."""
-        for connection in list(self._connections.values()):
-            self.drop(connection)
-        self._sock.close()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._sock.accept()
-        except OSError:  # the peer has gone already
-            return
-        connection = Connection(sock)
-        self._connections[connection.fileno()] = connection
-        self._poll.register(connection.fileno(), select.POLLIN)
-
-    def _go_on(self, connection: Connection, events: int) -> None:
-        try:
-            if events & (select.POLLHUP | select.POLLERR):
-                raise Disconnected("the peer closed the connection")
-            connection.flush()
-        except OSError:
-            self.drop(connection)
-            return
-        if not connection.is_sending:
-            self._poll.modify(connection.fileno(), select.POLLIN)
-
-
-def dial(endpoint: str) -> Connection:
-    """Begin to connect to a `Listener.endpoint`; polling tells how that ends.
-
-    Raises:
-        OSError: Nobody listens there.
-    """
-    scheme, _, rest = endpoint.partition("://")
-    if scheme == "unix":
-        sock, address = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), rest
-        begun = _begin(sock, address)
-    else:
-        host, _, port = rest.rpartition(":")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        begun = _begin(sock, (host.strip("[]"), int(port)))
-    if begun not in (0, errno.EINPROGRESS):
-        sock.close()
-        raise OSError(begun, f"{endpoint}: {os.strerror(begun)}")
-    return Connection(sock)
-
-
-def _begin(sock: socket.socket, address: str | tuple[str, int]) -> int:
-    sock.setblocking(False)
-    return sock.connect_ex(address)
 
 
 def _parse(header: memoryview) -> list[int]:
