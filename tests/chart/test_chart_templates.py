@@ -10,6 +10,7 @@ import yaml
 from chart_release import CHART, NAMESPACE, Chart, Object
 
 from flexpert_operator.__main__ import parser, settings_of
+from flexpert_operator.api import names as api_names
 from flexpert_operator.kube import Kube, api_client
 from flexpert_operator.local.kubeapi import KubeApiServer
 from flexpert_operator.settings import Settings
@@ -32,6 +33,7 @@ FLAGS: dict[str, tuple[Object, ...]] = {
             "metrics": {
                 "service": {"enabled": False},
                 "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+                "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
                 "dashboard": {"enabled": True, "annotations": {"grafana_folder": "Flexpert"}},
             }
         },
@@ -88,24 +90,28 @@ def combinations() -> list[Object]:
 
 COMBINATIONS = combinations()
 CLUSTER_SCOPED = {"ClusterRole", "ClusterRoleBinding"}
-SERVICE_MONITORS = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "servicemonitors.monitoring.coreos.com"},
-    "spec": {
-        "group": "monitoring.coreos.com",
-        "scope": "Namespaced",
-        "names": {"kind": "ServiceMonitor", "plural": "servicemonitors", "listKind": "ServiceMonitorList"},
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
-            }
-        ],
-    },
-}
+
+
+def monitor_definition(kind: str) -> Object:
+    """A kind of the Prometheus operator's, as far as the chart needs it."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{kind.lower()}s.monitoring.coreos.com"},
+        "spec": {
+            "group": "monitoring.coreos.com",
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": f"{kind.lower()}s", "listKind": f"{kind}List"},
+            "versions": [
+                {
+                    "name": "v1",
+                    "served": True,
+                    "storage": True,
+                    "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+                }
+            ],
+        },
+    }
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +119,9 @@ def kube(tmp_path_factory: pytest.TempPathFactory) -> "Kube":
     """An API server with the namespaces that the chart's objects are in."""
     with KubeApiServer() as api:
         kube = Kube(api_client(api.write_kubeconfig(tmp_path_factory.mktemp("api") / "kubeconfig")))
-        kube.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", SERVICE_MONITORS)
+        for kind in ("ServiceMonitor", "PodMonitor"):
+            definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+            kube.request("POST", definitions, monitor_definition(kind))
         for name in ("flexpert-system", "a", "b"):
             kube.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
         yield kube
@@ -140,7 +148,7 @@ def test_every_combination_is_accepted(chart: Chart, kube: Kube) -> None:
                 dry_run(kube, body)
     kinds = {yaml.safe_load(text)["kind"] for text in seen}
     assert kinds == {
-        *("Deployment", "ServiceAccount", "Service", "ServiceMonitor", "ConfigMap", "NetworkPolicy"),
+        *("Deployment", "ServiceAccount", "Service", "ServiceMonitor", "PodMonitor", "ConfigMap", "NetworkPolicy"),
         *("PodDisruptionBudget", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"),
     }
 
@@ -278,6 +286,24 @@ def test_selectors_find_the_pods(chart: Chart) -> None:
         assert selector.items() <= labels.items()
     monitored = chart.one("ServiceMonitor", values)["spec"]["selector"]["matchLabels"]
     assert monitored.items() <= service["metadata"]["labels"].items()
+
+
+def test_pools_are_monitored_where_the_operator_looks_and_by_ports_that_their_pods_have(chart: Chart) -> None:
+    everywhere = {"metrics": {"podMonitor": {"enabled": True}}}
+    for values, namespaces in (
+        (everywhere, {"any": True}),
+        ({**everywhere, "watchNamespaces": ["a"]}, {"matchNames": ["a"]}),
+    ):
+        monitors = [one["spec"] for one in chart.objects(values) if one["kind"] == "PodMonitor"]
+        assert all(monitor["namespaceSelector"] == namespaces for monitor in monitors)
+        found = {
+            monitor["selector"]["matchLabels"][api_names.ROLE_LABEL]: monitor["podMetricsEndpoints"][0]["port"]
+            for monitor in monitors
+        }
+        assert found == {
+            api_names.HEAD_ROLE: names.METRICS_PORT_NAME,
+            api_names.INGRESS_ROLE: names.HTTP_PORT_NAME,
+        }
 
 
 REFUSED: dict[str, tuple[Object, str]] = {

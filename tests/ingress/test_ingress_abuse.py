@@ -226,7 +226,7 @@ async def test_memory_is_flat(victim: Victim) -> None:
 
 async def ended(ingress: Ingress) -> None:
     async with asyncio.timeout(60):
-        while ingress.numbers()["flexpert_ingress_streams"]:  # noqa: ASYNC110 - counters are polled, as Prometheus does
+        while ingress.figures().gauge("ingress_streams"):  # noqa: ASYNC110 - counters are polled, as Prometheus does
             await asyncio.sleep(0.01)
 
 
@@ -284,7 +284,7 @@ async def test_readers_that_stall_are_cut_off(pool: FakePool, start_engine: Star
             await loop.sock_sendall(slow, head + body)
             calls = [channel.unary_stream(GENERATE)(request.SerializeToString()) for _ in range(8)]
             async with asyncio.timeout(60):
-                while ingress.numbers()["flexpert_ingress_stalled_total"] < 2:  # noqa: ASYNC110
+                while ingress.figures().counter("ingress_stalled") < 2:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             await ended(ingress)
             async with AsyncGenerationClient(f"127.0.0.1:{ingress.grpc_port}") as client:

@@ -346,7 +346,7 @@ async def test_a_client_that_leaves_cancels_at_the_engine(
                 await asyncio.sleep(0.005)
         waiting.cancel()
         await cancelled(engine, 3)
-        assert ingress.numbers()['flexpert_ingress_ended_total{how="cancelled"}'] == 3
+        assert ingress.counts.ended["cancelled"] == 3
 
 
 async def cancelled(engine: Any, count: int) -> None:

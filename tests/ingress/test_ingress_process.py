@@ -67,8 +67,8 @@ async def test_metrics_count(pool: FakePool, start_engine: Start, start_ingress:
         status, text = await get(ingress.http_port, "/metrics")
     lines = text.splitlines()
     assert status == 200
-    assert "flexpert_ingress_tokens_total 5" in lines
-    assert 'flexpert_ingress_ended_total{how="length"} 1' in lines
+    assert "flexpert_ingress_tokens_total 5.0" in lines
+    assert 'flexpert_ingress_ended_total{how="length"} 1.0' in lines
 
 
 async def test_reflection_describes_the_service(start_ingress: Start) -> None:

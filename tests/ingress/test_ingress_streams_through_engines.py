@@ -130,12 +130,12 @@ async def test_nothing_is_lost_or_repeated_when_an_engine_is_killed_under_its_st
     engines = {name: start_engine_process(delay_s=0.01) for name in ("a", "b")}
     pool.set_engines({name: engine.endpoint for name, engine in engines.items()})
     async with start_ingress() as ingress, client_of(ingress) as client:
-        await until(lambda: ingress.numbers()["flexpert_ingress_engines"] == 2)
+        await until(lambda: ingress.figures().gauge("ingress_engines") == 2)
         work = asyncio.create_task(generate_many(client, 8, 40))
-        await until(lambda: ingress.numbers()["flexpert_ingress_tokens_total"] > 60)
+        await until(lambda: ingress.figures().counter("ingress_tokens") > 60)
         engines["a"].kill()
         check_all(await work, 40)
-        assert ingress.numbers()["flexpert_ingress_resubmissions_total"] == 4
+        assert ingress.figures().counter("ingress_resubmissions") == 4
 
 
 async def test_streams_wait_for_the_only_engine_to_come_back_at_another_address(
@@ -145,9 +145,9 @@ async def test_streams_wait_for_the_only_engine_to_come_back_at_another_address(
     pool.set_engines({"a": engine.endpoint})
     async with start_ingress() as ingress, client_of(ingress) as client:
         work = asyncio.create_task(generate_many(client, 4, 30))
-        await until(lambda: ingress.numbers()["flexpert_ingress_tokens_total"] > 20)
+        await until(lambda: ingress.figures().counter("ingress_tokens") > 20)
         engine.kill()
-        await until(lambda: ingress.numbers()["flexpert_ingress_engines"] == 0)
+        await until(lambda: ingress.figures().gauge("ingress_engines") == 0)
         assert ingress.ready, "intake goes on without an engine"
         late = asyncio.create_task(client.generate(PROMPT, max_tokens=3, seed=1))
         pool.set_engines({"a": start_engine_process().endpoint})
@@ -163,9 +163,9 @@ async def test_an_engine_that_comes_back_at_the_same_address_is_used_again(
     pool.set_engines({"a": endpoint})
     async with start_ingress() as ingress, client_of(ingress) as client:
         work = asyncio.create_task(generate_many(client, 4, 30))
-        await until(lambda: ingress.numbers()["flexpert_ingress_tokens_total"] > 20)
+        await until(lambda: ingress.figures().counter("ingress_tokens") > 20)
         engine.kill()
-        await until(lambda: ingress.numbers()["flexpert_ingress_engines"] == 0)
+        await until(lambda: ingress.figures().gauge("ingress_engines") == 0)
         start_engine_process(endpoint=endpoint)
         check_all(await work, 30)
 
@@ -217,7 +217,7 @@ async def test_a_draining_engine_is_passed_over(pool: FakePool, start_engine: St
     draining, other = start_engine(draining=True), start_engine()
     pool.set_engines({"a": draining.endpoint, "b": other.endpoint})
     async with start_ingress() as ingress, client_of(ingress) as client:
-        await until(lambda: ingress.numbers()["flexpert_ingress_engines"] == 2)
+        await until(lambda: ingress.figures().gauge("ingress_engines") == 2)
         check_all(await generate_many(client, 6, 5), 5)
     assert len(draining.submitted) <= 6
     assert len(other.submitted) == 6
@@ -284,16 +284,16 @@ async def test_cancelling_a_call_cancels_at_the_engine(
         await anext(pieces)
         await pieces.aclose()
         await until(lambda: engine.cancelled == [engine.submitted[0].request])
-        await until(lambda: ingress.numbers()["flexpert_ingress_streams"] == 0)
-        assert ingress.numbers()['flexpert_ingress_ended_total{how="cancelled"}'] == 1
+        await until(lambda: ingress.figures().gauge("ingress_streams") == 0)
+        assert ingress.counts.ended["cancelled"] == 1
 
 
 async def test_cancelling_a_call_that_waits_leaves_the_queue(pool: FakePool, start_ingress: Start) -> None:
     async with start_ingress(wait=False) as ingress, client_of(ingress) as client:
         waiting = asyncio.create_task(client.generate(PROMPT, max_tokens=1))
-        await until(lambda: ingress.numbers()["flexpert_ingress_waiting"] == 1)
+        await until(lambda: ingress.figures().gauge("ingress_waiting") == 1)
         waiting.cancel()
-        await until(lambda: ingress.numbers()["flexpert_ingress_waiting"] == 0)
+        await until(lambda: ingress.figures().gauge("ingress_waiting") == 0)
 
 
 @pytest.mark.parametrize(

@@ -101,14 +101,14 @@ async def ingress(
     ingress = Ingress(IngressConfig(pool_control=engine_pool.address))
     await ingress.start()
     try:
-        await reach(ingress, "flexpert_ingress_engines", 2)
+        await reach(ingress, "ingress_engines", 2)
         yield ingress
     finally:
         await ingress.stop()
 
 
 async def reach(ingress: Ingress, metric: str, value: float) -> None:
-    while ingress.numbers()[metric] < value:  # noqa: ASYNC110 - counters are polled, as Prometheus does
+    while (ingress.figures().counters | ingress.figures().gauges)[metric] < value:  # noqa: ASYNC110 - counters are polled, as Prometheus does
         await asyncio.sleep(0.005)
 
 
@@ -170,10 +170,10 @@ async def test_text_is_the_references_and_survives_the_death_of_an_engine(
         undisturbed = await complete_all(client, temperature=0.8)
         assert all(completion.finish_reason == pb.FINISH_LENGTH for completion in undisturbed)
         work = asyncio.create_task(complete_all(client, temperature=0.8))
-        said = ingress.numbers()["flexpert_ingress_tokens_total"]
-        await reach(ingress, "flexpert_ingress_tokens_total", said + 100)
+        said = ingress.figures().counter("ingress_tokens")
+        await reach(ingress, "ingress_tokens", said + 100)
         engine_process.kill()
         disturbed = await work
-    assert ingress.numbers()["flexpert_ingress_resubmissions_total"] > 0
+    assert ingress.figures().counter("ingress_resubmissions") > 0
     assert [c.token_ids for c in disturbed] == [c.token_ids for c in undisturbed]
     assert [c.text for c in disturbed] == [c.text for c in undisturbed]

@@ -23,6 +23,7 @@ from flexpert_workers.ingress import Ingress, IngressConfig
 from flexpert_workers.pool.controller import PoolController, Settings
 from flexpert_workers.pool.leases import LeaseTerms
 from flexpert_workers.pool.links import ControlLink
+from flexpert_workers.pool.metrics_server import serve_metrics
 from flexpert_workers.pool.service import serve
 from flexpert_workers.pool.state import LaunchedWorker, ModelFacts, PoolSpec, Slot
 
@@ -181,10 +182,16 @@ class ObservedPool:
         self._ends.append(self.controller.stop)
         server, self.control_port = await serve(self.controller, "127.0.0.1:0")
         self._ends.append(lambda: server.stop(None))
+        metrics = await serve_metrics(self.controller, "127.0.0.1:0")
+        self.metrics_port = metrics.port
+        self._ends.append(metrics.stop)
         self._engines.pool_control = f"127.0.0.1:{self.control_port}"
         spec = PoolSpec(POOL, NAME, NAMESPACE, SOURCE, dtype="Float32", workers=2)
         self.controller.configure(self.controller.incarnation, 1, 1, spec)
-        self.ingress = Ingress(IngressConfig(pool_control=self._engines.pool_control, drain_grace_s=1.0))
+        config = IngressConfig(
+            pool_control=self._engines.pool_control, model_name=NAME, namespace=NAMESPACE, drain_grace_s=1.0
+        )
+        self.ingress = Ingress(config)
         await self.ingress.start()
         self._ends.append(self.ingress.stop)
 

@@ -175,7 +175,11 @@ def head_container(deployment: MoEDeployment, image: str) -> dict[str, Any]:
 def launcher_container(deployment: MoEDeployment, image: str, cluster: str) -> dict[str, Any]:
     """Creates the pool controller where there is none; ready when the controller answers."""
     port = pool_names.POOL_CONTROL_PORT_NAME
-    ports = {port: pool_names.POOL_CONTROL_PORT, pool_names.UI_PORT_NAME: pool_names.UI_PORT}
+    ports = {
+        port: pool_names.POOL_CONTROL_PORT,
+        pool_names.UI_PORT_NAME: pool_names.UI_PORT,
+        pool_names.METRICS_PORT_NAME: pool_names.METRICS_PORT,
+    }
     token = {
         "name": "RAY_AUTH_TOKEN",
         "valueFrom": {"secretKeyRef": {"name": cluster, "key": names.RAY_TOKEN_KEY, "optional": True}},

@@ -15,6 +15,7 @@ class IngressConfig(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         pool_control: Address of the pool controller, as `names.resolve` takes it.
         model_name: Name of the MoEDeployment that is served; "" to take the pool's own.
+        namespace: Namespace of the MoEDeployment, for metrics.
         pod: Name of the pod, for what it reports; empty where there is none.
         bind_host: Interface to listen on.
         grpc_port: 0 for any free one.
@@ -32,6 +33,7 @@ class IngressConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     pool_control: str
     model_name: str = ""
+    namespace: str = ""
     pod: str = ""
     bind_host: str = "127.0.0.1"
     grpc_port: int = 0
@@ -58,7 +60,8 @@ def from_environment(environment: Mapping[str, str]) -> IngressConfig:
     defaults = IngressConfig(pool_control=environment[names.ENV_POOL_CONTROL])
     return msgspec.structs.replace(
         defaults,
-        model_name=_model_name(environment.get(names.ENV_POOL, "")),
+        model_name=_of_pool(environment, "name"),
+        namespace=_of_pool(environment, "namespace"),
         pod=environment.get(names.ENV_POD, ""),
         bind_host=environment.get(names.ENV_BIND_HOST, "0.0.0.0"),
         grpc_port=_number(environment, names.port_variable(names.GRPC_PORT_NAME), 9000),
@@ -68,11 +71,13 @@ def from_environment(environment: Mapping[str, str]) -> IngressConfig:
     )
 
 
-def _model_name(pool: str) -> str:
+def _of_pool(environment: Mapping[str, str], field: str) -> str:
+    """A field of the pool's description; empty where there is none."""
+    pool = environment.get(names.ENV_POOL, "")
     if not pool:
         return ""
     try:
-        return str(json.loads(pool)["name"])
+        return str(json.loads(pool)[field])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{names.ENV_POOL} must be JSON like {{"uid", "name", "namespace"}}: {error}') from error
 

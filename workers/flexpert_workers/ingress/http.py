@@ -1,7 +1,8 @@
-"""The HTTP side of an ingress: OpenAI's interface, probes, and numbers for Prometheus. Served by `server.py`."""
+"""The HTTP side of an ingress: OpenAI's interface, probes, and metrics for Prometheus. Served by `server.py`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from prometheus_client.core import Metric
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -9,17 +10,18 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from flexpert_workers.exposition import render
 from flexpert_workers.ingress.openai.errors import INVALID, Problem
 
 
 def make_app(
-    is_ready: Callable[[], bool], numbers: Callable[[], Mapping[str, float]], others: Sequence[Route] = ()
+    is_ready: Callable[[], bool], families: Callable[[], Iterable[Metric]], others: Sequence[Route] = ()
 ) -> ASGIApp:
     """The ASGI application.
 
     Args:
         is_ready: Whether new requests may come.
-        numbers: Metric (with labels, as Prometheus writes it) → its value now.
+        families: The metrics now.
         others: Further routes.
     """
 
@@ -29,9 +31,9 @@ def make_app(
     async def ready(_: Request) -> Response:
         return PlainTextResponse("ready\n") if is_ready() else PlainTextResponse("not ready\n", status_code=503)
 
-    async def metrics(_: Request) -> Response:
-        lines = (f"{name} {value:g}\n" for name, value in numbers().items())
-        return PlainTextResponse("".join(lines), media_type="text/plain; version=0.0.4")
+    async def metrics(request: Request) -> Response:
+        text, content_type = render(families(), request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type})
 
     own = [Route("/health", health), Route("/ready", ready), Route("/metrics", metrics)]
     app = Starlette(routes=[*own, *others], exception_handlers={HTTPException: _no_such_thing})

@@ -12,7 +12,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ import zmq
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
+from prometheus_client.core import Metric
 
 from flexpert_proto import pool_pb2
 from flexpert_proto.channels import rpc_server_credentials
 from flexpert_proto.credentials import server_context
 from flexpert_proto.measuring import Figures
-from flexpert_proto.metrics import BY_NAME
+from flexpert_proto.metrics import INGRESS
+from flexpert_workers.exposition import Values, counters, families_of
 from flexpert_workers.http_server import HttpServer
 from flexpert_workers.ingress import open_inference, openai, service
 from flexpert_workers.ingress.admission import Admission
@@ -60,6 +62,7 @@ class Ingress:
     Attributes:
         grpc_port: Where it serves gRPC, after `start`.
         http_port: Where it serves HTTP, after `start`.
+        counts: What came of requests.
     """
 
     def __init__(self, config: IngressConfig) -> None:
@@ -79,6 +82,7 @@ class Ingress:
             engine_wait_s=config.engine_wait_s,
             spend=self._tokens.spend if self._tokens else None,
         )
+        self.counts = self._intake.counts
         self._stalls = Stalls(time.monotonic, config.stall_timeout_s)
         self._health = health_aio.HealthServicer()
         guards = [RpcGuard(self._tokens)] if self._tokens else []
@@ -133,7 +137,7 @@ class Ingress:
     def figures(self) -> Figures:
         """What was measured so far."""
         counters = {
-            "ingress_requests": self._intake.counts.requests,
+            "ingress_requests": self.counts.requests,
             "ingress_tokens": self._balancer.num_tokens,
             "ingress_resubmissions": self._balancer.num_resubmissions,
             "ingress_stalled": self._stalls.num_cut,
@@ -147,13 +151,13 @@ class Ingress:
         }
         return self._meter.read(gauges, counters)
 
-    def numbers(self) -> Mapping[str, float]:
-        """Metrics, for Prometheus."""
-        figures, ended = self.figures(), self._intake.counts.ended
-        return {
-            **{BY_NAME[name].exposed: value for name, value in (figures.counters | figures.gauges).items()},
-            **{f'flexpert_ingress_ended_total{{how="{how}"}}': count for how, count in ended.items()},
-        }
+    def families(self) -> Iterator[Metric]:
+        """What was measured, for Prometheus."""
+        named = {"namespace": self._config.namespace, "name": self._config.model_name}
+        labels = {label: value for label, value in named.items() if value}
+        yield from families_of(self.figures(), INGRESS, labels)
+        ended: Values = {(how,): count for how, count in self.counts.ended.items()}
+        yield counters("flexpert_ingress_ended", "Requests that ended, by how they did", labels, ("how",), ended)
 
     def _connect(self, engine: str, endpoint: str, listener: LinkListener) -> EngineLink:
         timeout_s = self._config.hang_timeout_s
@@ -163,7 +167,7 @@ class Ingress:
         config = self._config
         v1 = openai.routes(self._intake, self._stalls, max_request_bytes=config.max_request_bytes)
         identity = config.identity
-        app = make_app(lambda: self.ready, self.numbers, v1)
+        app = make_app(lambda: self.ready, self.families, v1)
         if self._tokens or (identity and identity.authorities):
             app = guarded(app, self._tokens, wants_certificate=bool(identity and identity.authorities))
         return uvicorn.Config(

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import ray
 
@@ -15,10 +16,26 @@ from flexpert_proto import logs, names
 from flexpert_workers.pool.controller import PoolController, Settings
 from flexpert_workers.pool.inspector import inspect_in_subprocess
 from flexpert_workers.pool.links import ControlLink
+from flexpert_workers.pool.metrics_server import serve_metrics
 from flexpert_workers.pool.service import serve
 from flexpert_workers.ui import serve_ui
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where a controller serves, each as `host:port`.
+
+    Attributes:
+        control: gRPC.
+        page: The page.
+        metrics: Prometheus metrics.
+    """
+
+    control: str
+    page: str
+    metrics: str
 
 
 class ControllerActor:
@@ -27,30 +44,29 @@ class ControllerActor:
     Args:
         uid: Of the MoEDeployment.
         pool_control: Address at which engines attach.
-        listen: `host:port` of the gRPC server.
-        page: `host:port` of the page.
+        listen: Where it serves.
     """
 
-    def __init__(self, uid: str, pool_control: str, listen: str, page: str) -> None:
+    def __init__(self, uid: str, pool_control: str, listen: Listen) -> None:
         logs.configure()
         self._port: Future[int] = Future()
-        thread = threading.Thread(target=self._run, args=(uid, pool_control, listen, page), name="pool", daemon=True)
+        thread = threading.Thread(target=self._run, args=(uid, pool_control, listen), name="pool", daemon=True)
         thread.start()
 
     def port(self) -> int:
         """Port of the gRPC server, once it serves."""
         return self._port.result()
 
-    def _run(self, uid: str, pool_control: str, listen: str, page: str) -> None:
+    def _run(self, uid: str, pool_control: str, listen: Listen) -> None:
         try:
-            asyncio.run(self._serve(uid, pool_control, listen, page))
+            asyncio.run(self._serve(uid, pool_control, listen))
         except Exception as failure:
             log.exception("the pool controller ended")
             if not self._port.done():
                 self._port.set_exception(failure)
         os._exit(1)  # Ray makes the next incarnation
 
-    async def _serve(self, uid: str, pool_control: str, listen: str, page: str) -> None:
+    async def _serve(self, uid: str, pool_control: str, listen: Listen) -> None:
         from flexpert_workers.serving.engines import RayEngines
         from flexpert_workers.serving.ray_fetcher import RayFetcher
         from flexpert_workers.serving.ray_launcher import RayWorkers
@@ -61,16 +77,20 @@ class ControllerActor:
         )
         await controller.start()
         try:
-            await serve_ui(controller, page)
+            await serve_ui(controller, listen.page)
         except OSError as taken:
-            log.warning("the pool goes without its page, %s cannot be had: %s", page, taken)
-        server, port = await serve(controller, listen)
+            log.warning("the pool goes without its page, %s cannot be had: %s", listen.page, taken)
+        server, port = await serve(controller, listen.control)
         self._port.set_result(port)
+        try:
+            await serve_metrics(controller, listen.metrics)
+        except OSError as taken:
+            log.warning("the pool goes without metrics, %s cannot be had: %s", listen.metrics, taken)
         await engines.warm_up()
         await server.wait_for_termination()
 
 
-def create(uid: str, pool_control: str, listen: str, page: str) -> "ray.actor.ActorHandle":
+def create(uid: str, pool_control: str, listen: Listen) -> "ray.actor.ActorHandle":
     """The pool's controller: the one that there is, or a new one on the head."""
     actor = ray.remote(ControllerActor).options(
         name=names.POOL_CONTROLLER_ACTOR,
@@ -82,4 +102,4 @@ def create(uid: str, pool_control: str, listen: str, page: str) -> "ray.actor.Ac
         resources={names.HEAD_RESOURCE: 1},
         max_concurrency=4,
     )
-    return actor.remote(uid, pool_control, listen, page)
+    return actor.remote(uid, pool_control, listen)

@@ -18,6 +18,7 @@ from flexpert_workers.pool.predict import Planned, plan
 from flexpert_workers.pool.reconfigure import Deadlines
 from flexpert_workers.pool.state import Cause, ModelFacts, Operation, Phase, Placement, Request
 from flexpert_workers.pool.tables import build_table, placement_of, replicas_gone
+from flexpert_workers.pool.totals import OperationTotals
 from flexpert_workers.pool.waves import Waves
 from flexpert_workers.routing import Epoch, RoutingTable
 
@@ -161,6 +162,7 @@ class Operations:
         self.running: Waves | None = None
         self.shown: Waves | None = None
         self.last: Operation | None = None
+        self.totals = OperationTotals()
         self.bytes_per_second = _ASSUMED_BYTES_PER_SECOND
 
     def planning(self, request: Request) -> Callable[[], Planned]:
@@ -249,6 +251,8 @@ class Operations:
             with logs.saying(operation=waves.request.operation):
                 ended = await waves.run()
                 log.info("operation %s: %s %s", ended.id, ended.phase, ended.message)
+            if waves.request.recorded:
+                self.totals.add(ended)
             if waves.busiest_bytes:
                 self.bytes_per_second = waves.busiest_bytes / max(ended.phase_seconds["prepare"], 1e-3)
         finally:

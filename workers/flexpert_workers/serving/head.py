@@ -31,13 +31,15 @@ def main() -> int:
     _end_on_signals(ending)
     pool = json.loads(os.environ[names.ENV_POOL])
     bind_host = os.environ.get(names.ENV_BIND_HOST, "127.0.0.1")
-    listen = f"{bind_host}:{names.port_number(names.POOL_CONTROL_PORT_NAME, names.POOL_CONTROL_PORT)}"
+    control = f"{bind_host}:{names.port_number(names.POOL_CONTROL_PORT_NAME, names.POOL_CONTROL_PORT)}"
     page = f"{_PAGE_HOST}:{names.port_number(names.UI_PORT_NAME, names.UI_PORT)}"
+    metrics = f"{bind_host}:{names.port_number(names.METRICS_PORT_NAME, names.METRICS_PORT)}"
+    listen = controller_actor.Listen(control, page, metrics)
     while not ending.is_set():
         try:
             _join(pool["uid"])
             _end_on_signals(ending)  # joining puts Ray's own handlers in place
-            _watch(pool, listen, page, ending)
+            _watch(pool, listen, ending)
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as failure:
             log.info("no Ray here (yet): %s", failure)
             ray.shutdown()
@@ -57,12 +59,12 @@ def _join(uid: str) -> None:
         ray.init(address="auto", namespace=names.ray_namespace(uid), log_to_driver=False, logging_level=logging.WARNING)
 
 
-def _watch(pool: dict[str, str], listen: str, page: str, ending: threading.Event) -> None:
+def _watch(pool: dict[str, str], listen: controller_actor.Listen, ending: threading.Event) -> None:
     """Create the controller and see that it stays; returns when this process is to end, raises when Ray is away."""
     control = os.environ.get(names.ENV_POOL_CONTROL) or names.pool_control_address(pool["name"], pool["namespace"])
     known = None
     while not ending.is_set():
-        controller = controller_actor.create(pool["uid"], control, listen, page)
+        controller = controller_actor.create(pool["uid"], control, listen)
         try:
             port = ray.get(controller.port.remote(), timeout=_ANSWER_S)
         except ray.exceptions.GetTimeoutError:
