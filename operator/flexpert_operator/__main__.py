@@ -1,6 +1,7 @@
 """`python -m flexpert_operator`: the operator process, in a cluster or beside the laptop runtime."""
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ from flexpert_operator.kube import api_client
 from flexpert_operator.leadership import CountingLock, Leadership, Times
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.nodes import NodeNotices
-from flexpert_operator.settings import IMAGE, GcsStore, Settings, on_a_laptop
+from flexpert_operator.settings import IMAGE, GcsStore, PoolNetwork, Settings, on_a_laptop
 from flexpert_proto import logs
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,22 @@ def parser() -> argparse.ArgumentParser:
         default=default.headroom_wait_s,
         help="for how long a new pod may look for a node before an older one makes place for it",
     )
+    options.add_argument(
+        "--streams-deadline-seconds",
+        type=float,
+        default=default.streams_deadline_s,
+        help="for how long a RayCluster that another one follows may finish its streams",
+    )
+    options.add_argument(
+        "--threads", type=int, default=default.threads, help="MoEDeployments that are reconciled at once"
+    )
+    options.add_argument(
+        "--pool-network",
+        type=network_of,
+        metavar="JSON",
+        help='make NetworkPolicies of the pods of pools: {"operators": [PEER…], "clients": [PEER…]}, peers as in a '
+        "NetworkPolicy; without clients anybody may send requests (default: none are made)",
+    )
     options.add_argument("--liveness", help="address of the liveness probe, e.g. http://0.0.0.0:8080/healthz")
     options.add_argument(
         "--metrics", default="" if local else "0.0.0.0:8081", help="HOST:PORT of Prometheus metrics; empty: none"
@@ -72,6 +89,24 @@ def parser() -> argparse.ArgumentParser:
         "--log-format", choices=(logs.TEXT, logs.JSON), help=f"(default: as {logs.ENV_FORMAT} says, else text)"
     )
     return options
+
+
+def network_of(text: str) -> PoolNetwork:
+    """Who may reach the pods of pools, as the command line says it.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not what it should be.
+    """
+    try:
+        found = json.loads(text)
+        operators, clients = found.pop("operators"), found.pop("clients", [])
+    except (ValueError, KeyError, AttributeError) as wrong:
+        raise argparse.ArgumentTypeError(f"an object with operators and clients is wanted: {wrong}") from wrong
+    if found or not all(isinstance(peer, dict) for peer in (*operators, *clients)) or not operators:
+        raise argparse.ArgumentTypeError(
+            "operators (at least one) and clients are lists of peers, and there is no more"
+        )
+    return PoolNetwork(tuple(operators), tuple(clients))
 
 
 def add_lease_options(options: argparse.ArgumentParser, elect: bool) -> None:
@@ -142,7 +177,10 @@ def settings_of(options: argparse.Namespace) -> Settings:
         drain_deadline_s=options.drain_deadline_seconds,
         max_surge=max(options.max_surge, 1),
         headroom_wait_s=options.headroom_wait_seconds,
+        streams_deadline_s=options.streams_deadline_seconds,
         gcs=gcs_of(options),
+        network=options.pool_network,
+        threads=max(options.threads, 1),
     )
 
 

@@ -16,7 +16,17 @@ from flexpert_operator.decide.ownership import check_ours, is_controlled, is_our
 from flexpert_operator.decide.sizing import Size
 from flexpert_operator.decide.succession import Part
 from flexpert_operator.errors import ChildTaken, KubeConflict
-from flexpert_operator.kube import DEPLOYMENTS, DISRUPTION_BUDGETS, PODS, RAY_CLUSTERS, SERVICES, Kube, Object, Resource
+from flexpert_operator.kube import (
+    DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
+    NETWORK_POLICIES,
+    PODS,
+    RAY_CLUSTERS,
+    SERVICES,
+    Kube,
+    Object,
+    Resource,
+)
 from flexpert_operator.settings import Settings
 
 
@@ -69,6 +79,8 @@ def children_beside(
         yield DEPLOYMENTS, manifests.ingress_deployment(deployment, settings.image, ingresses)
         for budget in manifests.disruption_budgets(deployment, size, ingresses):
             yield DISRUPTION_BUDGETS, budget
+        for policy in manifests.network_policies(deployment, settings.network) if settings.network is not None else ():
+            yield NETWORK_POLICIES, policy
 
 
 def ensure(kube: Kube, resource: Resource, body: Mapping[str, Any]) -> None:
@@ -202,7 +214,10 @@ def delete_cluster(kube: Kube, deployment: MoEDeployment, cluster: str) -> None:
 
 
 def delete_children(kube: Kube, deployment: MoEDeployment) -> None:
-    """Delete all of them that are not being deleted; what they own goes in the background."""
+    """Delete all of them that are not being deleted; what they own goes in the background.
+
+    NetworkPolicies stay until Kubernetes collects them: they hold as long as there are pods.
+    """
     name = deployment.name
     for role in (names.ENGINES_ROLE, names.EXPERTS_ROLE, names.INGRESS_ROLE):
         delete(kube, DISRUPTION_BUDGETS, deployment, names.disruption_budget(name, role))

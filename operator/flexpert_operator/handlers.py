@@ -29,6 +29,7 @@ from flexpert_operator.kube import (
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
     MOE_DEPLOYMENTS,
+    NETWORK_POLICIES,
     PODS,
     RAY_CLUSTERS,
     READ_TIMEOUT_S,
@@ -81,14 +82,16 @@ class Parts:
     open: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
 
-def watched_stores() -> dict[Resource, ObjectStore]:
+def watched_stores(settings: Settings) -> dict[Resource, ObjectStore]:
     """The resources that informers watch. What is not among them is read from the API server each time."""
+    policies = {NETWORK_POLICIES: ObjectStore()} if settings.network is not None else {}
     return {
         RAY_CLUSTERS: ObjectStore(),
         PODS: ObjectStore(strip=pod_seen),
         SERVICES: ObjectStore(),
         DEPLOYMENTS: ObjectStore(),
         DISRUPTION_BUDGETS: ObjectStore(),
+        **policies,
     }
 
 
@@ -101,7 +104,7 @@ def assemble(
     fence: Fence | None = None,
 ) -> kopf.OperatorRegistry:
     """The operator, put together, as what kopf runs."""
-    kube = CachedKube(api, watched_stores(), fence)
+    kube = CachedKube(api, watched_stores(settings), fence)
     feeds = PoolFeeds(settings.refresh_s)
 
     def listen(namespace: str, name: str, cluster: str) -> PoolFeed:

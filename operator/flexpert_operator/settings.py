@@ -1,8 +1,9 @@
 """What an operator process is told about itself; `__main__` fills it in from the command line."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from flexpert_proto import names
 
@@ -38,6 +39,19 @@ class GcsStore:
 
 
 @dataclass(frozen=True)
+class PoolNetwork:
+    """Who may reach the pods of pools from outside of them, as peers of a NetworkPolicy.
+
+    Attributes:
+        operators: The operator's own pods.
+        clients: Who may send requests; none: anybody.
+    """
+
+    operators: tuple[Mapping[str, Any], ...]
+    clients: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class Settings:
     """Settings of an operator process.
 
@@ -55,6 +69,7 @@ class Settings:
         settle_s: Time that every ingress needs to learn that another RayCluster serves.
         streams_deadline_s: Time that the streams of a RayCluster that no longer serves have to end.
         gcs: Where Ray's heads keep their tables; None: in memory, and a lost head is a lost pool.
+        network: Who may reach the pods of pools; None: no NetworkPolicies are made.
         refresh_s: Seconds between two tellings of figures that creep, such as loads, by a pool controller.
         threads: MoEDeployments that are reconciled at once.
     """
@@ -72,5 +87,6 @@ class Settings:
     settle_s: float = 45.0
     streams_deadline_s: float = 600.0
     gcs: GcsStore | None = None
+    network: PoolNetwork | None = None
     refresh_s: float = 10.0
     threads: int = 8

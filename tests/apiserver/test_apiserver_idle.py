@@ -14,7 +14,15 @@ from real_api_server import RealApiServer
 
 from flexpert_operator.api import names
 from flexpert_operator.errors import KubeNotFound
-from flexpert_operator.kube import DEPLOYMENTS, DISRUPTION_BUDGETS, MOE_DEPLOYMENTS, RAY_CLUSTERS, Kube, api_client
+from flexpert_operator.kube import (
+    DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
+    MOE_DEPLOYMENTS,
+    NETWORK_POLICIES,
+    RAY_CLUSTERS,
+    Kube,
+    api_client,
+)
 from flexpert_operator.local.up import install_crds
 
 pytestmark = pytest.mark.envtest
@@ -60,7 +68,8 @@ def operator(api: RealApiServer, kube: Kube, tmp_path: Path) -> Iterator[Operato
         },
     )
     kubeconfig = api.write_kubeconfig(tmp_path / "operator", api.token_of("default", "operator"))
-    options = ("--no-leader-elect", "--resync-seconds", str(RESYNC_S))
+    network = '{"operators": [{"podSelector": {}}]}'
+    options = ("--no-leader-elect", "--resync-seconds", str(RESYNC_S), "--pool-network", network)
     with OperatorProcess(kubeconfig, tmp_path / "operator.log", *options) as operator:
         yield operator
 
@@ -79,6 +88,7 @@ def has_children(kube: Kube, name: str) -> bool:
     wanted = (
         (RAY_CLUSTERS, name),
         (DEPLOYMENTS, names.ingress(name)),
+        (NETWORK_POLICIES, names.network_policy(name, names.INGRESS_ROLE)),
         (DISRUPTION_BUDGETS, names.disruption_budget(name, names.INGRESS_ROLE)),
     )
     try:

@@ -16,12 +16,15 @@ from chart_operator import await_kinds
 from either_server import KINDS, EitherServer, open_server
 from hypothesis import HealthCheck, Phase, given, settings
 
-from flexpert_operator.api import names
+from flexpert_operator import manifests
+from flexpert_operator.api import names, parse_deployment
+from flexpert_operator.decide.difference import covers
 from flexpert_operator.errors import KubeConflict, KubeExpired, KubeNotFound, KubeRefused
 from flexpert_operator.informers import Informer, WatchClient
-from flexpert_operator.kube import MOE_DEPLOYMENTS, SERVICES, Kube, Object, api_client
+from flexpert_operator.kube import MOE_DEPLOYMENTS, NETWORK_POLICIES, SERVICES, Kube, Object, api_client
 from flexpert_operator.local.up import install_crds
 from flexpert_operator.object_store import ObjectStore
+from flexpert_operator.settings import PoolNetwork
 
 NAMESPACE = "default"
 MINIMAL = {"model": {"source": "file:///models/tiny"}}
@@ -215,6 +218,20 @@ def test_children_name_their_owner(kube: Kube, server: EitherServer) -> None:
     else:
         assert kube.get(SERVICES, NAMESPACE, "child"), "nobody collects it here"
         kube.delete(SERVICES, NAMESPACE, "child")
+
+
+def test_policies_of_pools_are_as_an_api_server_takes_and_keeps_them(kube: Kube, server: EitherServer) -> None:
+    owner = parse_deployment(kube.create(MOE_DEPLOYMENTS, NAMESPACE, body("shut")))
+    peer = {"namespaceSelector": {"matchLabels": {"a": "b"}}, "podSelector": {"matchLabels": {"c": "d"}}}
+    query = {"fieldValidation": "Strict", "dryRun": "All"}
+    for network in (PoolNetwork((peer,)), PoolNetwork((peer,), (peer, {"ipBlock": {"cidr": "10.0.0.0/8"}}))):
+        for policy in manifests.network_policies(owner, network):
+            stored = kube.request("POST", NETWORK_POLICIES.path(NAMESPACE), policy, query)
+            assert covers(stored, policy), "else it would be written again and again"
+    if not server.collects:
+        broken = manifests.network_policies(owner, PoolNetwork(({"ipBlock": {"cidr": "10.0.0"}},)))[0]
+        with pytest.raises(KubeRefused, match="ipBlock"):
+            kube.request("POST", NETWORK_POLICIES.path(NAMESPACE), broken, query)
 
 
 # ---------------------------------------------------------------------- watches

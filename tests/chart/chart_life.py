@@ -12,6 +12,7 @@ from flexpert_operator.kube import (
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
     MOE_DEPLOYMENTS,
+    NETWORK_POLICIES,
     PODS,
     RAY_CLUSTERS,
     SERVICES,
@@ -21,7 +22,7 @@ from flexpert_operator.kube import (
 HIDINGS = 5
 FAST = {"operator": {"resyncSeconds": 0.5, "provisionDeadlineSeconds": 60, "drainDeadlineSeconds": 20}}
 RELEASES = {
-    "all namespaces": FAST,
+    "all namespaces": FAST | {"networkPolicy": {"pools": {"enabled": True}}},
     "one namespace": FAST | {"watchNamespaces": [NAMESPACE]},
 }
 CHILDREN = (
@@ -29,6 +30,7 @@ CHILDREN = (
     (DEPLOYMENTS, names.ingress("whole")),
     (SERVICES, names.ingress("whole")),
     (DISRUPTION_BUDGETS, names.disruption_budget("whole", names.EXPERTS_ROLE)),
+    (NETWORK_POLICIES, names.network_policy("whole", names.HEAD_ROLE)),
 )
 
 
@@ -46,7 +48,7 @@ def live_a_whole_life(world: World, asked: Callable[[], set[Permission]]) -> Non
     world.kube.patch(SERVICES, NAMESPACE, "whole-ingress", {"spec": {"selector": {"flexpert.io/role": "another"}}})
     world.until("both are as they were", lambda: is_as_wanted(world))
     change_and_change_back(world)
-    for resource, name in CHILDREN:
+    for resource, name in [child for child in CHILDREN if world.kube.find(child[0], NAMESPACE, child[1])]:
         hide_and_seek(world, resource, name, asked)
     world.kube.delete(PODS, NAMESPACE, sorted(pool.holders())[0].removeprefix("w-"))
     world.until("it is replaced", lambda: world.is_settled("whole") and len(pool.holders()) == 2)

@@ -17,6 +17,7 @@ from flexpert_operator.settings import Settings
 from flexpert_proto import names
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
+POOLS = {"enabled": True, "clientPeers": [{"namespaceSelector": {"matchLabels": {"team": 'it\'s "us"'}}}]}
 FLAGS: dict[str, tuple[Object, ...]] = {
     "scope": ({}, {"watchNamespaces": ["a", "b"]}),
     "nodes": (
@@ -25,7 +26,11 @@ FLAGS: dict[str, tuple[Object, ...]] = {
         {"watchNodes": {"enabled": False}},
     ),
     "account": ({}, {"serviceAccount": {"create": False, "name": "other"}, "rbac": {"create": False}}),
-    "policies": ({}, {"networkPolicy": {"enabled": True}, "podDisruptionBudget": {"enabled": False}}),
+    "policies": (
+        {},
+        {"networkPolicy": {"enabled": True, "pools": POOLS}, "podDisruptionBudget": {"enabled": False}},
+        {"networkPolicy": {"pools": {"enabled": True}}},
+    ),
     "election": ({}, {"leaderElection": {"enabled": False}, "operator": {"replicas": 1}}),
     "metrics": (
         {},
@@ -176,6 +181,7 @@ def test_the_chart_says_what_the_operator_would_do_by_itself(
     assert settings.provision_deadline_s == default.provision_deadline_s
     assert settings.drain_deadline_s == default.drain_deadline_s
     assert settings.headroom_wait_s == default.headroom_wait_s
+    assert (settings.streams_deadline_s, settings.threads) == (default.streams_deadline_s, default.threads)
 
 
 def test_probes_are_cheap(container: Callable[..., Object]) -> None:
@@ -227,6 +233,23 @@ def test_redis_and_its_secret_reach_the_operator(
     assert gcs is not None
     assert (gcs.redis_address, gcs.redis_secret, gcs.redis_secret_key) == ("redis:6379", "redis-auth", "pw")
     assert settings_of(parser().parse_args(container()["args"])).gcs is None
+
+
+def test_who_may_reach_pools_is_told_to_the_operator(
+    chart: Chart, container: Callable[..., Object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(names.ENV_SERVICES, raising=False)
+    values = {"networkPolicy": {"pools": POOLS}}
+    network = settings_of(parser().parse_args(container(values)["args"])).network
+    assert network is not None
+    assert list(network.clients) == POOLS["clientPeers"]
+    ((operator,), labels) = network.operators, chart.one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert operator["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}
+    assert operator["podSelector"]["matchLabels"].items() <= labels.items()
+    assert settings_of(parser().parse_args(container()["args"])).network is None
+    for said, asks in ((values, True), ({}, False)):
+        (role,) = [one for one in chart.objects(said) if one["kind"] == "ClusterRole"]
+        assert ("networkpolicies" in str(role["rules"])) == asks
 
 
 def test_pods_are_restricted(chart: Chart) -> None:
@@ -315,6 +338,8 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "no namespace's name": ({"watchNamespaces": ["A_B"]}, "watchNamespaces"),
     "two operators that do not elect": ({"leaderElection": {"enabled": False}}, "two operators would work at once"),
     "an unknown format of the log": ({"operator": {"logFormat": "xml"}}, "logFormat"),
+    "peers that are no list": ({"networkPolicy": {"pools": {"clientPeers": {}}}}, "clientPeers"),
+    "no threads": ({"operator": {"threads": 0}}, "threads"),
     "a port": ({"metrics": {"service": {"port": 0}}}, "port"),
 }
 

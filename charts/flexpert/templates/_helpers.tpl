@@ -81,12 +81,25 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
+{{- if .Values.networkPolicy.pools.enabled }}
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch]
+{{- end }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
+{{- end -}}
+
+{{/* Who may reach the pods of pools from outside of them, as the operator's option takes it. */}}
+{{- define "flexpert.poolNetwork" -}}
+{{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) -}}
+{{- $pod := dict "matchLabels" (include "flexpert.selectorLabels" . | fromYaml) -}}
+{{- $operator := dict "namespaceSelector" $namespace "podSelector" $pod -}}
+{{- dict "operators" (list $operator) "clients" .Values.networkPolicy.pools.clientPeers | toJson -}}
 {{- end -}}
 
 {{/* What the operator does at cluster scope where Nodes are watched. */}}

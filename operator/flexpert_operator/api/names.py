@@ -85,6 +85,11 @@ def disruption_budget(name: str, role: str) -> str:
     return f"{name}-{role}"
 
 
+def network_policy(name: str, role: str) -> str:
+    """Name of the NetworkPolicy of the pods of a role."""
+    return f"{name}-{role}"
+
+
 def labels(name: str, role: str) -> dict[str, str]:
     """Labels of the pods that play `role` for a MoEDeployment; Services select by them."""
     return {

@@ -2,6 +2,7 @@
 
 from flexpert_operator.manifests.disruption import disruption_budgets
 from flexpert_operator.manifests.ingress import ingress_deployment, ingress_service
+from flexpert_operator.manifests.network import network_policies
 from flexpert_operator.manifests.pool_control import cluster_control_service, pool_control_service
 from flexpert_operator.manifests.ray_cluster import as_it_is, head_revision, ray_cluster, template_revisions
 
@@ -12,6 +13,7 @@ __all__ = [
     "head_revision",
     "ingress_deployment",
     "ingress_service",
+    "network_policies",
     "pool_control_service",
     "ray_cluster",
     "template_revisions",
