@@ -155,6 +155,7 @@ def test_configuration_comes_from_the_environment() -> None:
     assert config == IngressConfig(
         pool_control="tiny-pool-control.default.svc:7000",
         model_name="tiny",
+        namespace="default",
         bind_host="0.0.0.0",
         grpc_port=1234,
         http_port=8000,

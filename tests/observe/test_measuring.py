@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexpert_proto import metrics
+from flexpert_proto.ledger import FiguresLedger
 from flexpert_proto.measuring import Buckets, Figures, Histogram, Recorder, figures_message, figures_of
-from flexpert_workers.pool.figures import FiguresLedger
 from flexpert_workers.pool.loads import LayerBalance
 
 TIMES = st.lists(st.floats(1e-4, 600.0), min_size=1, max_size=200)

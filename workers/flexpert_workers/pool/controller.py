@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from flexpert_proto.ledger import FiguresLedger
 from flexpert_workers.errors import CheckpointError
 from flexpert_workers.messages.control import WorkerState
 from flexpert_workers.pool.aside import aside
@@ -20,7 +21,6 @@ from flexpert_workers.pool.caretaker import Caretaker, Wanted
 from flexpert_workers.pool.changes import Changes
 from flexpert_workers.pool.exceptions import InvalidPlan, NotConfigured, NotGranted, UnknownName
 from flexpert_workers.pool.fetching import ModelFetches
-from flexpert_workers.pool.figures import FiguresLedger
 from flexpert_workers.pool.fleet import LinkFactory, Patience, WorkerFleet
 from flexpert_workers.pool.healing import Healer
 from flexpert_workers.pool.inspector import Inspector

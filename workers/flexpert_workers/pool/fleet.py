@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from flexpert_proto.ledger import FiguresLedger
 from flexpert_workers.messages.control import (
     AskLoads,
     ControlReply,
@@ -19,7 +20,6 @@ from flexpert_workers.messages.control import (
     WorkerState,
 )
 from flexpert_workers.pool.exceptions import WorkerUnreachable
-from flexpert_workers.pool.figures import FiguresLedger
 from flexpert_workers.pool.loads import LayerBalance, LoadLedger
 from flexpert_workers.pool.state import Condition, Expert, LaunchedWorker, Slot, Worker
 

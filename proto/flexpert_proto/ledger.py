@@ -1,7 +1,8 @@
-"""What all processes of a pool have measured, added up as they tell it. Kept by the controller, told by `GetPool`.
+"""What all processes of a pool have measured, added up as they tell it.
 
-Sums only grow as long as the controller lives, whoever comes and goes; the next controller begins at nothing, under
-its own incarnation, and so whoever takes differences sees that.
+The pool controller keeps one, for `GetPool`; so does the operator where it reads figures from Prometheus. Sums only
+grow as long as their keeper lives, whoever comes and goes; the next keeper begins at nothing, under its own
+incarnation, and so whoever takes differences sees that.
 """
 
 import time
@@ -25,7 +26,7 @@ class FiguresLedger:
     """Sums over processes.
 
     Args:
-        incarnation: Of the controller.
+        incarnation: Of whoever keeps it.
         since: When counting began, seconds since the Unix epoch.
         clock: Monotonic seconds.
         now: Seconds since the Unix epoch.
