@@ -107,8 +107,7 @@ def assemble(
     kube = CachedKube(api, watched_stores(settings), fence)
     feeds = PoolFeeds(settings.refresh_s)
 
-    def listen(namespace: str, name: str, cluster: str) -> PoolFeed:
-        address = names.cluster_control_address(cluster, namespace)
+    def listen(namespace: str, name: str, address: str) -> PoolFeed:
         return feeds.listen(address, lambda: parts.controller.wake(namespace, name))
 
     around = Surroundings(listen, scope.nodes or NodeNotices(), metrics or Metrics(), fence or NoFence())

@@ -1,5 +1,7 @@
 """The one module that calls `PoolControl`; it turns protobuf messages into the values that decisions are made of."""
 
+from collections.abc import Callable
+
 import grpc
 
 from flexpert_operator.api.spec import Model, MoEDeployment
@@ -68,12 +70,12 @@ class PoolClient:
     The address is resolved anew after every failure, since a new controller may be elsewhere.
 
     Args:
-        address: Of the controller.
+        address: Of the controller, or what says it at each connect.
         fence: Asked before everything that steers the pool, and told when the pool obeys a later leader.
     """
 
-    def __init__(self, address: str, fence: Fence | None = None) -> None:
-        self._address = address
+    def __init__(self, address: str | Callable[[], str], fence: Fence | None = None) -> None:
+        self._find: Callable[[], str] = address if callable(address) else lambda: address
         self._fence = fence or NoFence()
         self._channel: grpc.Channel | None = None
         self._followed: tuple[str, int] | None = None
@@ -159,19 +161,19 @@ class PoolClient:
         if self._channel is None:
             options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
             try:
-                self._channel = pool_channel(self._address, options)
+                self._channel = pool_channel(self._find(), options)
             except CredentialsError as error:
-                raise PoolUnavailable(f"{self._address}: {error}") from error
+                raise PoolUnavailable(f"{self._find()}: {error}") from error
         return PoolControlStub(self._channel)
 
     def _translate(self, failure: grpc.RpcError) -> PoolError:
         if failure.code() in UNAVAILABLE:
             self.close()
-            return PoolUnavailable(f"{self._address}: {failure.details()}")
+            return PoolUnavailable(f"{self._find()}: {failure.details()}")
         said = {entry.key: entry.value for entry in failure.trailing_metadata() or ()}
         if pool_names.LEADER_METADATA in said:
             self._fence.outdone(int(said[pool_names.LEADER_METADATA]))
-            return Outdone(f"{self._address}: {failure.details()}")
+            return Outdone(f"{self._find()}: {failure.details()}")
         return PoolRefused(f"{failure.code().name}: {failure.details()}")
 
 

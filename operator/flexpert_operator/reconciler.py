@@ -51,7 +51,7 @@ Tell = Callable[[Object, Event], None]
 """Posts an Event about an object."""
 
 Listen = Callable[[str, str, str], PoolFeed]
-"""(namespace, name, RayCluster) → what the pool on that RayCluster of that MoEDeployment tells from now on."""
+"""(namespace, name, address) → what the pool controller there, of that MoEDeployment, tells from now on."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Reconciler:
         self._tell = tell
         self._around = around
         self._cluster = cluster or names.ray_cluster(name)
-        address = names.cluster_control_address(self._cluster, namespace)
-        self._pool = PoolClient(address, fence=around.fence)
-        self._inspector = ModelInspector(lambda: PoolClient(address), settings.inspect_retry_s)
+        self._address = names.cluster_control_address(self._cluster, namespace)
+        self._pool = PoolClient(lambda: self._address, fence=around.fence)
+        self._inspector = ModelInspector(lambda: PoolClient(lambda: self._address), settings.inspect_retry_s)
         self._clock = clock
         self._lock = threading.Lock()
         self._placer = Placer(self._pool, solver, settings.inspect_retry_s)
@@ -136,6 +136,7 @@ class Reconciler:
             if body is None:
                 return None
             began = self._clock()
+            self._address = names.control_address_of(body, self._cluster)
             try:
                 wait_s = self._finalize(body) if "deletionTimestamp" in body["metadata"] else self._step(body, part)
             finally:
@@ -239,7 +240,7 @@ class Reconciler:
             self._hang_up()
             raise PoolUnavailable("the head of the RayCluster does not run")
         if self._feed is None:
-            self._feed, self._noted = self._around.listen(self._namespace, self._name, self._cluster), 0
+            self._feed, self._noted = self._around.listen(self._namespace, self._name, self._address), 0
         return self._feed.last()
 
     def _hang_up(self) -> None:

@@ -111,6 +111,26 @@ def test_what_is_immutable_stays(kube: Kube) -> None:
     kube.patch(MOE_DEPLOYMENTS, NAMESPACE, "immutable", {"spec": {"experts": {"workersPerPod": 1, "workers": 3}}})
 
 
+def test_a_pools_credentials_are_said_at_the_beginning_or_not_at_all(kube: Kube) -> None:
+    def change(name: str, security: Any) -> None:
+        kube.patch(MOE_DEPLOYMENTS, NAMESPACE, name, {"spec": {"security": security}})
+
+    kube.create(MOE_DEPLOYMENTS, NAMESPACE, body("plain"))
+    with pytest.raises(KubeRefused, match="pool cannot be added or taken away"):
+        change("plain", {"pool": {"secretName": "one"}})
+    with pytest.raises(KubeRefused, match="clientCertificates needs tls"):
+        change("plain", {"clientCertificates": {"secretName": "one"}})
+    change("plain", {"tls": {"secretName": "one"}, "clientCertificates": {"secretName": "two"}})
+    change("plain", {"tls": None, "clientCertificates": None, "tokens": {"secretName": "three"}})
+
+    secured = {**MINIMAL, "security": {"pool": {"secretName": "one"}}}
+    kube.create(MOE_DEPLOYMENTS, NAMESPACE, body("secured", secured))
+    with pytest.raises(KubeRefused, match="secretName cannot be changed"):
+        change("secured", {"pool": {"secretName": "two"}})
+    with pytest.raises(KubeRefused, match="pool cannot be added or taken away"):
+        change("secured", {"pool": None})
+
+
 def test_specs_are_judged_as_the_fuzz_tests_judge_them(kube: Kube) -> None:
     """The fuzz tests call the embedded API's functions; a server of either kind comes to the same."""
     seen = {True: 0, False: 0}

@@ -223,6 +223,19 @@ def test_what_the_values_say_reaches_the_operator(
     assert (settings.gcs.backend, settings.gcs.volume_size, settings.gcs.volume_class) == ("rocksdb", "2Gi", "fast")
 
 
+def test_the_operators_own_certificate_is_mounted_and_nothing_else_of_secrets(chart: Chart) -> None:
+    values = {"operator": {"poolCredentialsSecret": "operator-certificate"}}
+    [deployment] = [one for one in chart.objects(values) if one["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    folder = next(one["value"] for one in container["env"] if one["name"] == names.ENV_POOL_CREDENTIALS)
+    [mount] = [one for one in container["volumeMounts"] if one["mountPath"] == folder]
+    [volume] = [one for one in pod["volumes"] if one["name"] == mount["name"]]
+    assert volume["secret"] == {"secretName": "operator-certificate", "defaultMode": 0o440}
+    [plain] = [one for one in chart.objects({}) if one["kind"] == "Deployment"]
+    assert names.ENV_POOL_CREDENTIALS not in yaml.safe_dump(plain)
+
+
 def test_redis_and_its_secret_reach_the_operator(
     container: Callable[..., Object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,13 @@ import pytest
 from flexpert_operator import manifests
 from flexpert_operator.api import Model, MoEDeployment, Resources
 from flexpert_operator.api.quantities import to_bytes
+from flexpert_operator.api.security import (
+    BearerTokens,
+    Certificate,
+    ClientCertificates,
+    PoolCredentials,
+    Security,
+)
 from flexpert_operator.decide.sizing import GroupSize
 from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_operator.settings import GcsStore
@@ -266,3 +273,76 @@ def test_everything_belongs_to_the_deployment(cluster: Callable[..., Object], de
         (owner,) = body["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["uid"], owner["controller"]) == ("MoEDeployment", "uid-1", True)
         assert body["metadata"]["namespace"] == "default"
+
+
+ALL_SECURITY = Security(
+    tls=Certificate("front"),
+    client_certificates=ClientCertificates("clients"),
+    tokens=BearerTokens("bearers"),
+    pool=PoolCredentials("members"),
+)
+IDENTITY = "tiny-pool-control.default.svc"
+
+
+def environment_of(container: Object) -> dict[str, str]:
+    return {one["name"]: one.get("value", "") for one in container["env"]}
+
+
+def secrets_of(pod: Object) -> dict[str, list[str]]:
+    """Files of Secrets that all containers of a pod have, and the Secret of each folder."""
+    volumes = {one["name"]: one["secret"] for one in pod["volumes"] if "secret" in one}
+    found = {}
+    for container in pod["containers"]:
+        for mount in container["volumeMounts"]:
+            if secret := volumes.get(mount["name"]):
+                assert mount["readOnly"]
+                assert secret["defaultMode"] == 0o440
+                keys = [item["path"] for item in secret["items"]]
+                found[mount["mountPath"]] = [secret["secretName"], *keys]
+    return found
+
+
+def test_members_of_a_pool_are_given_its_credentials_alone(
+    cluster: Callable[..., Object], kuberay_schema: Object
+) -> None:
+    body = cluster(security=ALL_SECURITY)
+    jsonschema.Draft4Validator(strict(kuberay_schema["properties"]["spec"])).validate(body["spec"])
+    groups = [body["spec"]["headGroupSpec"], *body["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        for container in pod["containers"]:
+            environment = environment_of(container)
+            folder = environment[names.ENV_POOL_CREDENTIALS]
+            assert secrets_of({**pod, "containers": [container]}) == {
+                folder: ["members", "tls.crt", "tls.key", "ca.crt", "pool.key"]
+            }
+            assert names.ENV_TOKENS_FILE not in environment
+            if names.ENV_POOL_CONTROL in environment:
+                address, identity = names.parts_of(environment[names.ENV_POOL_CONTROL])
+                assert identity == IDENTITY
+                assert address == "$(FLEXPERT_RAY_CLUSTER)-head-control.default.svc:7000"
+
+
+def test_an_ingress_is_given_everything_and_probed_over_tls(deployment: MoEDeployment) -> None:
+    asked = replace(deployment, security=ALL_SECURITY)
+    pod = manifests.ingress_deployment(asked, "image:1", 2)["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    environment = environment_of(container)
+    secrets = secrets_of(pod)
+    assert secrets[environment[names.ENV_POOL_CREDENTIALS]][0] == "members"
+    assert secrets[environment[names.ENV_SERVING_CERTIFICATE]] == ["front", "tls.crt", "tls.key"]
+    assert secrets[environment[names.ENV_CLIENT_AUTHORITIES]] == ["clients", "ca.crt"]
+    folder, _, file = environment[names.ENV_TOKENS_FILE].rpartition("/")
+    assert secrets[folder] == ["bearers", file]
+    assert names.parts_of(environment[names.ENV_POOL_CONTROL]) == (f"{IDENTITY}:7000", IDENTITY)
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS"
+
+
+def test_without_a_word_of_security_nothing_is_mounted(
+    cluster: Callable[..., Object], deployment: MoEDeployment
+) -> None:
+    said = json.dumps([cluster(), manifests.ingress_deployment(deployment, "image:1", 2)])
+    assert '"secret":' not in said
+    assert "grpcs://" not in said
+    assert "scheme" not in said

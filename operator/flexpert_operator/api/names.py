@@ -1,5 +1,8 @@
 """Names, labels and annotations of what the operator keeps in Kubernetes; each is built here and nowhere else."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from flexpert_proto import names as pool_names
 
 GROUP = "flexpert.io"
@@ -114,6 +117,23 @@ def pool_control_address(name: str, namespace: str) -> str:
 def cluster_control_address(cluster: str, namespace: str) -> str:
     """Where the pool controller of one RayCluster answers."""
     return f"{cluster_control_service(cluster)}.{namespace}.svc:{pool_names.POOL_CONTROL_PORT}"
+
+
+def secures_pool(body: Mapping[str, Any]) -> bool:
+    """Whether a MoEDeployment, as the API server has it, wants its pool's members to show certificates."""
+    return "pool" in (body["spec"].get("security") or {})
+
+
+def control_address_of(body: Mapping[str, Any], cluster: str = "") -> str:
+    """Where the pool controller of a MoEDeployment answers, and how: `flexpert_proto.channels` dials it.
+
+    `cluster`: that of one RayCluster; empty: of the one that serves.
+    """
+    name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
+    plain = cluster_control_address(cluster, namespace) if cluster else pool_control_address(name, namespace)
+    if not secures_pool(body):
+        return plain
+    return pool_names.secured(plain, pool_names.pool_identity(name, namespace))
 
 
 def ingress_address(name: str, namespace: str, port: int) -> str:

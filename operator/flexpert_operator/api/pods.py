@@ -30,12 +30,16 @@ OWN_VARIABLES = (
     pool_names.ENV_BIND_HOST,
     pool_names.ENV_SOCKET_DIR,
     pool_names.ENV_POOL_CONTROL,
+    pool_names.ENV_POOL_CREDENTIALS,
+    pool_names.ENV_SERVING_CERTIFICATE,
+    pool_names.ENV_CLIENT_AUTHORITIES,
+    pool_names.ENV_TOKENS_FILE,
     "RAY_AUTH_MODE",
     "RAY_AUTH_TOKEN",
 )
-"""Environment variables by which a pool's processes find each other; all others that the operator sets give way."""
+"""Environment variables by which a pool's processes find and know each other; all others that are set give way."""
 
-OWN_VOLUMES = ("shm", "model")
+OWN_VOLUMES = ("shm", "model", "pool-credentials", "certificate", "client-authorities", "tokens")
 OWN_PATHS = ("/dev/shm",)
 
 

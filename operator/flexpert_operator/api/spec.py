@@ -13,6 +13,7 @@ from flexpert_operator.api.fields import Field, FieldError, Json, Rule, read
 from flexpert_operator.api.model import Model as Model
 from flexpert_operator.api.names import ENGINES_ROLE, EXPERTS_ROLE, HEAD_ROLE, INGRESS_ROLE
 from flexpert_operator.api.pods import DisruptionBudget, PodSettings
+from flexpert_operator.api.security import Security
 from flexpert_placement.types import SolverName
 
 GIBIBYTE = 2**30
@@ -327,6 +328,9 @@ class Spec:
     ingress: Annotated[Ingress, Field("The ingress, which holds clients' streams and finds engines for them.")] = field(
         default_factory=Ingress
     )
+    security: Annotated[Security, Field("Certificates, tokens and keys, in Secrets of the same namespace.")] = field(
+        default_factory=Security
+    )
 
 
 @dataclass(frozen=True)
@@ -350,6 +354,7 @@ class MoEDeployment:
     serving: Serving
     head: Head = field(default_factory=Head)
     ingress: Ingress = field(default_factory=Ingress)
+    security: Security = field(default_factory=Security)
     annotations: Mapping[str, str] = field(default_factory=dict)
     deleted_at: str | None = None
     status: Json = field(default_factory=dict)
@@ -387,6 +392,7 @@ def parse_deployment(body: Json) -> MoEDeployment:
             serving=spec.serving,
             head=spec.head,
             ingress=spec.ingress,
+            security=spec.security,
             annotations=dict(metadata.get("annotations") or {}),
             deleted_at=metadata.get("deletionTimestamp"),
             status=dict(body.get("status") or {}),

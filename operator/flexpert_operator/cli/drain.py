@@ -68,7 +68,7 @@ def find_pod(reach: Reach, namespace: str, name: str, target: str) -> Object:
 def workers_of(reach: Reach, name: str, namespace: str) -> dict[str, str]:
     """Workers and their pods, as the pool controller knows them; none where it does not answer."""
     try:
-        pool = read_pool(reach, names.pool_control_address(name, namespace))
+        pool = read_pool(reach, names.control_address_of(access.find_deployment(reach.kube, namespace, name)))
     except CliError:
         return {}
     return {worker.id: worker.pod for worker in pool.workers}
@@ -102,7 +102,7 @@ def wait_until_gone(reach: Reach, pod: Object, options: argparse.Namespace) -> N
 def holding_of(reach: Reach, name: str, namespace: str, pod: str) -> str:
     """What the workers of a pod hold, in words."""
     try:
-        pool = read_pool(reach, names.pool_control_address(name, namespace))
+        pool = read_pool(reach, names.control_address_of(access.find_deployment(reach.kube, namespace, name)))
     except CliError:
         return "the pool controller does not answer"
     mine = [worker for worker in pool.workers if worker.pod == pod]

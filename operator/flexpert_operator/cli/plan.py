@@ -107,8 +107,8 @@ def _check_output(options: argparse.Namespace) -> None:
 
 
 def _read_pool(options: argparse.Namespace, reach: Reach) -> pb.Pool:
-    metadata = access.find_deployment(reach.kube, options.namespace, options.live)["metadata"]
-    return read_pool(reach, names.pool_control_address(metadata["name"], metadata["namespace"]))
+    deployment = access.find_deployment(reach.kube, options.namespace, options.live)
+    return read_pool(reach, names.control_address_of(deployment))
 
 
 def _solved(options: argparse.Namespace, question: Question) -> PlacementResult:
@@ -133,8 +133,8 @@ def _prediction(
     if reach is not None and message is not None and options.from_placement is None:
         there = {worker.id for worker in message.workers}
         if {worker.id for worker in question.problem.workers} <= there:
-            metadata = (options.live, options.namespace)
-            return predict_plan(reach, names.pool_control_address(*metadata), message.epoch, plan)
+            deployment = access.find_deployment(reach.kube, options.namespace, options.live)
+            return predict_plan(reach, names.control_address_of(deployment), message.epoch, plan)
     return predicted(question, plan, options.bandwidth)
 
 

@@ -108,8 +108,7 @@ def _flat(value: Any) -> Any:
 
 
 def _show_placement(options: argparse.Namespace, reach: Reach, deployment: Object) -> None:
-    metadata = deployment["metadata"]
-    pool = read_pool(reach, names.pool_control_address(metadata["name"], metadata["namespace"]))
+    pool = read_pool(reach, names.control_address_of(deployment))
     holdings = placement_of(pool)
     if options.output == "json":
         print(json.dumps({"epoch": epoch_of(pool), "workers": holdings}, indent=2))

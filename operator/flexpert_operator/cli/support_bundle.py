@@ -130,7 +130,7 @@ def collect(bundle: Bundle, reach: Reach, deployment: Object, layout: Layout, on
     for kind, resource in CHILDREN.items():
         bundle.add(f"{kind}.yaml", partial(children_yaml, kube, resource, namespace, name))
     bundle.add("events.yaml", lambda: as_yaml(events_of(kube, namespace, name)))
-    bundle.add("pool.json", lambda: pool_json(reach, names.pool_control_address(name, namespace)))
+    bundle.add("pool.json", lambda: pool_json(reach, names.control_address_of(deployment)))
     if on_laptop:
         bundle.add("metrics.txt", lambda: fetch(layout.metrics.read_text().strip()))
         for file in sorted(layout.logs.glob("*.log")):

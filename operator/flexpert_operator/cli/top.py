@@ -143,8 +143,7 @@ class Watcher:
         return view_of(self._looks, self.deployment, self._policy, trouble, now)
 
     def _read_pool(self) -> pb.Pool:
-        metadata = self.deployment["metadata"]
-        address = names.pool_control_address(metadata["name"], metadata["namespace"])
+        address = names.control_address_of(self.deployment)
         request = pb.GetPoolRequest(with_placement=True, with_loads=True)
         try:
             if self._stub is None:

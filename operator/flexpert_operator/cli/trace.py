@@ -43,11 +43,13 @@ def run_record(options: argparse.Namespace) -> int:
     if not Path(options.output).absolute().parent.is_dir():
         raise CliError(f"-o {options.output}: there is no such folder")
     reach = reach_of(options)
-    deployment = access.find_deployment(reach.kube, options.namespace, options.name)["metadata"]
-    address = names.pool_control_address(deployment["name"], deployment["namespace"])
+    deployment = access.find_deployment(reach.kube, options.namespace, options.name)
+    address = names.control_address_of(deployment)
     pool = read_pool(reach, address)
     if not pool.HasField("model"):
-        raise CliError(f"{deployment['name']} serves no model yet: wait until it is Ready (`flexpert status`)")
+        raise CliError(
+            f"{deployment['metadata']['name']} serves no model yet: wait until it is Ready (`flexpert status`)"
+        )
     heard = _record(reach, address, options.tokens, options.seconds)
     trace = heard.trace(pool.model.experts, options.tokens)
     if trace is None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from flexpert_operator.api import names
 from flexpert_operator.api.spec import MoEDeployment
-from flexpert_operator.manifests import containers, pods
+from flexpert_operator.manifests import containers, pods, security
 from flexpert_operator.manifests.metadata import child_metadata
 from flexpert_proto import names as pool_names
 
@@ -19,7 +19,7 @@ def ingress_deployment(deployment: MoEDeployment, image: str, replicas: int) -> 
             **containers.POD_SECURITY,
             "terminationGracePeriodSeconds": 60,
             "containers": [ingress_container(deployment, image)],
-            "volumes": containers.model_volumes(deployment),
+            "volumes": [*containers.model_volumes(deployment), *security.volumes(deployment, names.INGRESS_ROLE)],
         },
     }
     return {
@@ -41,6 +41,7 @@ def ingress_container(deployment: MoEDeployment, image: str) -> dict[str, Any]:
     """The container: both ports, and probes on the HTTP one."""
     grpc, http = pool_names.GRPC_PORT_NAME, pool_names.HTTP_PORT_NAME
     ports = {grpc: deployment.serving.grpc_port, http: deployment.serving.http_port}
+    over = {"port": http} if deployment.security.tls is None else {"port": http, "scheme": "HTTPS"}
     return {
         "name": "ingress",
         "image": image,
@@ -49,22 +50,23 @@ def ingress_container(deployment: MoEDeployment, image: str) -> dict[str, Any]:
             *containers.pool_environment(deployment, threads=1),
             *containers.variables(
                 {
-                    pool_names.ENV_POOL_CONTROL: names.pool_control_address(deployment.name, deployment.namespace),
+                    pool_names.ENV_POOL_CONTROL: security.control_address(deployment),
                     **{pool_names.port_variable(name): str(number) for name, number in ports.items()},
                 }
             ),
+            *security.environment(deployment, names.INGRESS_ROLE),
         ],
         "ports": [{"name": name, "containerPort": number, "protocol": "TCP"} for name, number in ports.items()],
-        "readinessProbe": {"httpGet": {"path": "/ready", "port": http}, "periodSeconds": 2, "failureThreshold": 3},
+        "readinessProbe": {"httpGet": {"path": "/ready", **over}, "periodSeconds": 2, "failureThreshold": 3},
         "livenessProbe": {
-            "httpGet": {"path": "/health", "port": http},
+            "httpGet": {"path": "/health", **over},
             "initialDelaySeconds": 30,
             "periodSeconds": 10,
             "failureThreshold": 6,
         },
         "resources": containers.resources(deployment.ingress.resources, cores=1, memory_bytes=INGRESS_MEMORY_BYTES),
         "securityContext": dict(containers.SECURITY_CONTEXT),
-        "volumeMounts": containers.model_mounts(deployment),
+        "volumeMounts": [*containers.model_mounts(deployment), *security.mounts(deployment, names.INGRESS_ROLE)],
         **containers.model_credentials(deployment.model),
     }
 

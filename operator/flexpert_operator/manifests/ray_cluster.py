@@ -14,7 +14,7 @@ from flexpert_operator.api.fields import written
 from flexpert_operator.api.spec import Model, MoEDeployment, Resources
 from flexpert_operator.decide.sizing import GroupSize
 from flexpert_operator.decide.sizing_state import Sizing
-from flexpert_operator.manifests import containers, pods
+from flexpert_operator.manifests import containers, pods, security
 from flexpert_operator.manifests.gcs import gcs_options
 from flexpert_operator.manifests.metadata import child_metadata
 from flexpert_operator.settings import RAY_VERSION, GcsStore
@@ -240,7 +240,7 @@ def retire_first(deployment: MoEDeployment, container: dict[str, Any]) -> None:
 
 def control_variables(deployment: MoEDeployment) -> list[dict[str, Any]]:
     """Where the pool controller of the pod's own RayCluster is, said alike for every RayCluster."""
-    address = names.cluster_control_address(f"$({RAY_CLUSTER_VARIABLE})", deployment.namespace)
+    address = security.control_address(deployment, f"$({RAY_CLUSTER_VARIABLE})")
     return [
         containers.from_field(RAY_CLUSTER_VARIABLE, f"metadata.labels['{names.RAY_CLUSTER_LABEL}']"),
         *containers.variables({pool_names.ENV_POOL_CONTROL: address}),
@@ -295,10 +295,15 @@ def ray_container(
         "env": [
             *containers.pool_environment(deployment, containers.cores_of(container_resources)),
             *containers.variables(RAY_ENVIRONMENT),
+            *security.environment(deployment, names.HEAD_ROLE),
         ],
         "resources": container_resources,
         "securityContext": dict(containers.SECURITY_CONTEXT),
-        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, *containers.model_mounts(deployment)],
+        "volumeMounts": [
+            {"name": "shm", "mountPath": "/dev/shm"},
+            *containers.model_mounts(deployment),
+            *security.mounts(deployment, names.HEAD_ROLE),
+        ],
         **containers.model_credentials(deployment.model),
     }
 
@@ -321,6 +326,7 @@ def pod_template(
             "volumes": [
                 {"name": "shm", "emptyDir": {"medium": "Memory"}},
                 *containers.model_volumes(deployment),
+                *security.volumes(deployment, role),
             ],
         },
     }
