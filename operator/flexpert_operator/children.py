@@ -15,7 +15,7 @@ from flexpert_operator.decide.observation import Event
 from flexpert_operator.decide.ownership import check_ours, is_controlled, is_ours, owners
 from flexpert_operator.decide.sizing import Size
 from flexpert_operator.decide.succession import Part
-from flexpert_operator.errors import ChildTaken, KubeConflict
+from flexpert_operator.errors import ChildTaken, FieldsDropped, KubeConflict
 from flexpert_operator.kube import (
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
@@ -53,9 +53,15 @@ def ensure_children(
     Raises:
         KubeConflict: The RayCluster was changed since it was read; observe again.
         ChildTaken: Names are taken by what is not ours; the other children are as they should be.
+        FieldsDropped: KubeRay is too old; all else is as it should be.
     """
     part = part or Part(names.ray_cluster(deployment.name))
-    events = ensure_ray_cluster(kube, settings, deployment, cluster, size, model, part)
+    events: tuple[Event, ...] = ()
+    too_old: FieldsDropped | None = None
+    try:
+        events = ensure_ray_cluster(kube, settings, deployment, cluster, size, model, part)
+    except FieldsDropped as failure:
+        too_old = failure
     taken = []
     for resource, wanted in children_beside(settings, deployment, size, part):
         try:
@@ -64,6 +70,8 @@ def ensure_children(
             taken.append(str(failure))
     if taken:
         raise ChildTaken("; ".join(taken))
+    if too_old is not None:
+        raise too_old
     return events
 
 
@@ -157,10 +165,28 @@ def ensure_ray_cluster(
     restored = drift.is_foreign(live) and not drift.is_tolerated(live)
     if "deletionTimestamp" in live["metadata"] or (covers(live, wanted) and not restored):
         return ()
+    check_dropped(kube.live, live, wanted)
     check_shrink(kube.live, deployment, live, wanted)
     note_generation(kube, kube.replace(RAY_CLUSTERS, namespace, name, drift.replacement(live, wanted)))
     said = Event("RayClusterRestored", f"somebody else changed RayCluster {name}: it is put right", warning=True)
     return (*((said,) if restored else ()), *scale_events(live, wanted))
+
+
+def check_dropped(kube: Kube, live: Object, wanted: Mapping[str, Any]) -> None:
+    """See whether the API server would still drop what it dropped when this was written; nothing is written.
+
+    Raises:
+        FieldsDropped: It would.
+        KubeConflict: The RayCluster was changed since it was read.
+    """
+    if not drift.dropped(live, wanted):
+        return
+    metadata = live["metadata"]
+    path = RAY_CLUSTERS.path(metadata["namespace"], metadata["name"])
+    tried = kube.request("PUT", path, {**live, "spec": wanted["spec"]}, {"dryRun": "All"})
+    fields = drift.dropped(tried, wanted)
+    if fields:
+        raise FieldsDropped(drift.why_dropped(metadata["name"], fields))
 
 
 def note_generation(kube: Kube, written: Object) -> None:

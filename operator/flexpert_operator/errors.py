@@ -6,6 +6,7 @@ OperatorError
 │   │   └── KubeExpired   a list or watch cannot be continued; list anew
 │   ├── KubeConflict      somebody else changed the object, or made it first
 │   ├── KubeNotFound      there is no such object
+│   ├── FieldsDropped     KubeRay is too old for what a RayCluster has to say
 │   ├── ChildTaken        an object that is not ours has the name of one that is to be made
 │   └── KubeRefused       it will not be accepted as it is; the message is the API server's
 └── PoolError             the pool controller refused or did not answer
@@ -51,6 +52,10 @@ class KubeNotFound(KubeError):
 
 class ChildTaken(KubeError):
     """Something that is not ours has the name of an object that is to be made; the message says which and whose."""
+
+
+class FieldsDropped(KubeError):
+    """The API server drops what a RayCluster says: KubeRay's definition is too old; the message says what to do."""
 
 
 class KubeRefused(KubeError):

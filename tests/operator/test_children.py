@@ -8,7 +8,7 @@ import pytest
 from flexpert_operator import manifests
 from flexpert_operator.api import MoEDeployment
 from flexpert_operator.api.names import RESTORED_ANNOTATION, WRITTEN_ANNOTATION
-from flexpert_operator.children import check_shrink, surplus_selectors
+from flexpert_operator.children import check_shrink, surplus_selectors, with_digest
 from flexpert_operator.decide import drift
 from flexpert_operator.decide.sizing import GroupSize
 from flexpert_operator.decide.sizing_state import Sizing
@@ -103,3 +103,14 @@ def test_what_a_service_selects_by_beside_is_taken_away(deployment: MoEDeploymen
     live = {"spec": {"selector": wanted["spec"]["selector"] | {"extra": "label"}}}
     assert surplus_selectors(live, wanted) == {"extra": None}
     assert surplus_selectors(wanted, wanted) == {}
+
+
+def test_what_is_dropped_was_written_so_and_is_nobody_elses_doing(cluster: Callable[..., Object]) -> None:
+    wanted = with_digest(cluster(2))
+    live = {**wanted, "spec": {key: value for key, value in wanted["spec"].items() if key != "authOptions"}}
+    assert drift.dropped(live, wanted) == ("spec.authOptions",)
+    assert drift.dropped(wanted, wanted) == ()
+    assert drift.dropped(written(live, 3, 4), wanted) == (), "somebody else took it away"
+    assert drift.dropped(live, with_digest(cluster(3))) == (), "something else is to be written first"
+    assert "older than 1.6" in drift.why_dropped("tiny", ["spec.authOptions"])
+    assert "older than 1.7" in drift.why_dropped("tiny", ["spec.gcsFaultToleranceOptions.storage"])

@@ -1,5 +1,6 @@
 """Somebody else at a pool's objects: the operator for real, the embedded API, a simulated KubeRay and pool."""
 
+import copy
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -83,3 +84,42 @@ def test_services_lead_where_they_should(world: World) -> None:
     change = {"spec": {"selector": {"flexpert.io/role": "engines", "extra": "label"}, "ports": [{"port": 1}]}}
     world.kube.patch(SERVICES, NAMESPACE, "served-pool-control", change)
     world.until("it is back", lambda: world.kube.get(SERVICES, NAMESPACE, "served-pool-control")["spec"] == before)
+
+
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/rayclusters.ray.io"
+
+
+def define_ray_clusters(world: World, schema: dict[str, Any]) -> None:
+    """Have RayClusters be of a schema from now on."""
+    crd = world.kube.request("GET", CRDS)
+    crd["spec"]["versions"][0]["schema"] = {"openAPIV3Schema": schema}
+    world.kube.request("PUT", CRDS, crd)
+
+
+def test_a_kuberay_that_drops_what_is_needed_is_named_and_not_written_to_for_ever(
+    world: World, kuberay_schema: dict[str, Any]
+) -> None:
+    before = world.kube.request("GET", CRDS)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    old = copy.deepcopy(kuberay_schema)
+    for field in ("authOptions", "upgradeStrategy"):
+        del old["properties"]["spec"]["properties"][field]
+    define_ray_clusters(world, old)
+    try:
+        world.apply("aged")
+        world.until("it is told", lambda: world.condition("aged", "Degraded") == ("True", "KubeRayTooOld"))
+        (said,) = [one["message"] for one in world.get("aged")["status"]["conditions"] if one["type"] == "Degraded"]
+        assert "spec.authOptions, spec.upgradeStrategy" in said
+        assert "older than 1.6" in said
+        world.scale("aged", 3)
+        pool = world.cluster.pools["aged"]
+        world.until("it scales all the same", lambda: world.is_settled("aged") and len(pool.holders()) == 3)
+        still = world.kube.get(RAY_CLUSTERS, NAMESPACE, "aged")["metadata"]["resourceVersion"]
+        looks = world.reconciliations("aged")
+        world.until("it is looked at", lambda: world.reconciliations("aged") >= looks + 4)
+        assert world.kube.get(RAY_CLUSTERS, NAMESPACE, "aged")["metadata"]["resourceVersion"] == still
+        assert world.condition("aged", "Degraded") == ("True", "KubeRayTooOld")
+        define_ray_clusters(world, kuberay_schema)
+        world.until("KubeRay is new enough", lambda: world.condition("aged", "Degraded")[0] == "False")
+        assert spec_of(world, "aged")["authOptions"] == {"mode": "token"}
+    finally:
+        define_ray_clusters(world, before)

@@ -130,6 +130,11 @@ class DegradedReason(Documented):
         "An object that is to be made cannot be: another one, which is not this MoEDeployment's, has its name. It is "
         "neither changed nor deleted; the message names it.",
     )
+    KUBERAY_TOO_OLD = (
+        "KubeRayTooOld",
+        "KubeRay's definition of RayClusters lacks fields that are written, so the API server drops them; the message "
+        "names them. Without `authOptions` the pods of a pool do not find each other.",
+    )
 
 
 class LoadedReason(Documented):

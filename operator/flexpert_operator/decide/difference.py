@@ -1,6 +1,6 @@
 """Does a live object say what it should? And what patch makes a status say what it should? Pure; `reconciler` asks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flexpert_operator.api.quantities import to_number
@@ -60,6 +60,19 @@ def covers_quantity(live: Any, wanted: Any) -> bool:
         return to_number(live) == to_number(wanted)
     except ValueError:
         return bool(live == wanted)
+
+
+def missing(live: Any, wanted: Any, path: str) -> Iterator[str]:
+    """Paths, below `path`, of what `wanted` says and `live` does not have at all."""
+    if isinstance(wanted, Mapping) and isinstance(live, Mapping):
+        for key, value in wanted.items():
+            if key in live:
+                yield from missing(live[key], value, f"{path}.{key}")
+            elif not is_left_out(key, value):
+                yield f"{path}.{key}"
+    elif isinstance(wanted, list) and isinstance(live, list) and len(live) == len(wanted):
+        for index, (found, item) in enumerate(zip(live, wanted, strict=True)):
+            yield from missing(found, item, f"{path}[{index}]")
 
 
 def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,11 @@ two that keep correcting each other would never end.
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flexpert_operator.api import names
-from flexpert_operator.decide.difference import covers
+from flexpert_operator.decide.difference import covers, missing
 from flexpert_operator.decide.ownership import owners
 
 Json = Mapping[str, Any]
@@ -28,6 +28,24 @@ def is_foreign(live: Json) -> bool:
 def is_tolerated(live: Json) -> bool:
     """Whether a spec that was put right before has come back the same."""
     return annotations_of(live).get(names.RESTORED_ANNOTATION) == digest_of(live["spec"])
+
+
+def dropped(live: Json, wanted: Json) -> tuple[str, ...]:
+    """Fields of a RayCluster that were written and are not there: an older KubeRay's definition does not have them.
+
+    None of one that was not written as it is wanted now, or that somebody else has changed since.
+    """
+    written, now = (annotations_of(one).get(names.DIGEST_ANNOTATION) for one in (live, wanted))
+    return () if written != now or is_foreign(live) else tuple(missing(live["spec"], wanted["spec"], "spec"))
+
+
+def why_dropped(cluster: str, fields: Collection[str]) -> str:
+    """What to do about fields that are dropped."""
+    needed = "1.7" if any(field.startswith("spec.gcsFaultToleranceOptions") for field in fields) else "1.6"
+    return (
+        f"the API server drops {', '.join(sorted(fields))} of RayCluster {cluster}: KubeRay's CustomResourceDefinitions "
+        f"are older than {needed}. Upgrade KubeRay and its definitions, which Helm leaves as they are"
+    )
 
 
 def replacement(live: Json, wanted: Json) -> dict[str, Any]:
