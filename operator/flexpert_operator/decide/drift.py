@@ -43,7 +43,7 @@ def why_dropped(cluster: str, fields: Collection[str]) -> str:
     """What to do about fields that are dropped."""
     needed = "1.7" if any(field.startswith("spec.gcsFaultToleranceOptions") for field in fields) else "1.6"
     return (
-        f"the API server drops {', '.join(sorted(fields))} of RayCluster {cluster}: KubeRay's CustomResourceDefinitions "
+        f"the API server drops {', '.join(sorted(fields))} of RayCluster {cluster}: KubeRay's definitions of its kinds "
         f"are older than {needed}. Upgrade KubeRay and its definitions, which Helm leaves as they are"
     )
 
