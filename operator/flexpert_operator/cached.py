@@ -53,6 +53,11 @@ class CachedKube(Kube):
             return super().list(resource, namespace, selector)
         return store.select(namespace, labels)
 
+    def owned(self, resource: Resource, namespace: str, owner: str) -> tuple[Object, ...]:
+        """What was seen last of a watched resource that belongs to a MoEDeployment."""
+        store = self.stores.get(resource)
+        return tuple(store.owned(namespace, owner)) if store is not None else ()
+
     def create(self, resource: Resource, namespace: str, body: Mapping[str, Any]) -> Object:
         """Make a child, or any other object.
 

@@ -1,6 +1,7 @@
-"""The threads that reconcile: they take MoEDeployments from the queue, one thread one object at a time.
+"""The threads that reconcile: they take objects of a kind from a queue, one thread one object at a time.
 
-`handlers` feeds it with what kopf and the informers see. Nothing is kept of an object that is gone.
+There is one for MoEDeployments, one for policies and one for scalers; `handlers` feeds them with what kopf and the
+informers see. Nothing is kept of an object that is gone.
 """
 
 import logging
@@ -8,15 +9,14 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from flexpert_operator.api.spec import InvalidObject
 from flexpert_operator.cached import CachedKube
 from flexpert_operator.errors import KubeConflict, KubeError, KubeUnavailable
-from flexpert_operator.kube import MOE_DEPLOYMENTS
+from flexpert_operator.kube import MOE_DEPLOYMENTS, Resource
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.object_store import Key, key_of
-from flexpert_operator.succession import Succession
 from flexpert_operator.work_queue import WorkQueue
 from flexpert_proto import logs
 
@@ -24,7 +24,20 @@ log = logging.getLogger(__name__)
 
 STOP_S = 10.0
 
-MakeReconciler = Callable[[str, str], Succession]
+
+class Tender(Protocol):
+    """What keeps one object as it should be."""
+
+    def reconcile(self) -> float | None:
+        """Act once; the seconds until the next time, None when it is gone. Raises `KubeError`, `InvalidObject`."""
+        ...
+
+    def close(self) -> None:
+        """The object is gone, or another's."""
+        ...
+
+
+MakeReconciler = Callable[[str, str], Tender]
 """(namespace, name) → a reconciler."""
 
 
@@ -33,29 +46,40 @@ class Tended:
     """The reconciler of the object with a uid."""
 
     uid: str
-    reconciler: Succession
+    reconciler: Tender
 
 
 class Controller:
-    """Reconciles every MoEDeployment that was seen, when something about it changes and when its time has come.
+    """Reconciles every object of a kind that was seen, when something about it changes and when its time has come.
 
     Args:
         kube: What was seen.
         make: Makes a reconciler.
         threads: How many reconcile at once.
-        metrics: Count what went wrong, and how many objects wait.
+        metrics: Count what went wrong, and how many MoEDeployments wait.
+        resource: The kind.
+        called: What logs call it.
     """
 
-    def __init__(self, kube: CachedKube, make: MakeReconciler, threads: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        kube: CachedKube,
+        make: MakeReconciler,
+        threads: int,
+        metrics: Metrics,
+        resource: Resource = MOE_DEPLOYMENTS,
+        called: str = "moedeployment",
+    ) -> None:
         self.queue = WorkQueue()
         self._metrics = metrics
-        metrics.watch_queue(lambda: len(self.queue))
-        self._kube = kube
-        self._store = kube.stores[MOE_DEPLOYMENTS]
+        if resource == MOE_DEPLOYMENTS:
+            metrics.watch_queue(lambda: len(self.queue))
+        self._called = called
+        self._store = kube.stores[resource]
         self._make = make
         self._tended: dict[Key, Tended] = {}
         self._threads = [
-            threading.Thread(target=self._work, name=f"reconcile-{number}", daemon=True) for number in range(threads)
+            threading.Thread(target=self._work, name=f"{called}-{number}", daemon=True) for number in range(threads)
         ]
 
     def start(self) -> None:
@@ -73,12 +97,12 @@ class Controller:
             tended.reconciler.close()
 
     def note(self, body: Mapping[str, Any], gone: bool) -> None:
-        """A MoEDeployment as kopf has seen it."""
+        """An object as kopf has seen it."""
         if self._store.drop(body) if gone else self._store.put(body):
             self.queue.wake(key_of(body))
 
     def wake(self, namespace: str, name: str) -> None:
-        """Something that belongs to a MoEDeployment has changed; of those that are not known nothing is done."""
+        """Something that belongs to an object has changed; of those that are not known nothing is done."""
         if self._store.uid(namespace, name) is not None:
             self.queue.wake((namespace, name))
 
@@ -93,7 +117,7 @@ class Controller:
 
     def _handle(self, key: Key) -> None:
         """One reconciliation; whatever goes wrong is logged, counted, and tried again."""
-        with logs.saying(namespace=key[0], moedeployment=key[1]):
+        with logs.saying(**{"namespace": key[0], self._called: key[1]}):
             self._try(key)
 
     def _try(self, key: Key) -> None:
@@ -121,7 +145,7 @@ class Controller:
             else:
                 self.queue.done(key, wait_s * random.uniform(0.9, 1.0))
 
-    def _reconciler(self, key: Key) -> Succession | None:
+    def _reconciler(self, key: Key) -> Tender | None:
         """The reconciler of the object that has the name now, None where there is none."""
         uid, tended = self._store.uid(*key), self._tended.get(key)
         if tended is not None and tended.uid != uid:

@@ -8,7 +8,8 @@ the objects: the finalizer is ours.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ import kopf
 from kubernetes import client
 
 from flexpert_operator.api import names
+from flexpert_operator.api.conditions import ABLE_TO_SCALE
 from flexpert_operator.backoff import Backoff
 from flexpert_operator.cached import CachedKube
 from flexpert_operator.controller import Controller
@@ -23,7 +25,7 @@ from flexpert_operator.errors import KubeError, KubeNotFound
 from flexpert_operator.events import EventWriter
 from flexpert_operator.fence import Fence, NoFence
 from flexpert_operator.health import Pulse
-from flexpert_operator.informers import Informer, WatchClient
+from flexpert_operator.informers import Informer, Wake, WatchClient
 from flexpert_operator.kube import (
     CONNECT_TIMEOUT_S,
     DEPLOYMENTS,
@@ -31,16 +33,20 @@ from flexpert_operator.kube import (
     MOE_DEPLOYMENTS,
     NETWORK_POLICIES,
     PODS,
+    POLICIES,
     RAY_CLUSTERS,
     READ_TIMEOUT_S,
+    SCALERS,
     SERVICES,
     Resource,
 )
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.nodes import NodeNotices
-from flexpert_operator.object_store import ObjectStore, pod_seen
+from flexpert_operator.object_store import ObjectStore, pod_seen, target_of
+from flexpert_operator.policies import PolicyKeeper
 from flexpert_operator.pool_feed import PoolFeed, PoolFeeds
 from flexpert_operator.reconciler import Reconciler, Surroundings
+from flexpert_operator.scalers import ScalerKeeper
 from flexpert_operator.settings import Settings
 from flexpert_operator.succession import Succession
 
@@ -51,6 +57,8 @@ PAGE = 100
 STOP_TIMEOUT_S = 1.0
 BEAT_S = 1.0
 SERVED_S = 60.0
+OWN_KINDS = (POLICIES, SCALERS)
+"""Beside MoEDeployments, which kopf watches; our label is not on them, they name their target."""
 KOPF_IDLE_S = 0.2
 """kopf keeps a task for every object that it has seen lately."""
 
@@ -78,6 +86,8 @@ class Parts:
     pulse: Pulse
     feeds: PoolFeeds
     metrics: Metrics
+    policies: Controller
+    scalers: Controller
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     open: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
@@ -92,6 +102,8 @@ def watched_stores(settings: Settings) -> dict[Resource, ObjectStore]:
         DEPLOYMENTS: ObjectStore(),
         DISRUPTION_BUDGETS: ObjectStore(),
         **policies,
+        POLICIES: ObjectStore(owner=target_of),
+        SCALERS: ObjectStore(owner=target_of),
     }
 
 
@@ -102,8 +114,9 @@ def assemble(
     metrics: Metrics | None = None,
     pulse: Pulse | None = None,
     fence: Fence | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> kopf.OperatorRegistry:
-    """The operator, put together, as what kopf runs."""
+    """The operator, put together, as what kopf runs; `clock` is what policies are decided by."""
     kube = CachedKube(api, watched_stores(settings), fence)
     feeds = PoolFeeds(settings.refresh_s)
 
@@ -120,8 +133,28 @@ def assemble(
 
         return Succession(namespace, name, kube, settings, events.tell, tender)
 
+    def policy(namespace: str, name: str) -> PolicyKeeper:
+        def wake() -> None:
+            parts.policies.wake(namespace, name)
+
+        return PolicyKeeper(namespace, name, kube, listen_to_figures, wake, events.tell, clock)
+
+    def listen_to_figures(address: str, every_s: float, heard: Callable[[], None]) -> PoolFeed:
+        return feeds.listen(address, heard, figures_s=every_s)
+
+    def scaler(namespace: str, name: str) -> ScalerKeeper:
+        return ScalerKeeper(namespace, name, kube, settings.resync_s)
+
+    counts = around.metrics
     parts = Parts(
-        kube, Controller(kube, make, settings.threads, around.metrics), events, pulse or Pulse(), feeds, around.metrics
+        kube,
+        Controller(kube, make, settings.threads, counts),
+        events,
+        pulse or Pulse(),
+        feeds,
+        counts,
+        Controller(kube, policy, settings.policy_threads, counts, POLICIES, "moeautoscalingpolicy"),
+        Controller(kube, scaler, 1, counts, SCALERS, "moescaler"),
     )
     return operator_registry(parts, api.configuration, scope)
 
@@ -136,7 +169,8 @@ def operator_registry(parts: Parts, configuration: client.Configuration, scope: 
         configure_kopf(settings)
         await start_watching(parts, configuration, scope.watches)
         parts.tasks.append(asyncio.create_task(beat(parts.pulse)))
-        controller.start()
+        for one in (controller, parts.policies, parts.scalers):
+            one.start()
 
     @kopf.on.cleanup(registry=registry)
     async def stop(**_: Any) -> None:
@@ -145,7 +179,8 @@ def operator_registry(parts: Parts, configuration: client.Configuration, scope: 
         await asyncio.gather(*parts.tasks, return_exceptions=True)
         await parts.open.aclose()
         parts.pulse.stop()
-        await asyncio.to_thread(controller.stop)
+        for one in (parts.policies, parts.scalers, controller):
+            await asyncio.to_thread(one.stop)
         await asyncio.to_thread(parts.events.close)
         await asyncio.to_thread(parts.feeds.close)
 
@@ -156,6 +191,8 @@ def operator_registry(parts: Parts, configuration: client.Configuration, scope: 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
     async def note(body: kopf.Body, type: str | None, **_: Any) -> None:
         controller.note(dict(body), gone=type == "DELETED")
+        if type != "MODIFIED":
+            wake_claims(parts, str(body["metadata"]["namespace"]), str(body["metadata"]["name"]))
 
     if scope.nodes is not None:
         watch_nodes(registry, scope.nodes, controller)
@@ -170,15 +207,71 @@ async def start_watching(parts: Parts, configuration: client.Configuration, name
     """
     connection = await parts.open.enter_async_context(WatchClient(configuration))
     await until_served(connection, MOE_DEPLOYMENTS.path(namespaces[0]))
-    informers = [
-        Informer(connection, resource, namespace, store, parts.controller.wake, parts.metrics.note_watch_restart)
-        for resource, store in parts.kube.stores.items()
-        for namespace in namespaces
-        if resource != MOE_DEPLOYMENTS
-    ]
-    parts.tasks.extend(asyncio.create_task(informer.run()) for informer in informers)
+    informers = []
+    for resource, store in parts.kube.stores.items():
+        if resource == MOE_DEPLOYMENTS:
+            continue
+        wakes = wakes_of(parts, resource)
+        selector = "" if resource in OWN_KINDS else names.DEPLOYMENT_LABEL
+        note, served = parts.metrics.note_watch_restart, True
+        if resource in OWN_KINDS:
+            served = await is_served(connection, resource.path(namespaces[0]))
+        for namespace in namespaces:
+            informer = Informer(connection, resource, namespace, store, wakes, note, selector=selector)
+            parts.tasks.append(asyncio.create_task(informer.run()))
+            informers += [informer] if served else []
     for informer in informers:
         await informer.synced.wait()
+
+
+def wakes_of(parts: Parts, resource: Resource) -> Wake:
+    """Whom a change of an object of a resource concerns: its MoEDeployment, and who looks at the same."""
+
+    def wake(namespace: str, name: str) -> None:
+        parts.controller.wake(namespace, name)
+        if resource == POLICIES:
+            wake_concerned(parts, namespace, name)
+        if resource in (POLICIES, SCALERS, PODS):
+            wake_owned(parts.scalers, parts.kube, SCALERS, namespace, name)
+
+    return wake
+
+
+def wake_owned(controller: Controller, kube: CachedKube, resource: Resource, namespace: str, target: str) -> None:
+    """Wake all that target a MoEDeployment."""
+    for name in kube.stores[resource].owned_names(namespace, target):
+        controller.wake(namespace, name)
+
+
+def wake_concerned(parts: Parts, namespace: str, target: str) -> None:
+    """Wake policies whose spec is not the one that their status is about, and those that may not decide yet.
+
+    What the operator itself writes wakes nobody who decides.
+    """
+    for body in parts.kube.owned(POLICIES, namespace, target):
+        status = body.get("status") or {}
+        unable = {"type": ABLE_TO_SCALE, "status": "False"}
+        waits = any(unable.items() <= one.items() for one in status.get("conditions", ()))
+        if waits or body["metadata"].get("generation") != status.get("observedGeneration"):
+            parts.policies.wake(namespace, body["metadata"]["name"])
+
+
+def wake_claims(parts: Parts, namespace: str, target: str) -> None:
+    """Wake who looks at a MoEDeployment that has come or gone."""
+    wake_owned(parts.policies, parts.kube, POLICIES, namespace, target)
+    wake_owned(parts.scalers, parts.kube, SCALERS, namespace, target)
+
+
+async def is_served(connection: WatchClient, path: str) -> bool:
+    """Whether the API server knows a kind; one whose CRD is older than this operator's chart is gone without."""
+    try:
+        await connection.page(path, {"limit": "1"})
+    except KubeNotFound:
+        log.warning("%s is not served: upgrade the CRDs (`flexpert crds apply`) to use it", path)
+        return False
+    except KubeError:
+        return True
+    return True
 
 
 async def beat(pulse: Pulse) -> None:

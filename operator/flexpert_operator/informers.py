@@ -1,9 +1,9 @@
 """Keeps `ObjectStore`s true by list and watch: one task a resource and namespace, in kopf's event loop.
 
-`handlers` starts them before kopf begins to watch, and they wake whom a change concerns. Only objects with the label of
-a MoEDeployment are asked for. A list comes in pages; a watch goes on where the last one ended, and a list is made anew
-only when the API server says that it cannot (410). One that ends as soon as it began counts as broken, whatever its end
-looks like: some proxies end every watch so.
+`handlers` starts them before kopf begins to watch, and they wake whom a change concerns. Of children only objects with
+the label of a MoEDeployment are asked for. A list comes in pages; a watch goes on where the last one ended, and a list
+is made anew only when the API server says that it cannot (410). One that ends as soon as it began counts as broken,
+whatever its end looks like: some proxies end every watch so.
 """
 
 import asyncio
@@ -138,6 +138,7 @@ class Informer:
         note_restart: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        selector: str = SELECTOR,
     ) -> None:
         self.synced = asyncio.Event()
         self.lists = 0
@@ -148,6 +149,7 @@ class Informer:
         self._store = store
         self._wake = wake
         self._note_restart = note_restart
+        self._select = {"labelSelector": selector} if selector else {}
         self._clock = clock
         self._sleep = sleep
         self._plural = resource.plural
@@ -181,7 +183,7 @@ class Informer:
         """Fill the store page by page; returns the version to watch from."""
         self.lists += 1
         there: list[Key] = []
-        query = {"labelSelector": SELECTOR, "limit": str(PAGE)}
+        query = {**self._select, "limit": str(PAGE)}
         while True:
             page = await self._connection.page(self._path, query)
             for body in page["items"]:
@@ -200,7 +202,7 @@ class Informer:
 
     async def _watch(self, version: str, backoff: Backoff) -> None:
         began, seconds = self._clock(), str(int(random.uniform(*WATCH_S)))
-        query = {"labelSelector": SELECTOR, "resourceVersion": version, "timeoutSeconds": seconds}
+        query = {**self._select, "resourceVersion": version, "timeoutSeconds": seconds}
         async for kind, body in self._connection.watch(self._path, query):
             if kind != "BOOKMARK":
                 news = self._store.drop(body) if kind == "DELETED" else self._store.put(body)
@@ -212,6 +214,6 @@ class Informer:
             raise KubeUnavailable("the watch ended as soon as it began")
 
     def _tell(self, body: Mapping[str, Any]) -> None:
-        owner = (body["metadata"].get("labels") or {}).get(names.DEPLOYMENT_LABEL)
+        owner = self._store.owner(body)
         if owner:
-            self._wake(str(body["metadata"]["namespace"]), str(owner))
+            self._wake(str(body["metadata"]["namespace"]), owner)

@@ -51,6 +51,8 @@ class Resource:
 
 
 MOE_DEPLOYMENTS = Resource(names.GROUP, names.VERSION, names.PLURAL)
+POLICIES = Resource(names.GROUP, names.VERSION, names.POLICY_PLURAL)
+SCALERS = Resource(names.GROUP, names.VERSION, names.SCALER_PLURAL)
 RAY_CLUSTERS = Resource(names.RAY_GROUP, names.RAY_VERSION, names.RAY_PLURAL)
 DEPLOYMENTS = Resource("apps", "v1", "deployments")
 SERVICES = Resource("", "v1", "services")

@@ -43,6 +43,11 @@ def own_name(body: Mapping[str, Any]) -> str:
     return str(body["metadata"]["name"])
 
 
+def target_of(body: Mapping[str, Any]) -> str:
+    """Name of the MoEDeployment that an object scales."""
+    return str(((body.get("spec") or {}).get("targetRef") or {}).get("name", ""))
+
+
 def without_managers(body: Mapping[str, Any]) -> Object:
     """An object without the record of who manages which field."""
     metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
@@ -61,6 +66,9 @@ class ObjectStore:
     Args:
         strip: What is kept of an object.
         owner: Name of the MoEDeployment that an object belongs to.
+
+    Attributes:
+        owner: The same.
     """
 
     def __init__(
@@ -69,7 +77,7 @@ class ObjectStore:
         owner: Callable[[Mapping[str, Any]], str] = owner_of,
     ) -> None:
         self._strip = strip
-        self._owner = owner
+        self.owner = owner
         self._lock = threading.Lock()
         self._objects: dict[Key, Packed] = {}
         self._owned: dict[Key, set[str]] = {}
@@ -126,6 +134,17 @@ class ObjectStore:
         found = [unpack(one) for one in packed]
         return [body for body in found if labels.items() <= (body["metadata"].get("labels") or {}).items()]
 
+    def owned(self, namespace: str, owner: str) -> list[Object]:
+        """All that belongs to a MoEDeployment."""
+        with self._lock:
+            packed = [self._objects[namespace, name] for name in sorted(self._owned.get((namespace, owner), ()))]
+        return [unpack(one) for one in packed]
+
+    def owned_names(self, namespace: str, owner: str) -> list[str]:
+        """Names of all that belongs to a MoEDeployment."""
+        with self._lock:
+            return sorted(self._owned.get((namespace, owner), ()))
+
     def names(self) -> list[Key]:
         """Namespace and name of all."""
         with self._lock:
@@ -136,7 +155,7 @@ class ObjectStore:
         metadata = dict(kept["metadata"])
         version = int(metadata.pop("resourceVersion"))
         text = json.dumps({**kept, "metadata": metadata}, separators=(",", ":"))
-        return Packed(metadata["uid"], version, self._owner(body), zlib.compress(text.encode(), 1))
+        return Packed(metadata["uid"], version, self.owner(body), zlib.compress(text.encode(), 1))
 
     def _put(self, key: Key, packed: Packed) -> bool:
         before = self._objects.get(key)

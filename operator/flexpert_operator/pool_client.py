@@ -26,6 +26,7 @@ from flexpert_proto import names as pool_names
 from flexpert_proto import pool_pb2 as pb
 from flexpert_proto.channels import pool_channel
 from flexpert_proto.credentials import CredentialsError
+from flexpert_proto.measuring import figures_of
 from flexpert_proto.pool_pb2_grpc import PoolControlStub
 
 CALL_TIMEOUT_S = 10.0
@@ -255,6 +256,8 @@ def pool_of(message: pb.Pool) -> Pool:
         wanted_standby=message.wanted_standby_workers,
         table_operation=message.table_operation,
         files=files_of(message.model_files),
+        figures=figures_of(message.figures) if message.HasField("figures") else None,
+        layer_imbalance=tuple(message.layer_imbalance),
     )
 
 

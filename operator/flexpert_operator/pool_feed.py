@@ -64,9 +64,15 @@ class PoolFeeds:
         self._thread = threading.Thread(target=self._loop.run_forever, name="pools", daemon=True)
         self._thread.start()
 
-    def listen(self, address: str, wake: Callable[[], None]) -> "PoolFeed":
-        """Open a stream; `wake` is called, in the feeds' thread, whenever there is something new."""
-        feed = PoolFeed(address, self._refresh_s, wake)
+    def listen(self, address: str, wake: Callable[[], None], figures_s: float | None = None) -> "PoolFeed":
+        """Open a stream; `wake` is called, in the feeds' thread, whenever there is something new.
+
+        With `figures_s` it tells what was measured, so often, instead of placement and loads.
+        """
+        request = pb.GetPoolRequest(with_placement=True, with_loads=True, refresh_seconds=self._refresh_s)
+        if figures_s is not None:
+            request = pb.GetPoolRequest(with_figures=True, refresh_seconds=figures_s)
+        feed = PoolFeed(address, request, wake)
         feed.task = self.run(feed.run())
         return feed
 
@@ -91,10 +97,10 @@ class PoolFeeds:
 class PoolFeed:
     """One pool's stream."""
 
-    def __init__(self, address: str, refresh_s: float, wake: Callable[[], None]) -> None:
+    def __init__(self, address: str, request: pb.GetPoolRequest, wake: Callable[[], None]) -> None:
         self.task: Future[None] | None = None
         self._address = address
-        self._refresh_s = refresh_s
+        self._request = request
         self._wake = wake
         self._first = threading.Event()
         self._lock = threading.Lock()
@@ -143,9 +149,8 @@ class PoolFeed:
             await asyncio.sleep(backoff.next())
 
     async def _read(self, backoff: Backoff) -> None:
-        request = pb.GetPoolRequest(with_placement=True, with_loads=True, refresh_seconds=self._refresh_s)
         async with pool_channel_aio(self._address, OPTIONS) as channel:
-            call = PoolControlStub(channel).WatchPool(request)
+            call = PoolControlStub(channel).WatchPool(self._request)
             message = await asyncio.wait_for(call.read(), CALL_TIMEOUT_S)
             while isinstance(message, pb.Pool):
                 self._take(message)

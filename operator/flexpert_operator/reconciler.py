@@ -35,6 +35,7 @@ from flexpert_operator.observe import Seen, read_cluster
 from flexpert_operator.placer import Placed, Placer, Solve
 from flexpert_operator.pool_client import PoolClient
 from flexpert_operator.pool_feed import Heard, PoolFeed
+from flexpert_operator.scaling_objects import with_sizes
 from flexpert_operator.settings import Settings
 from flexpert_placement.solver import solve
 from flexpert_proto import names as pool_names
@@ -95,6 +96,7 @@ class Reconciler:
         self._feed: PoolFeed | None = None
         self._noted = 0
         self._quiet = 0
+        self._engines: int | None = None
         self._loads: SmoothedLoads | None = None
         self._before = Observation(0.0)
         self.complete = False
@@ -147,7 +149,8 @@ class Reconciler:
     def _step(self, body: Object, part: Part | None) -> float | None:
         part = part or Part(self._cluster)
         body = add_finalizer(self._kube, body)
-        deployment = parse_deployment(body)
+        owned = with_sizes(self._kube, parse_deployment(body))
+        deployment = owned.deployment
         seen = read_cluster(self._kube, deployment, self._cluster, self._around.nodes.why_leaving)
         if seen.raw is None and not is_still_there(self._kube, body):
             return None
@@ -174,7 +177,7 @@ class Reconciler:
             return self._note(deployment, observed, size, seen.hindrances, refused)
         problem = problem or part.problem
         endpoints, due = local_endpoints(deployment), due and problem is None
-        said = (persistence_condition(self._settings.gcs),)
+        said = (persistence_condition(self._settings.gcs), *filter(None, (owned.condition,)))
         replaced = part.progress or rollout.progress_of(observed, rules_of(shown, self._settings))
         outcome = status.Outcome(size, problem, placed.solution, endpoints, due, placed.decision, said, replaced)
         return self._report(body, deployment, observed, outcome)
@@ -259,10 +262,11 @@ class Reconciler:
         if not grant.taken:
             self._take_term(deployment, terms.annotations_of(grant, pool.incarnation, keys))
         workers = size.pods * deployment.experts.workers_per_pod
-        told = (pool.generation, pool.wanted_workers) == (deployment.generation, workers)
+        engines = deployment.engines.replicas
+        told = (pool.generation, pool.wanted_workers, self._engines) == (deployment.generation, workers, engines)
         if not (grant.taken and pool.term > 0 and told and self._pool.is_followed(pool.incarnation)):
-            engines = deployment.engines.replicas
             self._pool.configure(deployment, serving, pool.incarnation, grant.term, engines, workers)
+            self._engines = engines
         present = observed.cluster.experts.present if observed.cluster is not None else ()
         going = (*size.sizing.victims, *size.experts.workers_to_delete, *observed.leaving_pods)
         self._drain(drains.decide_drains(pool, going, present))

@@ -72,6 +72,7 @@ class Settings:
         network: Who may reach the pods of pools; None: no NetworkPolicies are made.
         refresh_s: Seconds between two tellings of figures that creep, such as loads, by a pool controller.
         threads: MoEDeployments that are reconciled at once.
+        policy_threads: Policies that are decided about at once.
     """
 
     resync_s: float = 300.0
@@ -90,3 +91,4 @@ class Settings:
     network: PoolNetwork | None = None
     refresh_s: float = 10.0
     threads: int = 8
+    policy_threads: int = 2

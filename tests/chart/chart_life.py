@@ -14,7 +14,9 @@ from flexpert_operator.kube import (
     MOE_DEPLOYMENTS,
     NETWORK_POLICIES,
     PODS,
+    POLICIES,
     RAY_CLUSTERS,
+    SCALERS,
     SERVICES,
     Resource,
 )
@@ -44,6 +46,7 @@ def live_a_whole_life(world: World, asked: Callable[[], set[Permission]]) -> Non
     world.until("three workers", lambda: world.is_settled("whole") and len(pool.holders()) == 3)
     world.scale("whole", 2)
     world.until("two workers", lambda: world.is_settled("whole") and len(pool.holders()) == 2)
+    be_scaled(world)
     world.kube.patch(DEPLOYMENTS, NAMESPACE, "whole-ingress", {"spec": {"replicas": 1}})
     world.kube.patch(SERVICES, NAMESPACE, "whole-ingress", {"spec": {"selector": {"flexpert.io/role": "another"}}})
     world.until("both are as they were", lambda: is_as_wanted(world))
@@ -56,6 +59,16 @@ def live_a_whole_life(world: World, asked: Callable[[], set[Permission]]) -> Non
     world.until("another RayCluster serves", lambda: "RayClusterSwitched" in world.reasons("whole"))
     world.kube.delete(MOE_DEPLOYMENTS, NAMESPACE, "whole")
     world.until("gone", lambda: world.kube.find(MOE_DEPLOYMENTS, NAMESPACE, "whole") is None)
+
+
+def be_scaled(world: World) -> None:
+    """Have a policy and a scaler, until the operator has said something about each."""
+    for resource, kind in ((POLICIES, names.POLICY_KIND), (SCALERS, names.SCALER_KIND)):
+        body = {"apiVersion": names.API_VERSION, "kind": kind, "metadata": {"name": "whole"}}
+        world.kube.create(resource, NAMESPACE, {**body, "spec": {"targetRef": {"name": "whole"}}})
+        path = (resource, NAMESPACE, "whole")
+        world.until(f"{kind} is seen", lambda path=path: world.kube.get(*path).get("status", {}).get("conditions"))
+        world.kube.delete(*path)
 
 
 def change_and_change_back(world: World) -> None:

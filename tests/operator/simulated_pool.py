@@ -6,7 +6,7 @@ A test changes its attributes to script it; everything is guarded by one lock.
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -40,6 +40,7 @@ class SimulatedPool(PoolControlServicer):
         requests: Every Reconfigure that was accepted, in order.
         leaders: Numbers of the leaders that were heard of, one after the other; begins with 0.
         seen_terms: Every term that was granted, by incarnation.
+        figures: (engines, workers that serve) → what is measured now; None: nothing.
         seconds_per_move: What the dry run says that each copy takes.
         most_pods: Expert pods that ran at the same time.
         fewest_holders: Workers that the placement named, from the first one on.
@@ -58,6 +59,7 @@ class SimulatedPool(PoolControlServicer):
         self.specs: list[pb.PoolSpec] = []
         self.engine_requests = 0
         self.files = pb.ModelFiles()
+        self.figures: Callable[[int, int], pb.Figures] | None = None
         self.seconds_per_move = 0.01
         self.most_pods = 0
         self.fewest_holders = 10**6
@@ -174,15 +176,17 @@ class SimulatedPool(PoolControlServicer):
 
     def GetPool(self, request: pb.GetPoolRequest, context: Any) -> pb.Pool:  # noqa: N802
         with self.lock:
-            engines = self._engine_pods if self.specs else ()
+            engines = (self._engine_pods if self.specs else ())[: self.specs[-1].engines.replicas if self.specs else 0]
+            figures = self.figures(len(engines), len(self.holders())) if self.figures and request.with_figures else None
             return pb.Pool(
+                figures=figures,
                 incarnation=self._incarnation,
                 term=self._term,
                 epoch=pb.Epoch(term=self._epoch[0], sequence=self._epoch[1]),
                 workers=[self._described(worker) for worker in self._workers.values()],
                 engines=[
                     pb.Engine(id=f"engine-{pod}", pod=pod, state=pb.Engine.READY, running=self.engine_requests)
-                    for pod in engines[: self.specs[-1].engines.replicas if self.specs else 0]
+                    for pod in engines
                 ],
                 placement=list(self._replicas()),
                 model=self._info() if self.specs else None,
@@ -207,6 +211,9 @@ class SimulatedPool(PoolControlServicer):
             if told is not None and looks % LOADS_EVERY:
                 pool.ClearField("loads")
                 pool.loads.extend(told.loads)
+                pool.ClearField("figures")
+                if told.HasField("figures"):
+                    pool.figures.CopyFrom(told.figures)
             if pool != told:
                 told = pool
                 yield pool

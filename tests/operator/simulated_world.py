@@ -6,6 +6,7 @@ The tests of `test_operator_*.py` that need all of it share this.
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -51,9 +52,10 @@ Object = dict[str, Any]
 class Operator:
     """The operator in a thread of its own."""
 
-    def __init__(self, kubeconfig: Path, settings: Settings = SETTINGS) -> None:
+    def __init__(self, kubeconfig: Path, settings: Settings = SETTINGS, clock: Callable[[], float] = time.time) -> None:
         self._kubeconfig = kubeconfig
         self._settings = settings
+        self._clock = clock
         self.nodes = NodeNotices()
         self.metrics = Metrics()
         self._stop = threading.Event()
@@ -68,7 +70,7 @@ class Operator:
 
     def _run(self) -> None:
         scope = Scope((NAMESPACE,), self.nodes)
-        registry = assemble(api_client(self._kubeconfig), self._settings, scope, self.metrics)
+        registry = assemble(api_client(self._kubeconfig), self._settings, scope, self.metrics, clock=self._clock)
         asyncio.run(kopf.operator(registry=registry, standalone=True, namespaces=[NAMESPACE], stop_flag=self._stop))
 
 
@@ -76,14 +78,20 @@ class World:
     """The API, the simulated cluster, the operator (one in a thread, or whatever has `stop`), and what tests do."""
 
     def __init__(
-        self, kubeconfig: Path, cluster: SimulatedCluster, operator: Any = None, proxy: FaultyApi | None = None
+        self,
+        kubeconfig: Path,
+        cluster: SimulatedCluster,
+        operator: Any = None,
+        proxy: FaultyApi | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.kubeconfig = kubeconfig
+        self.clock = clock
         self.proxy = proxy
         self.kube = Kube(api_client(kubeconfig))
         self.cluster = cluster
         reached = proxy.write_kubeconfig(kubeconfig.with_name("faulty")) if proxy else kubeconfig
-        self.operator: Any = operator or Operator(reached, PATIENT if proxy else SETTINGS)
+        self.operator: Any = operator or Operator(reached, PATIENT if proxy else SETTINGS, clock)
         self.servers: list[WSGIServer] = []
         self._pause = threading.Event()
 
@@ -153,8 +161,11 @@ class World:
 
 
 @contextlib.contextmanager
-def run_world(folder: Path, faulty: bool = False) -> Iterator[World]:
-    """All of it, until the end of the context; where it is `faulty`, the operator reaches the API through a proxy."""
+def run_world(folder: Path, faulty: bool = False, clock: Callable[[], float] = time.time) -> Iterator[World]:
+    """All of it, until the end of the context; where it is `faulty`, the operator reaches the API through a proxy.
+
+    `clock`: by which policies are decided.
+    """
     services = folder / "services.json"
     services.write_text("{}")
     patch = pytest.MonkeyPatch()
@@ -166,7 +177,7 @@ def run_world(folder: Path, faulty: bool = False) -> Iterator[World]:
         kube = Kube(api_client(kubeconfig))
         install_crds(kube)
         with SimulatedCluster(kube, services) as cluster:
-            world = World(kubeconfig, cluster, proxy=proxy)
+            world = World(kubeconfig, cluster, proxy=proxy, clock=clock)
             yield world
             world.operator.stop()
             for server in world.servers:

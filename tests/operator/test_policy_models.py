@@ -85,7 +85,7 @@ def test_a_full_policy_is_taken_and_read() -> None:
         0,
     )
     assert found.experts.behavior.scale_down.stabilization_window_s == 300
-    assert found.engines.behavior.scale_down.stabilization_window_s == 120
+    assert found.engines.behavior.scale_down.stabilization_window_s is None
 
 
 @pytest.mark.parametrize(

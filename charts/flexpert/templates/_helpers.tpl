@@ -65,6 +65,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [flexpert.io]
   resources: [moedeployments/status]
   verbs: [patch]
+# A policy or scaler is only read: what was decided stands in its status.
+- apiGroups: [flexpert.io]
+  resources: [moeautoscalingpolicies, moescalers]
+  verbs: [list, watch]
+- apiGroups: [flexpert.io]
+  resources: [moeautoscalingpolicies/status, moescalers/status]
+  verbs: [patch]
 # Owner references with blockOwnerDeletion, which the admission plugin OwnerReferencesPermissionEnforcement asks for.
 - apiGroups: [flexpert.io]
   resources: [moedeployments/finalizers]

@@ -42,18 +42,9 @@ class ScalingRate:
 
 
 @dataclass(frozen=True)
-class ScaleUp:
+class ScalingDirection:
     """How a pool may change in one direction, as in HorizontalPodAutoscaler v2."""
 
-    stabilization_window_s: Annotated[
-        int,
-        Field(
-            "The most cautious of the sizes wanted within it counts.",
-            name="stabilizationWindowSeconds",
-            minimum=0,
-            maximum=3600,
-        ),
-    ] = 0
     select_policy: Annotated[
         Select, Field("Which of several policies holds, the one that allows most or least; Disabled: no change.")
     ] = Select.MAX
@@ -66,18 +57,35 @@ class ScaleUp:
 
 
 @dataclass(frozen=True)
-class ScaleDown(ScaleUp):
-    """The same for shrinking. What has grown does not shrink within the window either."""
+class ScaleUp(ScalingDirection):
+    """How it grows."""
 
     stabilization_window_s: Annotated[
         int,
         Field(
-            "The most cautious of the sizes wanted within it counts, and what has grown within it does not shrink.",
+            "It grows no further than to the smallest of the sizes wanted within it.",
             name="stabilizationWindowSeconds",
             minimum=0,
             maximum=3600,
         ),
-    ] = 120
+    ] = 0
+
+
+@dataclass(frozen=True)
+class ScaleDown(ScalingDirection):
+    """How it shrinks."""
+
+    stabilization_window_s: Annotated[
+        int | None,
+        Field(
+            "It shrinks no further than to the largest of the sizes wanted within it, and not at all within it after "
+            "it has grown.",
+            name="stabilizationWindowSeconds",
+            minimum=0,
+            maximum=3600,
+            absent="as long as is learnt from how needs come back",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

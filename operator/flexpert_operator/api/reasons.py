@@ -45,7 +45,11 @@ class ReadyReason(Documented):
         "The pool controller does not answer the operator. Unknown where the model was served before, since engines "
         "and workers go on without it; False before that.",
     )
-    IDLE = "Idle", "`spec.experts.workers` is 0; requests wait until there are workers."
+    IDLE = (
+        "Idle",
+        "No workers or no engines are asked for: `spec.experts.workers` is 0, or a policy let them go. Requests wait "
+        "in the ingress; a policy with `idle` starts the pool for them.",
+    )
     WAITING_FOR_PLACEMENT = "WaitingForPlacement", "No expert is placed yet."
     EXPERTS_LOST = "ExpertsLost", "Experts have no live replica; requests wait while they are placed anew."
     WAITING_FOR_ENGINES = "WaitingForEngines", "No engine takes requests."
@@ -143,7 +147,7 @@ class LoadedReason(Documented):
     LOADED = "Loaded", "Every expert has a live replica and an engine is ready."
     CONTROLLER_UNREACHABLE = "ControllerUnreachable", "The pool controller does not answer, so nobody knows."
     INSPECTING_MODEL = "InspectingModel", "The checkpoint is being looked at."
-    IDLE = "Idle", "`spec.experts.workers` is 0: no expert is loaded."
+    IDLE = "Idle", "No workers or no engines are asked for, so there is nobody to load it."
     FETCHING_MODEL = "FetchingModel", "The nodes fetch the checkpoint; `status.model` says how far they are."
     SOURCE_CHANGED = (
         "SourceChanged",
@@ -170,22 +174,20 @@ class PersistentReason(Documented):
 
 
 class ScaledReason(Documented):
-    """Whether something else than the spec says how large the pools are. Absent where nothing does.
+    """Whether something else than the spec says how large the pools are: what is written there does not count.
 
-    True where the spec says another size, which is ignored: somebody wrote it, by kubectl scale, an autoscaler or Git.
+    Absent where the spec counts.
     """
 
-    POLICY_DECIDES = "PolicyDecides", "A MoEAutoscalingPolicy decides, and the spec says the same size."
     SCALED_BY_POLICY = (
         "ScaledByPolicy",
-        "A MoEAutoscalingPolicy decides, and the spec says another size, which is ignored. Change the policy, pause or "
-        "delete it; or leave spec.experts.workers and spec.engines.replicas alone.",
+        "A MoEAutoscalingPolicy decides; what kubectl scale, an autoscaler or Git writes to spec.experts.workers and "
+        "spec.engines.replicas is ignored. The message has both.",
     )
     SCALED_BY_SCALER = (
         "ScaledByScaler",
-        "A MoEScaler decides, and the spec says another size, which is ignored. Scale the MoEScaler, or delete it.",
+        "A MoEScaler decides; what is written to the spec instead is ignored. The message has both.",
     )
-    SCALER_DECIDES = "ScalerDecides", "A MoEScaler decides, and the spec says the same size."
 
 
 class ActiveReason(Documented):
@@ -234,6 +236,7 @@ class BudgetReason(Documented):
     """Whether the objectives ask for more devices than the budget has."""
 
     WITHIN_BUDGET = "WithinBudget", "They do not."
+    NOTHING_DECIDED = "NothingDecided", "Nothing is decided at the moment."
     NO_BUDGET = "NoBudget", "There is no budget."
     EXHAUSTED = "BudgetExhausted", "They do, or devices of members that still go are waited for; see the numbers."
 

@@ -34,7 +34,7 @@ def what_is_missing(deployment: MoEDeployment, observed: Observation, pool: Pool
     if observed.inspection is not None and observed.inspection.pending:
         return LoadedReason.INSPECTING_MODEL, f"the checkpoint {deployment.model.source} is being looked at"
     if deployment.experts.workers == 0 and (pool.lost or not pool.placement):
-        return LoadedReason.IDLE, "spec.experts.workers is 0"
+        return LoadedReason.IDLE, "no workers are asked for"
     if pool.files.coming and not pool.placement:
         return LoadedReason.FETCHING_MODEL, f"the nodes fetch {deployment.model.source}: see status.model"
     if not pool.placement:
@@ -42,6 +42,8 @@ def what_is_missing(deployment: MoEDeployment, observed: Observation, pool: Pool
     if pool.lost:
         return LoadedReason.EXPERTS_LOST, f"{len(pool.lost)} experts have no live replica and are loaded again"
     if not any(engine.state is MemberState.READY for engine in pool.engines):
+        if deployment.engines.replicas == 0:
+            return LoadedReason.IDLE, "no engines are asked for"
         return LoadedReason.LOADING_ENGINES, "no engine has the dense weights yet"
     return None
 

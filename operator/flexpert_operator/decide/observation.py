@@ -11,6 +11,7 @@ from flexpert_operator.api.words import Phase as Phase
 from flexpert_operator.decide.loads import SmoothedLoads
 from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_placement.types import ExpertId, Placement
+from flexpert_proto.measuring import Figures
 
 
 class Epoch(NamedTuple):
@@ -171,6 +172,8 @@ class Pool:
         wanted_standby: Workers that are to stand by.
         table_operation: Of the newest published table.
         files: How far the model's files are.
+        figures: What all its processes have measured; None where that was not asked for.
+        layer_imbalance: Busiest worker's tokens over the average, of each layer; empty as above.
     """
 
     incarnation: str
@@ -190,6 +193,8 @@ class Pool:
     wanted_standby: int = 0
     table_operation: str = ""
     files: ModelFiles = field(default_factory=ModelFiles)
+    figures: Figures | None = None
+    layer_imbalance: tuple[float, ...] = ()
 
     @property
     def alive(self) -> tuple[Worker, ...]:

@@ -103,7 +103,8 @@ def note_failure(
     failed, cluster, spec = sizing.failed, observed.cluster, deployment.experts
     if failed is not None:
         came = observed.pool is not None and count_ready(observed.pool) >= spec.workers
-        again = came or failed.generation != deployment.generation or observed.now - failed.at >= retry_s
+        other = (failed.pods, failed.generation) != (spec.pods, deployment.generation)
+        again = came or other or observed.now - failed.at >= retry_s
         return (replace(sizing, failed=None, since=observed.now), ()) if again else (sizing, ())
     if observed.pool is not None and observed.pool.files.coming:
         # Pods are there and fetch the model, which takes what it takes: the deadline counts from its end, roughly.

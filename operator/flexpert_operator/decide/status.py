@@ -286,10 +286,9 @@ def ready_condition(deployment: MoEDeployment, observed: Observation) -> Conditi
             ReadyReason.CONTROLLER_UNREACHABLE,
             f"the pool controller does not answer: {observed.pool_error}",
         )
-    if deployment.experts.workers == 0 and count_ready(pool) == 0:
-        return Condition(
-            READY, no, ReadyReason.IDLE, "spec.experts.workers is 0; requests wait until there are workers"
-        )
+    idle = idle_pools(deployment, pool)
+    if idle:
+        return Condition(READY, no, ReadyReason.IDLE, f"no {idle} are asked for; requests wait until there are some")
     if not pool.placement:
         return Condition(READY, no, ReadyReason.WAITING_FOR_PLACEMENT, f"no expert is placed yet{suffix(pool.message)}")
     if pool.lost:
@@ -301,6 +300,13 @@ def ready_condition(deployment: MoEDeployment, observed: Observation) -> Conditi
     if observed.ingress_ready == 0:
         return Condition(READY, no, ReadyReason.WAITING_FOR_INGRESS, "no ingress is ready")
     return Condition(READY, ConditionStatus.TRUE, ReadyReason.SERVING, "requests are answered")
+
+
+def idle_pools(deployment: MoEDeployment, pool: Pool) -> str:
+    """Which pools are empty because nobody asks for more; empty where both have members or shall have."""
+    workers = "workers" if deployment.experts.workers == 0 and count_ready(pool) == 0 else ""
+    engines = "engines" if deployment.engines.replicas == 0 and ready_engines(pool) == 0 else ""
+    return " and ".join(filter(None, (engines, workers)))
 
 
 def progressing_condition(deployment: MoEDeployment, observed: Observation, outcome: Outcome) -> Condition:

@@ -1,0 +1,98 @@
+"""What a pool has measured, as the observation that `autoscale` decides from. Pure; `policies` keeps what came before.
+
+Figures are sums over the pool's processes (`flexpert_proto.metrics` has their names); what happened between two looks
+is their difference. A figure that nobody tells is NaN or nothing, and figures that did not come are stale: then sizes
+are held.
+"""
+
+import math
+from dataclasses import dataclass
+
+from flexpert_operator.autoscale.observation import Counters, Observation, PoolCount
+from flexpert_operator.decide.observation import Pool
+from flexpert_proto.measuring import Figures
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a pool told at a moment of our clock."""
+
+    at: float
+    pool: Pool
+
+
+def observation_of(
+    now: float,
+    look: Look | None,
+    before: Look | None,
+    engines: PoolCount,
+    experts: PoolCount,
+    reachable: float | None,
+    scale_up_s: float,
+) -> Observation:
+    """What a decision is made from.
+
+    Args:
+        now: Seconds since the epoch.
+        look: What the pool told last; None where it tells nothing, or no figures.
+        before: What it told at the last decision.
+        engines: Engines ready, and those that hold devices.
+        experts: The same of workers.
+        reachable: Imbalance under the placement that the planner would choose; None where it was not asked.
+        scale_up_s: Measured time from a decision to ready members.
+    """
+    figures = look.pool.figures if look is not None else None
+    if look is None or figures is None:
+        return Observation(now, engines, experts, scale_up_s=scale_up_s)
+    earlier = before.pool.figures if before is not None else None
+    since = figures.minus(earlier)
+    steps = since.histogram("engine_step_seconds")
+    dispatch_s = since.histogram("engine_dispatch_seconds").mean
+    imbalance = mean_of(look.pool.layer_imbalance)
+    return Observation(
+        at=now,
+        engines=engines,
+        experts=experts,
+        measured_at=look.at,
+        counters=Counters(
+            figures.counter("ingress_requests"),
+            figures.counter("ingress_prompt_tokens"),
+            figures.counter("ingress_finished_requests"),
+            figures.counter("ingress_finished_tokens"),
+        ),
+        running=running_of(since, engines.ready),
+        queued=figures.gauge("ingress_waiting") + figures.gauge("engine_waiting"),
+        queued_tokens=figures.gauge("ingress_waiting_tokens") + figures.gauge("engine_waiting_tokens"),
+        prefill_tokens=ratio(since.counter("engine_prefill_tokens"), steps.count, 0.0) * engines.ready,
+        engine_step_s=steps.mean - dispatch_s if dispatch_s <= steps.mean else math.nan,
+        expert_step_s=dispatch_s,
+        engine_utilisation=ratio(since.counter("engine_busy_seconds"), since.counter("engine_up_seconds")),
+        worker_utilisation=ratio(since.counter("worker_busy_seconds"), since.counter("worker_up_seconds")),
+        kv_used=ratio(figures.gauge("engine_kv_used_bytes"), figures.gauge("engine_kv_bytes")),
+        imbalance=imbalance,
+        reachable_imbalance=min(imbalance, reachable) if reachable is not None else imbalance,
+        scale_up_s=scale_up_s,
+    )
+
+
+def running_of(since: Figures, engines: int) -> float:
+    """Sequences in an average step of all engines together; where no step was made, those that engines hold now."""
+    in_step = ratio(since.counter("engine_sequence_seconds"), since.counter("engine_busy_seconds"))
+    return since.gauge("engine_running") if math.isnan(in_step) else max(in_step * engines, 0.0)
+
+
+def ratio(part: float, whole: float, otherwise: float = math.nan) -> float:
+    """A part of something; `otherwise` where there is nothing."""
+    return part / whole if whole > 0 else otherwise
+
+
+def mean_of(layers: tuple[float, ...]) -> float:
+    """Mean over the layers that had tokens; 1 where none had."""
+    seen = [one for one in layers if math.isfinite(one) and one >= 1.0]
+    return sum(seen) / len(seen) if seen else 1.0
+
+
+def waits(pool: Pool) -> bool:
+    """Whether a request waits for somebody to serve it."""
+    figures = pool.figures
+    return figures is not None and figures.gauge("ingress_waiting") + figures.gauge("engine_waiting") > 0
