@@ -165,6 +165,7 @@ def test_from_up_to_down(cluster: Cluster) -> None:
         plan = json.loads(cluster.flexpert("plan", "--live", NAME, "--trace", trace, "--format", "json"))
         assert plan["predicted"]["refusal"] == ""
         assert plan["after"]["imbalance"] <= plan["before"]["imbalance"] + 1e-6
+        check_views(cluster)
     assert load.failures == []
     assert load.num_texts > 0
     assert [engine.expert_bytes for engine in cluster.pool().engines] == [0]
@@ -174,6 +175,23 @@ def test_from_up_to_down(cluster: Cluster) -> None:
     assert [leader for leader in leaders if processes.session_members(leader)] == []
     assert mentioning(str(cluster.layout.root), str(cluster.layout.scratch)) == []
     assert not cluster.layout.scratch.exists()
+
+
+def check_views(cluster: Cluster) -> None:
+    """What `top` and a small load by `bench serve` say of a pool that serves."""
+    seen = json.loads(cluster.flexpert("top", NAME, "--once", "-o", "json"))
+    assert [worker["state"] for worker in seen["workers"]] == ["Ready", "Ready"]
+    assert sum(worker["loadPercent"] for worker in seen["workers"]) == pytest.approx(100, abs=0.1)
+    assert seen["engines"][0]["epoch"] == seen["epoch"]
+    assert seen["operation"]["phase"] == "Succeeded"
+    assert all(imbalance >= 1 for imbalance in seen["layerImbalance"])
+    shown = cluster.flexpert("top", "--once")
+    assert f"{NAME} (default)  Ready" in shown
+    load = ("--num-prompts", "4", "--dataset-name", "random", "--random-input-len", "8", "--random-output-len", "4")
+    for backend in ("openai", "grpc"):
+        told = cluster.flexpert("bench", "serve", NAME, "--backend", backend, *load, "--ignore-eos")
+        assert "Successful requests:                     4" in told
+        assert "Total generated tokens:                  16" in told
 
 
 def check_threads(cluster: Cluster) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,28 @@ def test_looks_at_another_controller_do_not_count() -> None:
     looks = kept([Look(a_pool(), 100.0), Look(later, 101.0)], 101.0)
     assert [look.at for look in looks] == [101.0]
     assert [look.at for look in kept([Look(a_pool(), 100.0)], 1000.0)] == [100.0]
+
+
+def test_latencies_are_of_lately_and_of_what_clients_saw() -> None:
+    def told(at: float, first_tokens: Sequence[int], steps: float, busy: float) -> Look:
+        ttft = pb.Histogram(bounds=[0.1, 0.2, 0.4], counts=first_tokens, total=1.0)
+        sizes = pb.Histogram(bounds=[4.0, 16.0], counts=[int(steps), 0, 0], total=3 * steps)
+        by_name = {"ingress_ttft_seconds": ttft, "engine_step_tokens": sizes}
+        pool = a_pool(figures=pb.Figures(incarnation="one", since=1.0, at=at, histograms=by_name))
+        pool.workers[0].busy_seconds, pool.workers[0].up_seconds = busy, at
+        return Look(pool, at)
+
+    view = view_of([told(100.0, [50, 0, 0, 0], 10, 50.0), told(110.0, [50, 9, 1, 0], 20, 53.0)], MOED)
+    first = view.times[0]
+    assert (first.name, first.count) == ("TTFT", 10)
+    assert 150 < (first.p50_milliseconds or 0) < 160
+    assert 200 < (first.p99_milliseconds or 0) < 400
+    assert view.times[1].p50_milliseconds is None
+    assert view.batch_tokens == 3.0
+    assert view.workers[0].busy_percent == 30.0
+    text = text_of(lines_of(view, 100))
+    assert "3.0 tokens a step" in text
+    assert any(line.startswith("TTFT") and line.endswith(" 10") for line in text.splitlines())
 
 
 def test_a_reconfiguration_shows_how_far_it_is() -> None:

@@ -144,7 +144,7 @@ class Watcher:
 
     def _read_pool(self) -> pb.Pool:
         address = names.control_address_of(self.deployment)
-        request = pb.GetPoolRequest(with_placement=True, with_loads=True)
+        request = pb.GetPoolRequest(with_placement=True, with_loads=True, with_figures=True)
         try:
             if self._stub is None:
                 self._stub = PoolControlStub(self._dialled.enter_context(self.reach.channel(address, OPTIONS)))

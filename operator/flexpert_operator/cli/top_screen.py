@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from flexpert_operator.cli.tables import mebibytes
-from flexpert_operator.cli.top_view import EngineRow, OperationView, View, WorkerRow
+from flexpert_operator.cli.top_view import EngineRow, OperationView, TimeRow, View, WorkerRow
 
 GOOD, WARNING, BAD, FAINT, STRONG = "green", "yellow", "red", "dim", "bold"
 """Styles, as `rich` names them."""
@@ -51,6 +51,7 @@ WORKERS: tuple[Column[WorkerRow], ...] = (
     Column("STATE", lambda row: row.state),
     Column("LOAD", lambda row: percent(row.load_percent), right=True),
     Column("", lambda row: bar(row.load_percent), rank=4),
+    Column("BUSY", lambda row: percent(row.busy_percent), rank=2, right=True),
     Column("EXPERTS", lambda row: str(row.experts), rank=1, right=True),
     Column("MEMORY", lambda row: mebibytes(row.resident_bytes), rank=2, right=True),
     Column("OF", lambda row: mebibytes(row.memory_bytes), rank=3, right=True),
@@ -66,6 +67,15 @@ ENGINES: tuple[Column[EngineRow], ...] = (
     Column("KV", lambda row: percent(row.kv_percent), rank=3, right=True),
     Column("EPOCH", lambda row: row.epoch, rank=4, right=True),
     Column("POD", lambda row: row.pod, rank=5),
+)
+
+
+TIMES: tuple[Column[TimeRow], ...] = (
+    Column("", lambda row: row.name),
+    Column("P50 MS", lambda row: number(row.p50_milliseconds), right=True),
+    Column("P90 MS", lambda row: number(row.p90_milliseconds), rank=2, right=True),
+    Column("P99 MS", lambda row: number(row.p99_milliseconds), rank=1, right=True),
+    Column("NUMBER", lambda row: str(row.count), rank=3, right=True),
 )
 
 
@@ -110,11 +120,11 @@ def head(view: View, width: int) -> list[Line]:
 def middle(view: View, width: int) -> list[Line]:
     """Traffic, balance, what goes on."""
     running, waiting = sum(row.running for row in view.engines), sum(row.waiting for row in view.engines)
-    found: list[Line] = [
-        (Piece(f"{number(view.tokens_per_second)} tokens/s{_GAP}{running} running{_GAP}{waiting} waiting"),)
-    ]
-    for name, values in view.latencies.items():
-        found.append((Piece(f"{name:<5}", FAINT), Piece(_GAP.join(f"{key} {value}" for key, value in values.items()))))
+    batch = "" if view.batch_tokens is None else f"{_GAP}{view.batch_tokens:.1f} tokens a step"
+    said = f"{number(view.tokens_per_second)} tokens/s{_GAP}{running} running{_GAP}{waiting} waiting{batch}"
+    found: list[Line] = [(Piece(said),)]
+    if any(row.count for row in view.times):
+        found += table(TIMES, view.times, width, None)
     if view.layer_imbalance:
         found.append(imbalance(view.layer_imbalance))
     if view.operation is not None:

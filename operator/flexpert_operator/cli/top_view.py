@@ -1,7 +1,7 @@
 """What `flexpert top` shows of a pool: plain values, worked out of what was seen of it lately. Pure; `top` looks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,21 @@ from flexpert_operator.decide.balance import Spread
 from flexpert_operator.pool_client import placement_of
 from flexpert_placement.types import WorkerCapacity
 from flexpert_proto import pool_pb2 as pb
+from flexpert_proto.measuring import Figures, Histogram, figures_of
 
 RATE_S = 10.0
 """Time over which tokens per second are told."""
 
 WINDOW_S = 60.0
 """Time over which loads and latencies are told."""
+
+TIMES = {
+    "TTFT": ("ingress_ttft_seconds", "engine_ttft_seconds"),
+    "TPOT": ("ingress_tpot_seconds", "engine_tpot_seconds"),
+    "queue": ("ingress_queue_seconds", "engine_queue_seconds"),
+    "step": ("engine_step_seconds",),
+}
+"""Histograms of each time, that are looked at in this order: what clients saw first."""
 
 _RUNNING = (pb.PENDING, pb.PREPARE, pb.COMMIT, pb.RETIRE)
 
@@ -31,7 +40,7 @@ class Look:
 
 @dataclass(frozen=True)
 class WorkerRow:
-    """A worker; `load_percent` is its part of the tokens, None while nothing is known of them."""
+    """A worker; its part of the tokens, and of its time that it computed, are None while nothing is known of them."""
 
     id: str
     pod: str
@@ -41,6 +50,7 @@ class WorkerRow:
     resident_bytes: int
     memory_bytes: int
     load_percent: float | None
+    busy_percent: float | None
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,17 @@ class EngineRow:
     kv_percent: float
     tokens_per_second: float | None
     epoch: str
+
+
+@dataclass(frozen=True)
+class TimeRow:
+    """A time of requests or steps: how many there were, and percentiles in milliseconds; None where there was none."""
+
+    name: str
+    count: int
+    p50_milliseconds: float | None
+    p90_milliseconds: float | None
+    p99_milliseconds: float | None
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,8 @@ class View:
         at: When it was looked, seconds since the Unix epoch.
         ready: Status of the condition Ready, and `reason` why it is that.
         trouble: Why what is shown is not of now, or empty.
+        batch_tokens: Mean tokens of an engine's step, lately.
+        times: Of the last minute.
         layer_imbalance: Of each layer the busiest worker's time over the average one.
         autoscaling: What the policy that targets it decided last; None where there is none.
     """
@@ -107,10 +130,11 @@ class View:
     workers: tuple[WorkerRow, ...]
     engines: tuple[EngineRow, ...]
     tokens_per_second: float | None
+    batch_tokens: float | None
+    times: tuple[TimeRow, ...]
     layer_imbalance: tuple[float, ...]
     operation: OperationView | None
-    autoscaling: Mapping[str, Any] | None = None
-    latencies: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    autoscaling: Mapping[str, Any] | None
 
     def json(self) -> dict[str, Any]:
         """As `-o json` writes it, with the API's spelling of names."""
@@ -140,6 +164,7 @@ def view_of(
     loads, imbalance = spread_of(pool, tokens)
     engines = tuple(engine_row(engine, looks) for engine in pool.engines)
     ready, reason = ready_of(deployment)
+    figures = recent_figures(looks)
     rates = [row.tokens_per_second for row in engines if row.tokens_per_second is not None]
     return View(
         name=deployment["metadata"]["name"],
@@ -152,10 +177,12 @@ def view_of(
         epoch=f"{pool.epoch.term}.{pool.epoch.sequence}",
         message=pool.message,
         lost_experts=len(pool.lost),
-        workers=tuple(sorted((worker_row(worker, loads) for worker in pool.workers), key=_busiest_first)),
+        workers=tuple(sorted((worker_row(worker, loads, looks) for worker in pool.workers), key=_busiest_first)),
         engines=tuple(sorted(engines, key=lambda row: (-row.running - row.waiting, row.id))),
         tokens_per_second=sum(rates) if rates else None,
-        layer_imbalance=imbalance,
+        batch_tokens=None if figures is None else mean_of(figures.histogram("engine_step_tokens")),
+        times=() if figures is None else times_of(figures),
+        layer_imbalance=tuple(round(one, 4) for one in pool.layer_imbalance) or imbalance,
         operation=operation_of(pool.operation, now or last.at) if pool.HasField("operation") else None,
         autoscaling=autoscaling_of(policy),
     )
@@ -166,6 +193,30 @@ def kept(looks: Sequence[Look], now: float) -> list[Look]:
     newest = looks[-1:]
     same = [look for look in looks if newest and look.pool.incarnation == newest[0].pool.incarnation]
     return [look for look in same if now - look.at <= WINDOW_S] or list(newest)
+
+
+def recent_figures(looks: Sequence[Look]) -> Figures | None:
+    """What was measured lately, in the first seconds everything that ever was; None where nobody tells."""
+    if not looks[-1].pool.HasField("figures"):
+        return None
+    now, long_enough = figures_of(looks[-1].pool.figures), looks[-1].at - looks[0].at >= RATE_S
+    told = long_enough and looks[0].pool.HasField("figures")
+    return now.minus(figures_of(looks[0].pool.figures)) if told else now
+
+
+def times_of(figures: Figures) -> tuple[TimeRow, ...]:
+    """The times' percentiles; of what clients saw, else of what engines did."""
+    rows = []
+    for name, histograms in TIMES.items():
+        found = next((one for one in map(figures.histogram, histograms) if one.count), Histogram((), (0,)))
+        values = [round(1000 * found.quantile(part), 2) if found.count else None for part in (0.5, 0.9, 0.99)]
+        rows.append(TimeRow(name, found.count, *values))
+    return tuple(rows)
+
+
+def mean_of(histogram: Histogram) -> float | None:
+    """None where nothing was observed."""
+    return round(histogram.mean, 1) if histogram.count else None
 
 
 def recent_tokens(looks: Sequence[Look]) -> NDArray[np.float64] | None:
@@ -198,9 +249,9 @@ def spread_of(pool: pb.Pool, tokens: NDArray[np.float64] | None) -> tuple[dict[s
     return dict(zip(serving, parts.tolist(), strict=True)), tuple(round(float(one), 4) for one in imbalance)
 
 
-def worker_row(worker: pb.Worker, loads: Mapping[str, float]) -> WorkerRow:
+def worker_row(worker: pb.Worker, loads: Mapping[str, float], looks: Sequence[Look]) -> WorkerRow:
     """One worker."""
-    load = loads.get(worker.id)
+    load, busy = loads.get(worker.id), busy_of(worker, looks)
     return WorkerRow(
         id=worker.id,
         pod=worker.pod,
@@ -210,7 +261,19 @@ def worker_row(worker: pb.Worker, loads: Mapping[str, float]) -> WorkerRow:
         resident_bytes=worker.resident_bytes,
         memory_bytes=worker.memory_bytes,
         load_percent=None if load is None else round(100 * load, 2),
+        busy_percent=None if busy is None else round(100 * busy, 2),
     )
+
+
+def busy_of(worker: pb.Worker, looks: Sequence[Look]) -> float | None:
+    """Part of its time lately in which a worker computed; None where nobody tells."""
+    if not worker.up_seconds:
+        return None
+    then = [one for look in looks[:-1] for one in look.pool.workers if one.id == worker.id]
+    for one in then[:1]:
+        if worker.incarnation == one.incarnation and worker.up_seconds > one.up_seconds:
+            return min((worker.busy_seconds - one.busy_seconds) / (worker.up_seconds - one.up_seconds), 1.0)
+    return min(worker.busy_seconds / worker.up_seconds, 1.0)
 
 
 def _busiest_first(row: WorkerRow) -> tuple[float, int, str]:
