@@ -22,6 +22,7 @@ from flexpert_workers.dispatch.statistics import DispatchTimes, LayerStatistics
 from flexpert_workers.dispatch.tables import TableHolder
 from flexpert_workers.dispatch.work import LayerInput, Part, Work
 from flexpert_workers.errors import PassAbandoned
+from flexpert_workers.messages import UNREADABLE
 from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
 from flexpert_workers.routing import NO_EPOCH, Epoch
 from flexpert_workers.transport import from_frame
@@ -279,7 +280,7 @@ class DispatchClient:
         try:
             reply = _decoder.decode(frames[0])
             sums = self._sums(part, reply, frames, work.layer_input.hidden.shape[1])
-        except (msgspec.MsgspecError, ValueError, IndexError):
+        except (*UNREADABLE, ValueError, IndexError):
             self._lose(work, part.incarnation)  # it speaks another language
             return
         if (reply.request, reply.attempt) != (work.request, part.attempt):

@@ -16,6 +16,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from flexpert_workers.engine.recorder import RoutingRecorder
+from flexpert_workers.messages import UNREADABLE
 from flexpert_workers.messages.generation import Cancel, GenerationReply, GenerationRequest, Ping, Pong, Submit
 from flexpert_workers.transport import bind
 
@@ -152,7 +153,7 @@ class Frontend:
     def _accept(self, source: bytes, payload: bytes) -> None:
         try:
             messages = self._decoder.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             logger.warning("an ingress sent what is not a batch of requests: %s", error)
             return
         for message in messages:

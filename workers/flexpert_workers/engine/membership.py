@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 
 import grpc
-import msgspec
 
 from flexpert_proto.channels import pool_channel
 from flexpert_proto.credentials import CredentialsError
@@ -18,6 +17,7 @@ from flexpert_proto.pool_pb2 import Engine as EngineMessage
 from flexpert_proto.pool_pb2 import EngineDirective, EngineReport, RecordOrder
 from flexpert_proto.pool_pb2_grpc import PoolMembershipStub
 from flexpert_workers.dispatch import TableHolder
+from flexpert_workers.messages import UNREADABLE
 from flexpert_workers.routing import RoutingTable
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Membership:
                     logger.info("no lease with %s: %s", self._address, _reason(error))
             except CredentialsError as error:
                 logger.warning("no lease with %s: %s", self._address, error)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 logger.warning("the pool controller sent a table that cannot be read: %s", error)
             self._stopped.wait(self._back_off_s)
             self._back_off_s = min(2 * self._back_off_s, _LONGEST_BACK_OFF_S)

@@ -21,7 +21,7 @@ from flexpert_workers.expert.prepare import Preparer
 from flexpert_workers.expert.store import ExpertStore
 from flexpert_workers.memory.backend import ExpertKey
 from flexpert_workers.memory.loans import PageLender
-from flexpert_workers.messages import control
+from flexpert_workers.messages import UNREADABLE, control
 from flexpert_workers.routing import RoutingTable, WorkerAddress
 
 _log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class ControlServer:
         try:
             request = _decoder.decode(payload)
             return self._handlers[type(request)](request)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             return control.Refused("internal", f"that is not a request this worker understands: {error}")
         except CapacityError as error:
             return control.Refused("capacity", str(error))

@@ -18,6 +18,7 @@ from flexpert_workers.expert.compute import ExpertCompute, SortedPairs, sort_pai
 from flexpert_workers.expert.meter import WorkerMeter
 from flexpert_workers.expert.store import ExpertStore
 from flexpert_workers.expert.turns import ComputeTurns
+from flexpert_workers.messages import UNREADABLE
 from flexpert_workers.messages.dispatch import DispatchReply, DispatchRequest, Status
 from flexpert_workers.transport import from_frame
 from flexpert_workers.transport.frames import as_frame, dtype_named
@@ -111,7 +112,7 @@ class DispatchServer:
     def _answer(self, listener: Listener, connection: Connection, frames: list[memoryview]) -> None:
         try:
             request = _decoder.decode(frames[0])
-        except (IndexError, msgspec.MsgspecError):
+        except (IndexError, *UNREADABLE):
             _log.warning("dropped a message that is not a dispatch")
             return
         began = time.perf_counter()

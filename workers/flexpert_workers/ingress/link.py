@@ -14,6 +14,7 @@ import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from flexpert_workers.messages import UNREADABLE
 from flexpert_workers.messages.generation import GenerationReply, GenerationRequest, Ping
 from flexpert_workers.transport import connect
 
@@ -136,7 +137,7 @@ class EngineLink:
             self._heard_at = self._clock()
             try:
                 replies = _decoder.decode(payload)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            except UNREADABLE as error:
                 self._lose(f"it does not speak the protocol: {error}")
                 return
             self._listener.link_replies(self, replies)

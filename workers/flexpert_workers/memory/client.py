@@ -22,6 +22,7 @@ from flexpert_workers.errors import CapacityError, CheckpointError, FlexpertErro
 from flexpert_workers.memory.backend import ExpertKey, PageBackend
 from flexpert_workers.memory.loans import Loan, Origin, Want
 from flexpert_workers.memory.passing import MOST_DESCRIPTORS, Link
+from flexpert_workers.messages import UNREADABLE
 from flexpert_workers.messages import owner as messages
 
 _log = logging.getLogger(__name__)
@@ -248,7 +249,7 @@ class OwnerClient:
         """What goes wrong with a connection is its end; the watcher makes another."""
         try:
             yield
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, *UNREADABLE) as error:
             while self._descriptors:
                 os.close(self._descriptors.popleft())
             if self._link is not None:

@@ -10,6 +10,7 @@ FlexpertError
     ├── UnknownName         no such worker, operation or recording
     ├── RecordingRunning    one recording at a time
     ├── InvalidRecording    so many tokens or seconds cannot be recorded
+    ├── InvalidMessage      a field whose value means nothing
     └── InvalidPlan         a plan that contradicts itself or the pool
 WorkerUnreachable           a worker did not answer in time (not the user's doing)
 """
@@ -59,6 +60,10 @@ class RecordingRunning(PoolRefusal):
 
 class InvalidRecording(PoolRefusal):
     """Sizes of a recording that cannot be."""
+
+
+class InvalidMessage(PoolRefusal):
+    """A field has a value that means nothing here; the message names it."""
 
 
 class InvalidPlan(PoolRefusal):

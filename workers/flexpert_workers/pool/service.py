@@ -14,6 +14,7 @@ from flexpert_workers.pool import exceptions, view
 from flexpert_workers.pool.aside import aside
 from flexpert_workers.pool.controller import PoolController
 from flexpert_workers.pool.leases import Lease
+from flexpert_workers.pool.malformed import MalformedRefuser
 from flexpert_workers.pool.state import Operation, Prediction, Request
 
 _STATUSES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
@@ -23,6 +24,7 @@ _STATUSES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (errors.SourceUnreachable, grpc.StatusCode.OUT_OF_RANGE),
     (errors.CacheUnusable, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.CheckpointError, grpc.StatusCode.FAILED_PRECONDITION),
+    (exceptions.InvalidMessage, grpc.StatusCode.INVALID_ARGUMENT),
     (exceptions.InvalidPlan, grpc.StatusCode.INVALID_ARGUMENT),
     (exceptions.InvalidRecording, grpc.StatusCode.INVALID_ARGUMENT),
     (exceptions.UnknownName, grpc.StatusCode.NOT_FOUND),
@@ -152,7 +154,7 @@ class PoolMembershipService(pool_pb2_grpc.PoolMembershipServicer):
         first = await anext(aiter(request_iterator))
         await self._check(first, context)
         registry = self._controller.engines
-        lease = registry.register(view.engine_of(first.engine))
+        lease = await _answered(context, lambda: registry.register(view.engine_of(first.engine)))
         self._note(first)
         reader = asyncio.create_task(self._read(request_iterator, lease))
         try:
@@ -220,7 +222,7 @@ async def serve(controller: PoolController, address: str) -> tuple[grpc.aio.Serv
     Raises:
         RuntimeError: The address is taken.
     """
-    server = grpc.aio.server(options=_SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=(MalformedRefuser(),), options=_SERVER_OPTIONS)
     pool_pb2_grpc.add_PoolControlServicer_to_server(PoolControlService(controller), server)
     pool_pb2_grpc.add_PoolMembershipServicer_to_server(PoolMembershipService(controller), server)
     port = add_pool_port(server, address)

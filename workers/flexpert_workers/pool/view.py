@@ -3,11 +3,12 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from flexpert_proto import pool_pb2
 from flexpert_proto.measuring import figures_message
 from flexpert_workers.pool.controller import PoolController
-from flexpert_workers.pool.exceptions import InvalidPlan
+from flexpert_workers.pool.exceptions import InvalidMessage, InvalidPlan
 from flexpert_workers.pool.leases import News
 from flexpert_workers.pool.state import (
     Cause,
@@ -226,6 +227,7 @@ def request_of(message: pool_pb2.ReconfigureRequest) -> Request:
 
     Raises:
         InvalidPlan: It names a replica twice.
+        InvalidMessage: There is no such cause.
     """
     target: dict[Expert, dict[str, float]] = defaultdict(dict)
     for replica in message.plan.target:
@@ -239,8 +241,16 @@ def request_of(message: pool_pb2.ReconfigureRequest) -> Request:
         Move((move.expert.layer, move.expert.index), move.target, tuple(move.sources)) for move in message.plan.moves
     )
     base = Epoch(message.base_epoch.term, message.base_epoch.sequence)
-    cause = Cause(pool_pb2.Cause.Name(message.cause))
+    cause = Cause(_named(pool_pb2.Cause, message.cause, "cause"))
     return Request(message.operation_id, cause, base, moves, dict(target), leader=message.leader)
+
+
+def _named(kind: Any, value: int, field: str) -> str:
+    """The name of an enum's value."""
+    try:
+        return str(kind.Name(value))
+    except ValueError as error:
+        raise InvalidMessage(f"{field}: there is no value {value}") from error
 
 
 def spec_of(message: pool_pb2.PoolSpec) -> PoolSpec:
@@ -267,10 +277,10 @@ def spec_of(message: pool_pb2.PoolSpec) -> PoolSpec:
 
 
 def engine_of(message: pool_pb2.Engine) -> Engine:
-    """An engine as it reports itself."""
+    """An engine as it reports itself; raises `InvalidMessage` for a state that there is not."""
     return Engine(
         id=message.id,
-        condition=Condition(pool_pb2.Engine.State.Name(message.state)),
+        condition=Condition(_named(pool_pb2.Engine.State, message.state, "engine.state")),
         endpoint=message.endpoint,
         epoch=Epoch(message.epoch.term, message.epoch.sequence),
         pid=message.pid,

@@ -8,7 +8,7 @@ import msgspec
 import zmq
 
 from flexpert_proto.credentials import CredentialsError
-from flexpert_workers.messages import transfer
+from flexpert_workers.messages import UNREADABLE, transfer
 from flexpert_workers.transfer.channel import Channel
 from flexpert_workers.transport.endpoints import connect
 from flexpert_workers.transport.monitor import ConnectionMonitor, PeerEvent
@@ -83,7 +83,7 @@ class Link:
             return None
         try:
             return _decoder.decode(sock.recv())
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise LinkBroken(f"{self.endpoint} is not a page server of this version: {error}") from error
 
     def receive_into(self, target: memoryview) -> bool:

@@ -16,7 +16,7 @@ import msgspec
 import zmq
 
 from flexpert_workers import threads
-from flexpert_workers.messages import transfer
+from flexpert_workers.messages import UNREADABLE, transfer
 from flexpert_workers.transfer.bucket import TokenBucket
 from flexpert_workers.transfer.channel import Channel, ChannelTransport
 from flexpert_workers.transfer.checksum import chunk_checksum, page_checksum
@@ -208,7 +208,7 @@ class PageServer:
     def _handle(self, target: bytes, payload: bytes) -> transfer.TransferReply | None:
         try:
             request = _decoder.decode(payload)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             return transfer.Unavailable("invalid", f"that is not a request this server understands: {error}")
         try:
             if isinstance(request, transfer.AskPage):

@@ -24,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flexpert_workers.errors import FlexpertError
+from flexpert_workers.messages import UNREADABLE
 from flexpert_workers.pool.controller import PoolController
 from flexpert_workers.ui.dry_run import Busy, CannotTry, DryRuns, Wish
 from flexpert_workers.ui.feed import MOST_WATCHERS, Feed
@@ -116,7 +117,7 @@ async def _wish(request: Request) -> Wish:
             raise _Refused(413, f"send at most {LARGEST_QUESTION_BYTES} bytes")
     try:
         return msgspec.json.decode(bytes(body), type=Wish)
-    except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
+    except UNREADABLE as wrong:
         raise _Refused(400, str(wrong)) from wrong
 
 

@@ -15,6 +15,7 @@ from flexpert_proto import generation_pb2 as pb
 from flexpert_workers.errors import InvalidRequest
 from flexpert_workers.ingress.chat import Message, prompt_ids
 from flexpert_workers.ingress.model import ServedModel
+from flexpert_workers.messages import UNREADABLE
 
 MAX_CHOICES = 128
 """Choices of one request: prompts times `n`."""
@@ -160,7 +161,7 @@ def chat(data: bytes, model: ServedModel) -> Ask:
 def _read(data: bytes, kind: type[B], neutral: Mapping[str, tuple[Any, ...]]) -> B:
     try:
         body = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise InvalidRequest("body", f"could not be parsed as JSON: {error}") from error
     if not isinstance(body, dict):
         raise InvalidRequest("body", "has to be a JSON object")

@@ -19,6 +19,7 @@ from flexpert_workers.memory.owner.domain import PageDomain
 from flexpert_workers.memory.owner.pages import PageOwner
 from flexpert_workers.memory.owner.reception import Reception
 from flexpert_workers.memory.passing import MOST_DESCRIPTORS, Link
+from flexpert_workers.messages import UNREADABLE
 from flexpert_workers.messages import owner as messages
 
 _log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class OwnerServer:
     def _serve(self, link: Link) -> None:
         try:
             _Borrower(link, self._reception).serve()
-        except (OSError, msgspec.MsgspecError) as gone:
+        except (OSError, *UNREADABLE) as gone:
             _log.info("a borrower's connection ended: %s", gone)
         finally:
             with self._lock:
