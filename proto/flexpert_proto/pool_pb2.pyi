@@ -1549,7 +1549,10 @@ class EngineList(_message.Message):
     ENGINES_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     INFO_FIELD_NUMBER: _builtins.int
+    WANTED_ENGINES_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
+    wanted_engines: _builtins.int
+    """as last configured; 0: the pool idles, and who wants an engine waits for it"""
     @_builtins.property
     def engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Engine]: ...
     @_builtins.property
@@ -1563,11 +1566,14 @@ class EngineList(_message.Message):
         engines: _abc.Iterable[Global___Engine] | None = ...,
         model: Global___Model | None = ...,
         info: Global___ModelInfo | None = ...,
+        wanted_engines: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wanted_engines", b"_wanted_engines", "info", b"info", "model", b"model", "wanted_engines", b"wanted_engines"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engines", b"engines", "info", b"info", "model", b"model", "pool", b"pool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wanted_engines", b"_wanted_engines", "engines", b"engines", "info", b"info", "model", b"model", "pool", b"pool", "wanted_engines", b"wanted_engines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__wanted_engines: _TypeAlias = _typing.Literal["wanted_engines"]  # noqa: Y015
+    _WhichOneofArgType__wanted_engines: _TypeAlias = _typing.Literal["_wanted_engines", b"_wanted_engines"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wanted_engines) -> _WhichOneofReturnType__wanted_engines | None: ...
 
 Global___EngineList: _TypeAlias = EngineList  # noqa: Y015

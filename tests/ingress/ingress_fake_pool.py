@@ -22,6 +22,7 @@ class FakePool(pool_pb2_grpc.PoolMembershipServicer):
         self._server: grpc.aio.Server | None = None
         self._attached: dict[str, pool_pb2.Engine] = {}
         self.routing_table = b""
+        self.reports: asyncio.Queue[pool_pb2.IngressReport] = asyncio.Queue()
         self.port = 0
 
     @property
@@ -44,6 +45,11 @@ class FakePool(pool_pb2_grpc.PoolMembershipServicer):
         self._list.engines.extend(pool_pb2.Engine(id=id_, endpoint=at, state=state) for id_, at in engines.items())
         self._announce()
 
+    def let_idle(self) -> None:
+        """From now on no engine is to be there."""
+        self._list.wanted_engines = 0
+        self._announce()
+
     def _announce(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
@@ -55,6 +61,7 @@ class FakePool(pool_pb2_grpc.PoolMembershipServicer):
             await changed.wait()
 
     async def ReportIngress(self, request: Any, context: Any) -> pool_pb2.IngressReportResponse:  # noqa: N802
+        self.reports.put_nowait(request)
         return pool_pb2.IngressReportResponse()
 
     async def Attach(self, requests: Any, context: Any) -> AsyncIterator[pool_pb2.EngineDirective]:  # noqa: N802

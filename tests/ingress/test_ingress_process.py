@@ -60,6 +60,23 @@ async def test_health_and_readiness_follow_the_first_engine(
         assert await get(ingress.http_port, "/ready") == (200, "ready\n")
 
 
+async def test_an_ingress_of_a_pool_that_idles_takes_requests_and_tells_that_they_wait(
+    pool: FakePool, start_engine: Start, start_ingress: Start
+) -> None:
+    async with start_ingress(wait=False) as ingress, AsyncGenerationClient(f"127.0.0.1:{ingress.grpc_port}") as client:
+        pool.let_idle()
+        while await get(ingress.http_port, "/ready") != (200, "ready\n"):
+            pass
+        status, models = await get(ingress.http_port, "/v1/models")
+        assert (status, "tiny" in models) == (200, True)
+        waiting = asyncio.create_task(client.generate((1, 2), max_tokens=5))
+        async with asyncio.timeout(60):
+            while (await pool.reports.get()).figures.gauges["ingress_waiting"] != 1:
+                pass
+        pool.set_engines({"a": start_engine().endpoint})
+        assert len((await waiting).tokens) == 5
+
+
 async def test_metrics_count(pool: FakePool, start_engine: Start, start_ingress: Start) -> None:
     pool.set_engines({"a": start_engine().endpoint})
     async with start_ingress() as ingress, AsyncGenerationClient(f"127.0.0.1:{ingress.grpc_port}") as client:

@@ -57,6 +57,18 @@ def one_of(names: tuple[str, ...]) -> str:
 
 
 @dataclass(frozen=True)
+class Resources:
+    """A container's resources, by name, as Kubernetes writes quantities."""
+
+    limits: Annotated[
+        Mapping[str, str | int], Field("Most of each resource, by its name.", absent="what the container needs")
+    ] = field(default_factory=dict)
+    requests: Annotated[
+        Mapping[str, str | int], Field("What is set aside of each resource, by its name.", absent="the limits")
+    ] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class DisruptionBudget:
     """How many pods may be evicted at a time."""
 

@@ -10,9 +10,12 @@ from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from flexpert_operator.api.fields import Field, FieldError, Json, Rule, read
+from flexpert_operator.api.ingress import Ingress as Ingress
+from flexpert_operator.api.ingress import Serving as Serving
 from flexpert_operator.api.model import Model as Model
 from flexpert_operator.api.names import ENGINES_ROLE, EXPERTS_ROLE, HEAD_ROLE, INGRESS_ROLE
 from flexpert_operator.api.pods import DisruptionBudget, PodSettings
+from flexpert_operator.api.pods import Resources as Resources
 from flexpert_operator.api.security import Security
 from flexpert_placement.types import SolverName
 
@@ -27,18 +30,6 @@ class Objective(StrEnum):
     """What a placement minimises."""
 
     MAKESPAN = "Makespan"
-
-
-@dataclass(frozen=True)
-class Resources:
-    """A container's resources, by name, as Kubernetes writes quantities."""
-
-    limits: Annotated[
-        Mapping[str, str | int], Field("Most of each resource, by its name.", absent="what the container needs")
-    ] = field(default_factory=dict)
-    requests: Annotated[
-        Mapping[str, str | int], Field("What is set aside of each resource, by its name.", absent="the limits")
-    ] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -262,39 +253,6 @@ class Head:
     """The head of the Ray cluster, which also runs the pool controller."""
 
     pod: Annotated[PodSettings, Field("Of its pods.", inline=True)] = field(default_factory=PodSettings)
-
-
-@dataclass(frozen=True)
-class Ingress:
-    """The ingress, which holds clients' streams."""
-
-    replicas: Annotated[
-        int | None,
-        Field("Number of ingress pods.", minimum=1, maximum=256, absent="as many as the operator was started with, 2"),
-    ] = None
-    resources: Annotated[Resources, Field("Resources of the container, as Kubernetes writes them.")] = field(
-        default_factory=Resources
-    )
-    disruption_budget: Annotated[DisruptionBudget, Field("How many pods may be evicted at a time.")] = field(
-        default_factory=DisruptionBudget
-    )
-    pod: Annotated[PodSettings, Field("Of its pods.", inline=True)] = field(default_factory=PodSettings)
-
-
-@dataclass(frozen=True)
-class Serving:
-    """Ports of the ingress."""
-
-    RULES: ClassVar = (
-        Rule(
-            "!has(self.grpcPort) || !has(self.httpPort) || self.grpcPort != self.httpPort",
-            "grpcPort and httpPort must differ",
-            ".httpPort",
-        ),
-    )
-
-    grpc_port: Annotated[int, Field("Port of the gRPC Service.", minimum=1, maximum=65535)] = 9000
-    http_port: Annotated[int, Field("Port of the HTTP Service.", minimum=1, maximum=65535)] = 8000
 
 
 @dataclass(frozen=True)

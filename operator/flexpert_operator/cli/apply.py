@@ -7,19 +7,24 @@ from typing import Any
 
 import yaml
 
+from flexpert_operator.api import names
 from flexpert_operator.cli import access
 from flexpert_operator.cli.errors import CliError
 from flexpert_operator.errors import KubeNotFound
-from flexpert_operator.kube import MOE_DEPLOYMENTS, Kube, Resource
+from flexpert_operator.kube import MOE_DEPLOYMENTS, POLICIES, SCALERS, Kube, Resource
 
 FIELD_MANAGER = "flexpert"
 _APPLY_PATCH = "application/apply-patch+yaml"
-_KNOWN = {("flexpert.io", "MoEDeployment"): MOE_DEPLOYMENTS}
+_KNOWN = {
+    (names.GROUP, names.KIND): MOE_DEPLOYMENTS,
+    (names.GROUP, names.POLICY_KIND): POLICIES,
+    (names.GROUP, names.SCALER_KIND): SCALERS,
+}
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The command."""
-    parser = commands.add_parser("apply", help="create or change the MoEDeployments in a file")
+    parser = commands.add_parser("apply", help="create or change the objects of ours in a file")
     parser.add_argument("-f", "--filename", required=True, help="YAML file, or - for standard input")
     parser.add_argument("--force-conflicts", action="store_true", help="take over fields that others set")
     access.add_options(parser)
@@ -32,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     kube = access.connect(options)
     for obj in objects:
         applied = apply(kube, obj, options.namespace, options.force_conflicts)
-        print(f"moedeployment.flexpert.io/{applied['metadata']['name']} applied")
+        print(f"{obj['kind'].lower()}.{names.GROUP}/{applied['metadata']['name']} applied")
     return 0
 
 
@@ -72,4 +77,4 @@ def apply(kube: Kube, obj: dict[str, Any], namespace: str, force: bool) -> dict[
     try:
         return kube.request("PATCH", resource.path(where, obj["metadata"]["name"]), obj, query, _APPLY_PATCH)
     except KubeNotFound as error:
-        raise CliError("this cluster does not know MoEDeployments: install the CRDs with the Helm chart") from error
+        raise CliError(f"this cluster does not know {obj['kind']}s: install the CRDs with the Helm chart") from error

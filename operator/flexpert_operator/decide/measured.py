@@ -93,6 +93,7 @@ def mean_of(layers: tuple[float, ...]) -> float:
 
 
 def waits(pool: Pool) -> bool:
-    """Whether a request waits for somebody to serve it."""
+    """Whether there is a request that a pool without engines or workers cannot serve: in an ingress or in an engine."""
     figures = pool.figures
-    return figures is not None and figures.gauge("ingress_waiting") + figures.gauge("engine_waiting") > 0
+    names = ("ingress_waiting", "engine_waiting", "engine_running")
+    return figures is not None and sum(figures.gauge(name) for name in names) > 0

@@ -3,7 +3,7 @@
 from typing import Any
 
 from flexpert_operator.api import names
-from flexpert_operator.api.spec import MoEDeployment
+from flexpert_operator.api.spec import Ingress, MoEDeployment
 from flexpert_operator.manifests import containers, pods, security
 from flexpert_operator.manifests.metadata import child_metadata
 from flexpert_proto import names as pool_names
@@ -52,6 +52,7 @@ def ingress_container(deployment: MoEDeployment, image: str) -> dict[str, Any]:
                 {
                     pool_names.ENV_POOL_CONTROL: security.control_address(deployment),
                     **{pool_names.port_variable(name): str(number) for name, number in ports.items()},
+                    **waiting(deployment.ingress),
                 }
             ),
             *security.environment(deployment, names.INGRESS_ROLE),
@@ -69,6 +70,12 @@ def ingress_container(deployment: MoEDeployment, image: str) -> dict[str, Any]:
         "volumeMounts": [*containers.model_mounts(deployment), *security.mounts(deployment, names.INGRESS_ROLE)],
         **containers.model_credentials(deployment.model),
     }
+
+
+def waiting(ingress: Ingress) -> dict[str, str]:
+    """Variables that say for how long and how many requests wait for an engine, where the spec does."""
+    said = {pool_names.ENV_ENGINE_WAIT: ingress.wait_s, pool_names.ENV_MAX_WAITING: ingress.max_waiting}
+    return {name: str(value) for name, value in said.items() if value is not None}
 
 
 def ingress_service(deployment: MoEDeployment) -> dict[str, Any]:

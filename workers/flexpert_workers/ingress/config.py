@@ -66,6 +66,8 @@ def from_environment(environment: Mapping[str, str]) -> IngressConfig:
         bind_host=environment.get(names.ENV_BIND_HOST, "0.0.0.0"),
         grpc_port=_number(environment, names.port_variable(names.GRPC_PORT_NAME), 9000),
         http_port=_number(environment, names.port_variable(names.HTTP_PORT_NAME), 8000),
+        max_waiting=_number(environment, names.ENV_MAX_WAITING, defaults.max_waiting),
+        engine_wait_s=_number(environment, names.ENV_ENGINE_WAIT, round(defaults.engine_wait_s)),
         identity=serving_identity(environment),
         tokens_file=environment.get(names.ENV_TOKENS_FILE, ""),
     )
@@ -86,4 +88,4 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     try:
         return int(environment.get(name, default))
     except ValueError as error:
-        raise ValueError(f"{name} must be a port number: {error}") from error
+        raise ValueError(f"{name} must be a whole number: {error}") from error

@@ -92,7 +92,7 @@ class Ingress:
         self._watches: list[asyncio.Task[None]] = []
         self._lists: asyncio.Queue[pool_pb2.EngineList] = asyncio.Queue()
         self._pool = ""
-        self._seen_engine = False
+        self._seen_engine = self._idles = False
         self._draining = False
         self.grpc_port = 0
         self.http_port = 0
@@ -101,9 +101,10 @@ class Ingress:
     def ready(self) -> bool:
         """Whether new requests may come: not before the first engine did, and not while draining.
 
-        The loss of the engines does not change it: requests wait for the next one.
+        The loss of the engines does not change it: requests wait for the next one. Where a pool idles and no engine is
+        to be there, it takes a request to bring one.
         """
-        self._seen_engine = self._seen_engine or self._fleet.num_up > 0
+        self._seen_engine = self._seen_engine or self._fleet.num_up > 0 or self._idles
         return self._models.known and self._seen_engine and not self._draining
 
     async def start(self) -> None:
@@ -214,6 +215,7 @@ class Ingress:
         while True:
             engines = await self._lists.get()
             self._pool = engines.pool
+            self._idles = engines.HasField("wanted_engines") and engines.wanted_engines == 0
             self._fleet.update(engine_facts(engines))
             if engines.model.source:
                 await self._follow_model(engines)

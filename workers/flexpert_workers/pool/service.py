@@ -183,7 +183,11 @@ class PoolMembershipService(pool_pb2_grpc.PoolMembershipServicer):
         if request.pool and request.pool != self._controller.settings.pool:
             text = f"this is pool {self._controller.settings.pool}, not {request.pool}"
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, text)
-        self._controller.figures.note(request.ingress, figures_of(request.figures))
+        figures, before = figures_of(request.figures), self._controller.figures.last(request.ingress)
+        self._controller.figures.note(request.ingress, figures)
+        waited = before is not None and before.gauge("ingress_waiting") > 0
+        if figures.gauge("ingress_waiting") > 0 and not waited:
+            self._controller.changes.bump()  # whoever can wake an idle pool hears of it at once
         return pool_pb2.IngressReportResponse()
 
     async def SendTrace(  # noqa: N802

@@ -81,6 +81,8 @@ def engine_list_message(controller: PoolController) -> pool_pb2.EngineList:
     """The engines that an ingress can use, and what they serve."""
     engines = [engine for engine in controller.engines.engines() if engine.condition is not Condition.LOST]
     message = pool_pb2.EngineList(pool=controller.settings.pool, engines=[engine_message(one) for one in engines])
+    if controller.spec is not None:
+        message.wanted_engines = controller.spec.engine_replicas
     if controller.model is not None:
         model = controller.model
         named = pool_pb2.Model(source=model.opened or model.source, revision=model.revision, dtype=model.dtype)
