@@ -98,6 +98,13 @@ def ui_address(name: str, namespace: str) -> str:
     return f"{pool_control_service(name)}.{namespace}.svc:{UI_PORT}"
 
 
+def pool_of_ui(address: str) -> tuple[str, str] | None:
+    """(name, namespace) of the MoEDeployment whose page an address leads to; None: it leads elsewhere."""
+    service, _, rest = address.partition(".")
+    name, namespace = service.removesuffix(pool_control_service("")), rest.partition(".")[0]
+    return (name, namespace) if address == ui_address(name, namespace) else None
+
+
 def port_variable(port_name: str) -> str:
     """Environment variable that tells a container which number its named port has, e.g. `FLEXPERT_GRPC_PORT`.
 

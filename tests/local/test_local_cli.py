@@ -13,6 +13,8 @@ from flexpert_operator.cli.main import main
 from flexpert_operator.crds import load_crds
 from flexpert_operator.kube import MERGE_PATCH, MOE_DEPLOYMENTS, Kube, api_client
 from flexpert_operator.local.kubeapi import KubeApiServer
+from flexpert_operator.local.layout import state_layout
+from flexpert_operator.local.status import pages
 from flexpert_proto import generation_pb2 as gen
 from flexpert_proto import generation_pb2_grpc, pool_pb2, pool_pb2_grpc
 
@@ -176,6 +178,12 @@ def test_status_of_all_and_of_one(flexpert: Run, kube: Kube, tmp_path: Path) -> 
     line = flexpert("status")[1].splitlines()[1].split()
     assert line == ["tiny", "True", "2/2", "1/1", "3.4", "65", "7%"]
     out = flexpert("status", "tiny")[1]
+    assert "page: kubectl port-forward -n default service/tiny-pool-control 7080, then http://localhost:7080/ui" in out
+    table = {"tiny-pool-control.default.svc:7080": "127.0.0.1:4711", "tiny-head-control.default.svc:7080": "127.0.0.1:1"}
+    (tmp_path / "state" / "services.json").write_text(json.dumps(table))
+    assert pages(state_layout(str(tmp_path / "state"))) == {"default/tiny": "http://127.0.0.1:4711/ui"}
+    out = flexpert("status", "tiny")[1]
+    assert "page: http://127.0.0.1:4711/ui" in out
     assert "epoch: 3.4" in out
     assert "Serving" in out
     assert json.loads(flexpert("status", "tiny", "-o", "json")[1])["experts"]["replicas"] == 65

@@ -11,7 +11,7 @@ from flexpert_operator.cli.errors import CliError
 from flexpert_operator.cli.tables import table
 from flexpert_operator.local.down import down
 from flexpert_operator.local.layout import state_layout
-from flexpert_operator.local.status import local_status
+from flexpert_operator.local.status import local_status, pages
 from flexpert_operator.local.up import default_volumes, up
 
 DRAIN_S = 60.0
@@ -81,4 +81,6 @@ def run_status(options: argparse.Namespace) -> int:
     else:
         rows: list[list[Any]] = [[item.name, item.pid, "running" if item.alive else "dead", item.log] for item in found]
         print(table(["PROCESS", "PID", "STATE", "LOG"], rows))
+        for pool, page in sorted(pages(layout).items()):
+            print(f"page of {pool}: {page}")
     return 0 if found and all(item.alive for item in found) else 1

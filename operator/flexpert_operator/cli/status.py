@@ -10,6 +10,7 @@ from flexpert_operator.cli.pool import read_pool
 from flexpert_operator.cli.reach import Reach, reach_of
 from flexpert_operator.cli.tables import mebibytes, table
 from flexpert_operator.kube import Object
+from flexpert_proto import names as pool_names
 from flexpert_proto import pool_pb2 as pb
 
 
@@ -97,9 +98,20 @@ def _show_one(options: argparse.Namespace, deployment: dict[str, Any]) -> None:
         print(f"{title}:" + (" -" if not item[title] else ""))
         for key, value in item[title].items():
             print(f"  {key}: {_flat(value)}")
+    print(f"page: {page_of(item['name'], item['namespace'])}")
     conditions = item["conditions"].values()
     rows = [[c["type"], c["status"], c["reason"], c.get("message", ""), c["lastTransitionTime"]] for c in conditions]
     print(table(["CONDITION", "STATUS", "REASON", "MESSAGE", "SINCE"], rows))
+
+
+def page_of(name: str, namespace: str) -> str:
+    """Where the pool's page is on a laptop; else how to get there."""
+    address = pool_names.ui_address(name, namespace)
+    found = pool_names.resolve(address)
+    if found != address:
+        return f"http://{found}/ui"
+    service, port = pool_names.pool_control_service(name), pool_names.UI_PORT
+    return f"kubectl port-forward -n {namespace} service/{service} {port}, then http://localhost:{port}/ui"
 
 
 def _flat(value: Any) -> Any:

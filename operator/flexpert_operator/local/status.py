@@ -1,5 +1,6 @@
-"""`flexpert local status`: which parts and containers run."""
+"""`flexpert local status`: which parts and containers run, and where the pools' pages are."""
 
+import json
 from dataclasses import dataclass
 
 from flexpert_operator.local import processes, state
@@ -7,6 +8,7 @@ from flexpert_operator.local.layout import Layout
 from flexpert_operator.local.runtime import books
 from flexpert_operator.local.runtime.containers import container_log
 from flexpert_operator.local.state import PARTS
+from flexpert_proto import names
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,13 @@ class Running:
     pid: int | None
     alive: bool
     log: str
+
+
+def pages(layout: Layout) -> dict[str, str]:
+    """Where the page of each pool is, by the MoEDeployment's namespace/name; of those whose head is ready."""
+    table: dict[str, str] = json.loads(layout.services.read_text()) if layout.services.exists() else {}
+    found = {names.pool_of_ui(address): target for address, target in table.items()}
+    return {f"{pool[1]}/{pool[0]}": f"http://{target}/ui" for pool, target in found.items() if pool is not None}
 
 
 def local_status(layout: Layout) -> list[Running]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flexpert_proto.measuring import Figures
 from flexpert_workers.pool.controller import PoolController
 from flexpert_workers.pool.loads import IntArray
 from flexpert_workers.pool.state import Engine, ModelFacts, Operation, Placement, Worker
@@ -22,6 +23,8 @@ from flexpert_workers.ui.moves import moves_of, progress_of
 Section = Mapping[str, object] | list[object] | None
 
 _NOTHING = np.zeros(0, dtype=np.int64)
+_TIMES = ("ttft_seconds", "tpot_seconds", "queue_seconds")
+_HISTOGRAMS = (*(f"{who}_{time}" for who in ("ingress", "engine") for time in _TIMES), "engine_step_tokens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +33,7 @@ class Snapshot:
 
     Attributes:
         time: Seconds since the Unix epoch.
-        sections: By name: pool, model, workers, engines, placement, operation, history, moves, progress.
+        sections: By name: pool, model, workers, engines, figures, placement, operation, history, moves, progress.
         counts: Tokens per expert since `since`; empty while no model is known.
     """
 
@@ -78,6 +81,7 @@ class Snapshots:
             "model": _model(model) if model is not None else None,
             "workers": [_worker(worker, replicas[worker.id]) for worker in controller.fleet.all()],
             "engines": [_engine(engine) for engine in controller.engines.engines()],
+            "figures": _figures(controller.figures.total()),
             "placement": placement,
             "operation": operation_json(operations.last) if operations.last is not None else None,
             "history": [operation_json(one) for one in operations.history() if one.phase.finished],
@@ -178,6 +182,21 @@ def _worker(worker: Worker, replicas: int) -> dict[str, object]:
         "replicas": replicas,
         "memoryBytes": worker.state.memory_bytes if worker.state is not None else 0,
         "residentBytes": state.resident_bytes if state is not None else 0,
+    }
+
+
+def _figures(figures: Figures) -> dict[str, object]:
+    """What was measured of requests, all of it since `since`; the page takes differences."""
+    return {
+        "incarnation": figures.incarnation,
+        "since": figures.since,
+        "streams": figures.gauge("ingress_streams"),
+        "waiting": figures.gauge("ingress_waiting"),
+        "histograms": {
+            name: {"bounds": one.bounds, "counts": one.counts}
+            for name in _HISTOGRAMS
+            if (one := figures.histogram(name)).count
+        },
     }
 
 

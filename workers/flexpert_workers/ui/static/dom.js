@@ -48,7 +48,9 @@ export function setRows(body, rows) {
     for (let number = 1; number < width; number++) row.append(element("td"));
     return row;
   });
-  rows.forEach((cells, number) => cells.forEach((cell, column) => setCell(body.children[number].children[column], cell)));
+  rows.forEach((cells, number) =>
+    cells.forEach((cell, column) => setCell(body.children[number].children[column], cell)),
+  );
 }
 
 function setCell(node, cell) {

@@ -4,7 +4,14 @@
 
 import { svg } from "./dom.js";
 
-const CIVIDIS = [[0, 34, 78], [53, 69, 108], [102, 105, 112], [148, 142, 119], [200, 184, 102], [254, 232, 56]];
+const CIVIDIS = [
+  [0, 34, 78],
+  [53, 69, 108],
+  [102, 105, 112],
+  [148, 142, 119],
+  [200, 184, 102],
+  [254, 232, 56],
+];
 const LEFT = 34;
 const TOP = 4;
 
@@ -22,7 +29,9 @@ export function legend(parent, top) {
   picture.setAttribute("aria-label", `Scale from 0, dark, to ${top.toFixed(1)} times the layer's mean, light`);
   for (let step = 0; step < steps; step++) {
     const [red, green, blue] = colour(top * (step / (steps - 1)) ** 2, top);
-    picture.append(svg("rect", { x: (step * 240) / steps, y: 0, width: 6, height: 12, fill: `rgb(${red},${green},${blue})` }));
+    picture.append(
+      svg("rect", { x: (step * 240) / steps, y: 0, width: 6, height: 12, fill: `rgb(${red},${green},${blue})` }),
+    );
   }
   for (const part of [0, 0.5, 1]) {
     const anchor = part === 0 ? "start" : part === 1 ? "end" : "middle";
@@ -73,8 +82,14 @@ export class HeatMap {
     if (!this.figure || !this.figure.rows || event.ctrlKey || event.metaKey || event.altKey) return;
     const { row, column } = this.cursor ?? { row: 0, column: 0 };
     const steps = {
-      ArrowLeft: [row, column - 1], ArrowRight: [row, column + 1], ArrowUp: [row - 1, column], ArrowDown: [row + 1, column],
-      Home: [row, 0], End: [row, this.figure.columns - 1], PageUp: [row - 10, column], PageDown: [row + 10, column],
+      ArrowLeft: [row, column - 1],
+      ArrowRight: [row, column + 1],
+      ArrowUp: [row - 1, column],
+      ArrowDown: [row + 1, column],
+      Home: [row, 0],
+      End: [row, this.figure.columns - 1],
+      PageUp: [row - 10, column],
+      PageDown: [row + 10, column],
     };
     if (event.key === "Escape" && this.cursor) {
       this.cursor = null;
@@ -192,7 +207,10 @@ export class HeatMap {
   drawCursor(width, height) {
     const { row, column } = this.cursor;
     const [x, y] = [LEFT + column * width, TOP + row * height];
-    for (const [grow, stroke] of [[3, "#000"], [1.5, "#fff"]]) {
+    for (const [grow, stroke] of [
+      [3, "#000"],
+      [1.5, "#fff"],
+    ]) {
       this.pen.strokeStyle = stroke;
       this.pen.lineWidth = 1.5;
       this.pen.strokeRect(x - grow, y - grow, width + 2 * grow, height + 2 * grow);

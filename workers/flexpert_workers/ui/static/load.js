@@ -21,7 +21,8 @@ export class LoadView {
     for (const control of document.querySelectorAll(".controls input, .controls select, #layer")) {
       control.addEventListener("change", () => this.update(this.store));
     }
-    for (const details of document.querySelectorAll("#load details")) details.addEventListener("toggle", () => this.update(this.store));
+    for (const details of document.querySelectorAll("#load details"))
+      details.addEventListener("toggle", () => this.update(this.store));
   }
 
   /** Loads as they are; returns them by expert, and the imbalance that they make. */
@@ -35,7 +36,10 @@ export class LoadView {
     const busy = busyness(tokens, model, placement);
     setText(byId("heat-about"), this.about(recent, placement));
     setOptions(byId("outlined"), [["", "none"], ...workers.map((worker) => [worker.id, worker.id])]);
-    setOptions(byId("layer"), Array.from({ length: model.layers }, (_, layer) => [String(layer), String(layer)]));
+    setOptions(
+      byId("layer"),
+      Array.from({ length: model.layers }, (_, layer) => [String(layer), String(layer)]),
+    );
     const facts = { model, placement, tokens, heat, busy, state: store.state };
     const figure = chosen("columns") === "experts" ? this.byExpert(facts) : this.byWorker(facts);
     this.map.show(figure);
@@ -46,14 +50,21 @@ export class LoadView {
 
   about(recent, placement) {
     const since = recent ? "Tokens of the last 30 s" : `Tokens since ${clock(this.store.state.loads.since)}`;
-    const planned = placement === this.store.state.placement ? "" : " The placement is the planned one, not the one in force.";
+    const planned =
+      placement === this.store.state.placement ? "" : " The placement is the planned one, not the one in force.";
     return `${since}; light is loaded. A corner: several replicas; dashed: moving; solid: the outlined worker's; crossed: lost.${planned}`;
   }
 
   byExpert({ model, placement, tokens, heat, state }) {
-    const [moves, lost, worker] = [moving(state), new Set(state.pool.lost), placement.workers.indexOf(byId("outlined").value)];
+    const [moves, lost, worker] = [
+      moving(state),
+      new Set(state.pool.lost),
+      placement.workers.indexOf(byId("outlined").value),
+    ];
     return {
-      rows: model.layers, columns: model.experts, top: top(heat),
+      rows: model.layers,
+      columns: model.experts,
+      top: top(heat),
       load: (layer, index) => heat[layer * model.experts + index],
       say: (layer, index) => {
         const expert = layer * model.experts + index;
@@ -65,7 +76,12 @@ export class LoadView {
         const expert = layer * model.experts + index;
         const row = placement.replicas[expert] ?? [];
         const outlined = worker >= 0 && row.some((held, at) => at % 2 === 0 && held === worker);
-        return (outlined ? "o" : "") + (moves.has(expert) ? "m" : "") + (lost.has(expert) ? "x" : "") + (row.length > 2 ? "r" : "");
+        return (
+          (outlined ? "o" : "") +
+          (moves.has(expert) ? "m" : "") +
+          (lost.has(expert) ? "x" : "") +
+          (row.length > 2 ? "r" : "")
+        );
       },
     };
   }
@@ -74,9 +90,14 @@ export class LoadView {
     const [width, outlined] = [placement.workers.length, placement.workers.indexOf(byId("outlined").value)];
     const load = (layer, worker) => busy[layer * width + worker];
     return {
-      rows: width ? model.layers : 0, columns: width, top: top(busy), load,
+      rows: width ? model.layers : 0,
+      columns: width,
+      top: top(busy),
+      load,
       say: (layer, worker) => {
-        const said = Number.isNaN(load(layer, worker)) ? "holds nothing of it" : `${load(layer, worker).toFixed(2)} × the workers' mean`;
+        const said = Number.isNaN(load(layer, worker))
+          ? "holds nothing of it"
+          : `${load(layer, worker).toFixed(2)} × the workers' mean`;
         return `${sentence(`layer ${layer}`)}, worker ${placement.workers[worker]}: ${said}`;
       },
       marks: (_, worker) => (worker === outlined ? "o" : ""),
@@ -102,8 +123,12 @@ function layerRows({ model, placement, tokens, heat, busy }) {
     const busiest = highest(busy.subarray(layer * width, (layer + 1) * width));
     const sum = tokens.slice(first, first + model.experts).reduce((total, count) => total + count, 0);
     return [
-      `${layer}`, { number: whole(sum) }, { number: `${hottest}` }, { number: heat[first + hottest].toFixed(2) },
-      placement.workers[busiest] ?? "–", { number: width ? (busy[layer * width + busiest] || 0).toFixed(2) : "–" },
+      `${layer}`,
+      { number: whole(sum) },
+      { number: `${hottest}` },
+      { number: heat[first + hottest].toFixed(2) },
+      placement.workers[busiest] ?? "–",
+      { number: width ? (busy[layer * width + busiest] || 0).toFixed(2) : "–" },
     ];
   });
 }
@@ -112,7 +137,13 @@ function expertRows({ model, placement, tokens, heat }, layer) {
   return Array.from({ length: model.experts }, (_, index) => {
     const expert = layer * model.experts + index;
     const count = (placement.replicas[expert] ?? []).length / 2;
-    return [`${index}`, { number: whole(tokens[expert]) }, { number: heat[expert].toFixed(2) }, { number: `${count}` }, holders(expert, placement)];
+    return [
+      `${index}`,
+      { number: whole(tokens[expert]) },
+      { number: heat[expert].toFixed(2) },
+      { number: `${count}` },
+      holders(expert, placement),
+    ];
   });
 }
 

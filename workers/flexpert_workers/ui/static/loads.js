@@ -12,7 +12,9 @@ export function relative(tokens, model) {
   for (let first = 0; first < tokens.length; first += model.experts) {
     let sum = 0;
     for (let index = first; index < first + model.experts; index++) sum += tokens[index];
-    if (sum > 0) for (let index = first; index < first + model.experts; index++) heat[index] = (tokens[index] * model.experts) / sum;
+    if (sum > 0)
+      for (let index = first; index < first + model.experts; index++)
+        heat[index] = (tokens[index] * model.experts) / sum;
   }
   return heat;
 }
@@ -34,7 +36,10 @@ export function busyness(tokens, model, placement) {
   for (let layer = 0; layer < model.layers; layer++) {
     const cells = busy.subarray(layer * width, (layer + 1) * width);
     const sum = cells.reduce((total, load) => total + (load || 0), 0);
-    if (sum > 0) cells.forEach((load, worker) => { cells[worker] = (load * width) / sum; });
+    if (sum > 0)
+      cells.forEach((load, worker) => {
+        cells[worker] = (load * width) / sum;
+      });
   }
   return busy;
 }

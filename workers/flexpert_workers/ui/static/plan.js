@@ -57,7 +57,11 @@ export class PlanForm {
     setText(byId("plan-status"), "Searching…");
     try {
       const body = JSON.stringify(this.wish());
-      const answer = await fetch("/ui/api/plan", { method: "POST", headers: { "content-type": "application/json" }, body });
+      const answer = await fetch("/ui/api/plan", {
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body,
+      });
       const content = await answer.json();
       if (answer.ok) this.show(content);
       else setText(byId("plan-status"), `Not possible: ${content.message}`);
@@ -96,20 +100,37 @@ export class PlanForm {
   showPeaks({ placement, prediction }) {
     const then = new Map();
     for (const row of placement.replicas) {
-      for (let at = 0; at < row.length; at += 2) then.set(placement.workers[row[at]], (then.get(placement.workers[row[at]]) ?? 0) + 1);
+      for (let at = 0; at < row.length; at += 2)
+        then.set(placement.workers[row[at]], (then.get(placement.workers[row[at]]) ?? 0) + 1);
     }
     const now = new Map(this.state.workers.map((worker) => [worker.id, worker.replicas]));
     const ids = Object.keys(prediction.peakBytes).sort();
-    setRows(byId("plan-peaks"), ids.map((id) => [
-      id, { number: whole(now.get(id) ?? 0) }, { number: whole(then.get(id) ?? 0) }, { number: bytes(prediction.peakBytes[id]) },
-    ]));
+    setRows(
+      byId("plan-peaks"),
+      ids.map((id) => [
+        id,
+        { number: whole(now.get(id) ?? 0) },
+        { number: whole(then.get(id) ?? 0) },
+        { number: bytes(prediction.peakBytes[id]) },
+      ]),
+    );
   }
 
   showMoves({ moves }) {
     const { model } = this.state;
-    setText(byId("plan-moves-caption"), moves.length > MOST_MOVES ? `The first ${MOST_MOVES} moves that it would take` : "Moves that it would take");
-    setRows(byId("plan-moves-rows"), moves.slice(0, MOST_MOVES).map((move) => [
-      expertName(move.expert, model), move.to, move.from.length ? move.from.join(" or ") : "the checkpoint",
-    ]));
+    setText(
+      byId("plan-moves-caption"),
+      moves.length > MOST_MOVES ? `The first ${MOST_MOVES} moves that it would take` : "Moves that it would take",
+    );
+    setRows(
+      byId("plan-moves-rows"),
+      moves
+        .slice(0, MOST_MOVES)
+        .map((move) => [
+          expertName(move.expert, model),
+          move.to,
+          move.from.length ? move.from.join(" or ") : "the checkpoint",
+        ]),
+    );
   }
 }

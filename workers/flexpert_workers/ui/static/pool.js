@@ -9,13 +9,19 @@ function state(name) {
   return { text: words(name), tone: TONES[name] ?? "wait" };
 }
 
+function span(latency) {
+  return latency ? `${seconds(latency.half)} / ${seconds(latency.most)}` : "none lately";
+}
+
 /** The name, what is served, and why not if it is not. */
 export function showHead({ pool, model }) {
   setText(byId("name"), pool.name || pool.uid);
   document.title = `${pool.name || pool.uid} – Flexpert pool`;
   byId("message").hidden = !pool.message;
   setText(byId("message"), pool.message);
-  const shape = model ? `${model.architecture} from ${model.source}: ${model.layers} layers of ${model.experts} experts, ${model.expertsPerToken} a token` : "";
+  const shape = model
+    ? `${model.architecture} from ${model.source}: ${model.layers} layers of ${model.experts} experts, ${model.expertsPerToken} a token`
+    : "";
   setText(byId("model"), shape);
 }
 
@@ -26,6 +32,7 @@ export function showFigures(store, imbalance) {
   const standby = workers.filter((worker) => worker.state === "STANDBY").length;
   const sum = (rows, field) => rows.reduce((total, row) => total + row[field], 0);
   const live = workers.filter((worker) => worker.state !== "LOST");
+  const batch = store.batch();
   const serving = engines.filter((engine) => engine.state === "READY");
   setTerms(byId("figures"), [
     ["Epoch", pool.epoch],
@@ -38,35 +45,66 @@ export function showFigures(store, imbalance) {
     ["Tokens/s", whole(store.tokensPerSecond())],
     ["Requests running", whole(sum(serving, "running"))],
     ["Requests waiting", whole(sum(serving, "waiting"))],
+    ["To first token, p50 / p99", span(store.latency("ttft_seconds"))],
+    ["Between tokens, p50 / p99", span(store.latency("tpot_seconds"))],
+    ["In the queue, p50 / p99", span(store.latency("queue_seconds"))],
+    ["Tokens a step, p50", batch ? whole(batch.half) : "none lately"],
   ]);
 }
 
 /** The table of workers; `tokens` are loads by expert. */
 export function showWorkers({ workers, placement }, tokens) {
   const part = shares(tokens, placement);
-  setRows(byId("workers"), workers.map((worker) => [
-    worker.id, state(worker.state), { number: whole(worker.replicas) }, { number: `${(100 * (part.get(worker.id) ?? 0)).toFixed(1)} %` },
-    {
-      meter: [worker.residentBytes, worker.memoryBytes], label: `memory of ${worker.id}`,
-      text: `${bytes(worker.residentBytes)} of ${bytes(worker.memoryBytes)}`,
-    },
-    worker.pod, worker.node,
-  ]));
+  setRows(
+    byId("workers"),
+    workers.map((worker) => [
+      worker.id,
+      state(worker.state),
+      { number: whole(worker.replicas) },
+      { number: `${(100 * (part.get(worker.id) ?? 0)).toFixed(1)} %` },
+      {
+        meter: [worker.residentBytes, worker.memoryBytes],
+        label: `memory of ${worker.id}`,
+        text: `${bytes(worker.residentBytes)} of ${bytes(worker.memoryBytes)}`,
+      },
+      worker.pod,
+      worker.node,
+    ]),
+  );
 }
 
 /** The table of engines. */
 export function showEngines(store) {
-  setRows(byId("engines"), store.state.engines.map((engine) => [
-    engine.id, state(engine.state), { number: whole(engine.running) }, { number: whole(engine.waiting) },
-    { meter: [engine.kvUse, 1], label: `KV cache of ${engine.id}`, text: `${Math.round(100 * engine.kvUse)} %` },
-    { number: whole(store.rates.get(engine.id) ?? 0) }, engine.epoch, engine.pod,
-  ]));
+  setRows(
+    byId("engines"),
+    store.state.engines.map((engine) => [
+      engine.id,
+      state(engine.state),
+      { number: whole(engine.running) },
+      { number: whole(engine.waiting) },
+      { meter: [engine.kvUse, 1], label: `KV cache of ${engine.id}`, text: `${Math.round(100 * engine.kvUse)} %` },
+      { number: whole(store.rates.get(engine.id) ?? 0) },
+      engine.epoch,
+      engine.pod,
+    ]),
+  );
 }
 
 /** The table of what happened. */
 export function showHistory({ history }) {
-  setRows(byId("history"), [...history].reverse().map((one) => [
-    clock(one.startedAt), one.epoch || "–", words(one.cause), state(one.phase), { number: seconds(one.finishedAt - one.startedAt) },
-    { number: whole(one.movedExperts) }, { number: bytes(one.movedBytes) }, one.message ? `${one.id}: ${one.message}` : one.id,
-  ]));
+  setRows(
+    byId("history"),
+    [...history]
+      .reverse()
+      .map((one) => [
+        clock(one.startedAt),
+        one.epoch || "–",
+        words(one.cause),
+        state(one.phase),
+        { number: seconds(one.finishedAt - one.startedAt) },
+        { number: whole(one.movedExperts) },
+        { number: bytes(one.movedBytes) },
+        one.message ? `${one.id}: ${one.message}` : one.id,
+      ]),
+  );
 }

@@ -5,8 +5,11 @@ import { expertName } from "./loads.js";
 
 const PHASES = ["PREPARE", "COMMIT", "RETIRE", "SUCCEEDED"];
 const STAGES = {
-  w: { text: "waiting", tone: "" }, c: { text: "coming", tone: "wait" }, t: { text: "come", tone: "wait" },
-  s: { text: "serving", tone: "good" }, u: { text: "undone", tone: "bad" },
+  w: { text: "waiting", tone: "" },
+  c: { text: "coming", tone: "wait" },
+  t: { text: "come", tone: "wait" },
+  s: { text: "serving", tone: "good" },
+  u: { text: "undone", tone: "bad" },
 };
 const MOST_MOVES = 200;
 
@@ -64,15 +67,31 @@ function showPhases(operation) {
 
 function showMoves({ model, moves, progress }) {
   const targets = Object.entries(progress.targets);
-  setRows(byId("targets"), targets.map(([id, told]) => [
-    id, { number: whole(told.come) }, { number: whole(told.coming) }, { number: bytes(told.bytes) },
-    { bar: [told.come, told.coming], label: `experts come to ${id}` },
-  ]));
+  setRows(
+    byId("targets"),
+    targets.map(([id, told]) => [
+      id,
+      { number: whole(told.come) },
+      { number: whole(told.coming) },
+      { number: bytes(told.bytes) },
+      { bar: [told.come, told.coming], label: `experts come to ${id}` },
+    ]),
+  );
   const counts = [...progress.stages].reduce((sums, stage) => ({ ...sums, [stage]: (sums[stage] ?? 0) + 1 }), {});
-  const summed = Object.entries(STAGES).filter(([stage]) => counts[stage]).map(([stage, { text }]) => `${whole(counts[stage])} ${text}`);
+  const summed = Object.entries(STAGES)
+    .filter(([stage]) => counts[stage])
+    .map(([stage, { text }]) => `${whole(counts[stage])} ${text}`);
   setText(byId("moves-summary"), `${whole(moves.moves.length)} moves: ${summed.join(", ")}`);
   setText(byId("moves-caption"), moves.moves.length > MOST_MOVES ? `The first ${MOST_MOVES} moves` : "Moves");
-  setRows(byId("moves"), moves.moves.slice(0, MOST_MOVES).map(([expert, to, from], number) => [
-    expertName(expert, model), moves.workers[to], from < 0 ? "the checkpoint" : moves.workers[from], STAGES[progress.stages[number]],
-  ]));
+  setRows(
+    byId("moves"),
+    moves.moves
+      .slice(0, MOST_MOVES)
+      .map(([expert, to, from], number) => [
+        expertName(expert, model),
+        moves.workers[to],
+        from < 0 ? "the checkpoint" : moves.workers[from],
+        STAGES[progress.stages[number]],
+      ]),
+  );
 }

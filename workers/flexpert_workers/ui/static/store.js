@@ -2,6 +2,7 @@
 
 const RECENT_S = 30;
 const KEPT_S = 900;
+const MEASURED_S = 60;
 
 /** Keeps the state; `onState` is called after every change with the names of the sections that are new. */
 export class Store {
@@ -12,6 +13,7 @@ export class Store {
     this.rates = new Map(); // engine → tokens a second
     this.openedAt = 0;
     this.added = []; // {time, tokens} that `recent` sums up
+    this.measured = []; // {time, figures} of the last MEASURED_S, the oldest first
     this.told = new Map(); // engine → {time, tokens} that its rate was taken from
     this.onState = onState;
     this.onConnection = onConnection;
@@ -58,7 +60,9 @@ export class Store {
   forget(now) {
     while (this.added.length && this.added[0].time < now - RECENT_S) {
       const { tokens } = this.added.shift();
-      tokens.forEach((count, expert) => { this.recent[expert] -= count; });
+      tokens.forEach((count, expert) => {
+        this.recent[expert] -= count;
+      });
     }
   }
 
@@ -66,6 +70,7 @@ export class Store {
     const { time, workers, engines } = this.state;
     for (const engine of engines) this.observeEngine(engine, time);
     for (const id of this.told.keys()) if (!engines.some((engine) => engine.id === id)) this.lose(id);
+    this.measure(time);
     const last = this.samples.at(-1);
     if (last && time - last.time < 1) this.samples.pop();
     const counted = (state) => workers.filter((worker) => worker.state === state).length;
@@ -75,6 +80,7 @@ export class Store {
       standby: counted("STANDBY"),
       engines: engines.filter((engine) => engine.state === "READY").length,
       rate: this.tokensPerSecond(),
+      ttft: this.latency("ttft_seconds"),
     });
     while (this.samples[0].time < time - KEPT_S) this.samples.shift();
   }
@@ -95,9 +101,52 @@ export class Store {
     this.rates.delete(engine);
   }
 
+  measure(time) {
+    const { figures } = this.state;
+    if (this.measured.length && this.measured[0].figures.incarnation !== figures.incarnation) this.measured = [];
+    if (this.measured.at(-1)?.figures !== figures) this.measured.push({ time, figures });
+    while (this.measured.length > 1 && this.measured[1].time < time - MEASURED_S) this.measured.shift();
+  }
+
+  /**
+   * A latency's percentiles in the last minute, as ingresses measure it, else engines: {half, most (of 99 %), count}.
+   * null where no request was measured.
+   */
+  latency(name) {
+    const { histograms } = this.state.figures;
+    const known = [`ingress_${name}`, `engine_${name}`].find((one) => histograms[one]);
+    return known ? percentiles(histograms[known], this.measured[0].figures.histograms[known]) : null;
+  }
+
+  /** Percentiles of the tokens in a step of an engine in the last minute; null where there was none. */
+  batch() {
+    const now = this.state.figures.histograms.engine_step_tokens;
+    return now ? percentiles(now, this.measured[0].figures.histograms.engine_step_tokens) : null;
+  }
+
   /** Of all engines together, over the last second or two. */
   tokensPerSecond() {
     const live = new Set(this.state.engines.filter((engine) => engine.state !== "LOST").map((engine) => engine.id));
     return [...this.rates].reduce((sum, [id, rate]) => sum + (live.has(id) ? rate : 0), 0);
   }
+}
+
+function percentiles({ bounds, counts }, before) {
+  const lately = counts.map((count, number) => count - (before?.counts[number] ?? 0));
+  const count = lately.reduce((sum, one) => sum + one, 0);
+  return count > 0
+    ? { half: quantile(bounds, lately, count / 2), most: quantile(bounds, lately, 0.99 * count), count }
+    : null;
+}
+
+/** The value that `wanted` observations do not exceed; evenly spread within a bucket, as Prometheus has it. */
+function quantile(bounds, counts, wanted) {
+  let [below, lower] = [0, 0];
+  for (let number = 0; number < bounds.length; number++) {
+    if (counts[number] && below + counts[number] >= wanted) {
+      return lower + ((bounds[number] - lower) * Math.max(wanted - below, 0)) / counts[number];
+    }
+    [below, lower] = [below + counts[number], bounds[number]];
+  }
+  return bounds.at(-1);
 }

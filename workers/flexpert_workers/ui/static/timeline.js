@@ -1,10 +1,10 @@
 // Epochs, reconfigurations, the size of the pool and its tokens a second, over time. The table below it says the same.
 
-import { clock, svg, whole, words } from "./dom.js";
+import { clock, seconds, svg, whole, words } from "./dom.js";
 
-const HEIGHT = 210;
+const HEIGHT = 274;
 const [LEFT, RIGHT] = [8, 8];
-const LANES = { operations: [24, 56], workers: [78, 120], tokens: [142, 184] };
+const LANES = { operations: [24, 56], workers: [78, 120], tokens: [142, 184], latency: [206, 248] };
 const LEAST_S = 60;
 const MOST_S = 900;
 
@@ -18,7 +18,13 @@ export function timeline(parent, store) {
   const place = (at) => LEFT + ((Math.max(at, from) - from) / (time - from)) * (width - LEFT - RIGHT);
   const picture = svg("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img" });
   picture.setAttribute("aria-label", summary(store, from));
-  picture.append(...frames(width), ...operations(store, place, from, width), ...workers(store, place), ...tokens(store, place));
+  picture.append(
+    ...frames(width),
+    ...operations(store, place, from, width),
+    ...workers(store, place),
+    ...tokens(store, place),
+    ...latency(store, place),
+  );
   picture.append(
     svg("text", { class: "axis", x: LEFT, y: HEIGHT - 6 }, clock(from)),
     svg("text", { class: "axis", x: width - RIGHT, y: HEIGHT - 6, "text-anchor": "end" }, `now, ${clock(time)}`),
@@ -37,7 +43,12 @@ function summary(store, from) {
 }
 
 function frames(width) {
-  const titles = { operations: "epochs", workers: "workers ready —, engines ready - -", tokens: "tokens a second" };
+  const titles = {
+    operations: "epochs",
+    workers: "workers ready —, engines ready - -",
+    tokens: "tokens a second",
+    latency: "time to first token, p50 —, p99 - -",
+  };
   return Object.entries(LANES).flatMap(([name, [top, bottom]]) => [
     svg("rect", { class: "frame", x: LEFT, y: top, width: width - LEFT - RIGHT, height: bottom - top }),
     svg("text", { class: "note", x: LEFT, y: top - 5 }, titles[name]),
@@ -55,9 +66,15 @@ function operations(store, place, from, width) {
     const bad = !["SUCCEEDED", "PREPARE", "COMMIT", "RETIRE", "PENDING"].includes(one.phase);
     const said = one.epoch || (bad ? "✕" : "…");
     const bar = svg("rect", {
-      class: bad ? "operation bad" : "operation", x: left, y: top + 2, width: Math.max(3, right - left), height: bottom - top - 4,
+      class: bad ? "operation bad" : "operation",
+      x: left,
+      y: top + 2,
+      width: Math.max(3, right - left),
+      height: bottom - top - 4,
     });
-    bar.append(svg("title", {}, `${one.id}: ${words(one.cause)}, ${words(one.phase)}${one.epoch ? `, epoch ${one.epoch}` : ""}`));
+    bar.append(
+      svg("title", {}, `${one.id}: ${words(one.cause)}, ${words(one.phase)}${one.epoch ? `, epoch ${one.epoch}` : ""}`),
+    );
     const wide = 7 * said.length;
     const at = Math.min(left + 3, width - RIGHT - wide);
     if (at < free) return [bar];
@@ -82,6 +99,23 @@ function tokens(store, place) {
   return [
     svg("polyline", { class: "line", points: steps(store, place, (sample) => sample.rate / most, top, bottom) }),
     svg("text", { class: "note", x: LEFT + 3, y: top + 12 }, whole(most)),
+  ];
+}
+
+function latency(store, place) {
+  const [top, bottom] = LANES.latency;
+  const most = Math.max(...store.samples.map((sample) => sample.ttft?.most ?? 0));
+  if (!most) return [svg("text", { class: "note", x: LEFT + 3, y: top + 12 }, "no requests")];
+  return [
+    svg("polyline", {
+      class: "line",
+      points: steps(store, place, (sample) => (sample.ttft?.half ?? 0) / most, top, bottom),
+    }),
+    svg("polyline", {
+      class: "dashed",
+      points: steps(store, place, (sample) => (sample.ttft?.most ?? 0) / most, top, bottom),
+    }),
+    svg("text", { class: "note", x: LEFT + 3, y: top + 12 }, seconds(most)),
   ];
 }
 
