@@ -179,7 +179,10 @@ def test_status_of_all_and_of_one(flexpert: Run, kube: Kube, tmp_path: Path) -> 
     assert line == ["tiny", "True", "2/2", "1/1", "3.4", "65", "7%"]
     out = flexpert("status", "tiny")[1]
     assert "page: kubectl port-forward -n default service/tiny-pool-control 7080, then http://localhost:7080/ui" in out
-    table = {"tiny-pool-control.default.svc:7080": "127.0.0.1:4711", "tiny-head-control.default.svc:7080": "127.0.0.1:1"}
+    table = {
+        "tiny-pool-control.default.svc:7080": "127.0.0.1:4711",
+        "tiny-head-control.default.svc:7080": "127.0.0.1:1",
+    }
     (tmp_path / "state" / "services.json").write_text(json.dumps(table))
     assert pages(state_layout(str(tmp_path / "state"))) == {"default/tiny": "http://127.0.0.1:4711/ui"}
     out = flexpert("status", "tiny")[1]

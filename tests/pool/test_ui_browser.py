@@ -101,6 +101,7 @@ async def test_a_live_pool_is_shown_and_can_be_asked_by_keyboard(rig: Any, brows
 
 async def shows_loads(page: Window, rig: Any) -> None:
     assert await figure(page, "Workers ready") == "3 of 3"
+    page.expected.append("willReadFrequently")  # of this test, which reads what is drawn
     assert await page.page.evaluate(BRIGHTNESS, [0, 0]) > await page.page.evaluate(BRIGHTNESS, [0, 3]) + 100
     await page.page.click("text=The same by layer, as a table")
     assert [row[:4] for row in await page.rows("layers")] == [["0", "300", "0", "3.20"], ["1", "300", "2", "2.80"]]

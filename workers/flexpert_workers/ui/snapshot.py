@@ -5,21 +5,24 @@ telling a watcher what changed costs a look at identities; what is large (placem
 table or the operation is another one. Experts are packed as layer * experts + index, as everywhere in `pool.proto`.
 """
 
+import operator
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
 from flexpert_proto.measuring import Figures
 from flexpert_workers.pool.controller import PoolController
 from flexpert_workers.pool.loads import IntArray
-from flexpert_workers.pool.state import Engine, ModelFacts, Operation, Placement, Worker
+from flexpert_workers.pool.state import Engine, Expert, ModelFacts, Operation, Placement, Worker
 from flexpert_workers.pool.waves import Waves
 from flexpert_workers.routing import RoutingTable
 from flexpert_workers.ui.moves import moves_of, progress_of
 
+_Value = TypeVar("_Value")
 Section = Mapping[str, object] | list[object] | None
 
 _NOTHING = np.zeros(0, dtype=np.int64)
@@ -61,6 +64,22 @@ def difference(told: Snapshot | None, now: Snapshot) -> dict[str, object]:
     return news
 
 
+class _Memo:
+    """What was worked out last, as long as all that it was made from is the very same."""
+
+    def __init__(self) -> None:
+        self._made_from: tuple[object, ...] | None = None
+        self._value: Any = None
+
+    def of(self, made_from: tuple[object, ...], make: Callable[[], _Value]) -> _Value:
+        """What `make` returns for this."""
+        known = self._made_from
+        if known is None or len(known) != len(made_from) or not all(map(operator.is_, known, made_from)):
+            self._made_from, self._value = made_from, make()
+        value: _Value = self._value
+        return value
+
+
 class Snapshots:
     """Takes snapshots of one controller."""
 
@@ -68,46 +87,56 @@ class Snapshots:
         self._controller = controller
         self._wall = wall
         self._last: Mapping[str, Section] = {}
-        self._placed: tuple[RoutingTable | None, Section, Counter[str]] = (None, None, Counter())
-        self._moving: tuple[Waves | None, Section] = (None, None)
+        self._placed, self._moves, self._progress, self._lost = _Memo(), _Memo(), _Memo(), _Memo()
 
     def take(self) -> Snapshot:
         """The pool as it is."""
         controller = self._controller
-        model, operations = controller.model, controller.operations
-        placement, replicas = self._placement()
+        model, operations, workers = controller.model, controller.operations, controller.fleet.all()
+        table = controller.keeper.table
+        placement, replicas = self._placed.of((table,), lambda: _placement(table))
+        lost = self._lost.of((table, model, *workers), lambda: _packed(controller.lost_experts(), model))
         made: dict[str, Section] = {
-            "pool": _pool(controller),
+            "pool": {**_pool(controller), "lost": lost},
             "model": _model(model) if model is not None else None,
-            "workers": [_worker(worker, replicas[worker.id]) for worker in controller.fleet.all()],
+            "workers": [_worker(worker, replicas[worker.id]) for worker in workers],
             "engines": [_engine(engine) for engine in controller.engines.engines()],
             "figures": _figures(controller.figures.total()),
             "placement": placement,
             "operation": operation_json(operations.last) if operations.last is not None else None,
             "history": [operation_json(one) for one in operations.history() if one.phase.finished],
-            "moves": self._moves(model),
-            "progress": progress_of(operations.shown) if operations.shown is not None else None,
+            **self._moving(operations.shown, model),
         }
         before = self._last or made
-        self._last = {name: before[name] if before[name] == section else section for name, section in made.items()}
+        self._last = {name: _kept(before[name], section) for name, section in made.items()}
         loads = controller.fleet.loads
         counts = loads.counts(model.layers * model.experts) if model is not None else _NOTHING
         return Snapshot(self._wall(), self._last, counts, loads.since)
 
-    def _placement(self) -> tuple[Section, Counter[str]]:
-        table = self._controller.keeper.table
-        if table is not self._placed[0] or self._placed[1] is None:
-            placed = table.placement if table is not None else {}
-            counted = Counter(worker for shares in placed.values() for worker in shares)
-            num_experts = table.num_experts if table is not None else 0
-            self._placed = (table, placement_json(placed, num_experts), counted)
-        return self._placed[1], self._placed[2]
+    def _moving(self, shown: Waves | None, model: ModelFacts | None) -> dict[str, Section]:
+        """The moves of the operation that is shown, and how far they are."""
+        if shown is None or model is None:
+            return {"moves": None, "progress": None}
+        stands = (shown.operation, shown.current.prepared)
+        return {
+            "moves": self._moves.of((shown, model), lambda: moves_of(shown, model.experts)),
+            "progress": self._progress.of(stands, lambda: progress_of(shown)),
+        }
 
-    def _moves(self, model: ModelFacts | None) -> Section:
-        shown = self._controller.operations.shown
-        if shown is not self._moving[0] and model is not None and shown is not None:
-            self._moving = (shown, moves_of(shown, model.experts))
-        return self._moving[1]
+
+def _placement(table: RoutingTable | None) -> tuple[Section, Counter[str]]:
+    """The placement of a table, and how many replicas each worker has in it."""
+    placed = table.placement if table is not None else {}
+    counted = Counter(worker for shares in placed.values() for worker in shares)
+    return placement_json(placed, table.num_experts if table is not None else 0), counted
+
+
+def _packed(experts: Iterable[Expert], model: ModelFacts | None) -> list[int]:
+    return [layer * model.experts + index for layer, index in experts] if model is not None else []
+
+
+def _kept(before: Section, now: Section) -> Section:
+    return before if before is now or before == now else now
 
 
 def placement_json(placement: Placement, num_experts: int) -> dict[str, object]:
@@ -144,8 +173,7 @@ def operation_json(operation: Operation) -> dict[str, object]:
 
 
 def _pool(controller: PoolController) -> dict[str, object]:
-    spec, model = controller.spec, controller.model
-    experts = model.experts if model is not None else 0
+    spec = controller.spec
     return {
         "uid": controller.settings.pool,
         "name": spec.name if spec is not None else "",
@@ -157,7 +185,6 @@ def _pool(controller: PoolController) -> dict[str, object]:
         "wantedWorkers": spec.workers if spec is not None else None,
         "wantedStandby": spec.standby_workers if spec is not None else 0,
         "wantedEngines": spec.engine_replicas if spec is not None else 0,
-        "lost": [layer * experts + index for layer, index in controller.lost_experts()],
     }
 
 

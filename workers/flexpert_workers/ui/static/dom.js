@@ -38,8 +38,8 @@ export function setTerms(list, terms) {
 }
 
 /**
- * Bring a table's rows up to date. A row is a list of cells, the first its header; a cell is a text, a number's text
- * ({number}), or has a tone ({text, tone}), a meter ({text, meter: [value, most]}) or a bar ({bar: [value, most], label}).
+ * Bring a table's rows up to date. A row is a list of cells, the first its header. A cell is a text, a number's text
+ * ({number}), or has a tone ({text, tone}), a meter ({text, meter: [value, most], label}) or a bar ({bar, label}).
  */
 export function setRows(body, rows) {
   const width = rows.length ? rows[0].length : 0;

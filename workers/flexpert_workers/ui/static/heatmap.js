@@ -41,7 +41,7 @@ export function legend(parent, top) {
 }
 
 /**
- * A grid of `rows` × `columns` loads. The figure that `show` takes has them, and tells of each cell what to say and mark:
+ * A grid of `rows` × `columns` loads. The figure that `show` takes has them, and what to say and mark of each cell:
  * {rows, columns, top, load(row, column), say(row, column), marks(row, column)}; a load of NaN is no cell, marks are
  * letters: o outlined, m moving, x lost, r several replicas.
  */

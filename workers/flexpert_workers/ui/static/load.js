@@ -52,7 +52,8 @@ export class LoadView {
     const since = recent ? "Tokens of the last 30 s" : `Tokens since ${clock(this.store.state.loads.since)}`;
     const planned =
       placement === this.store.state.placement ? "" : " The placement is the planned one, not the one in force.";
-    return `${since}; light is loaded. A corner: several replicas; dashed: moving; solid: the outlined worker's; crossed: lost.${planned}`;
+    const marks = "A corner: several replicas; dashed: moving; solid: the outlined worker's; crossed: lost.";
+    return `${since}; light is loaded. ${marks}${planned}`;
   }
 
   byExpert({ model, placement, tokens, heat, state }) {
@@ -70,7 +71,8 @@ export class LoadView {
         const expert = layer * model.experts + index;
         const going = moves.has(expert) ? `; a copy is on its way to ${moves.get(expert)}` : "";
         const gone = lost.has(expert) ? "; it has no live replica" : "";
-        return `${sentence(expertName(expert, model))}: ${heat[expert].toFixed(2)} × the layer's mean, ${whole(tokens[expert])} tokens; on ${holders(expert, placement)}${going}${gone}`;
+        const load = `${heat[expert].toFixed(2)} × the layer's mean, ${whole(tokens[expert])} tokens`;
+        return `${sentence(expertName(expert, model))}: ${load}; on ${holders(expert, placement)}${going}${gone}`;
       },
       marks: (layer, index) => {
         const expert = layer * model.experts + index;

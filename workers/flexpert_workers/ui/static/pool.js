@@ -19,10 +19,11 @@ export function showHead({ pool, model }) {
   document.title = `${pool.name || pool.uid} – Flexpert pool`;
   byId("message").hidden = !pool.message;
   setText(byId("message"), pool.message);
-  const shape = model
-    ? `${model.architecture} from ${model.source}: ${model.layers} layers of ${model.experts} experts, ${model.expertsPerToken} a token`
-    : "";
-  setText(byId("model"), shape);
+  setText(byId("model"), model ? served(model) : "");
+}
+
+function served({ architecture, source, layers, experts, expertsPerToken }) {
+  return `${architecture} from ${source}: ${layers} layers of ${experts} experts, ${expertsPerToken} a token`;
 }
 
 /** The figures at the top. */

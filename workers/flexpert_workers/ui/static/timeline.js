@@ -60,27 +60,29 @@ function operations(store, place, from, width) {
   const { operation, history, time } = store.state;
   const shown = history.filter((one) => (one.finishedAt ?? time) >= from);
   if (operation && operation.finishedAt === null) shown.push(operation);
+  const bars = shown.map((one) => bar(one, place(one.startedAt), place(one.finishedAt ?? time), top, bottom));
   let free = LEFT;
-  return shown.flatMap((one) => {
-    const [left, right] = [place(one.startedAt), place(one.finishedAt ?? time)];
-    const bad = !["SUCCEEDED", "PREPARE", "COMMIT", "RETIRE", "PENDING"].includes(one.phase);
-    const said = one.epoch || (bad ? "✕" : "…");
-    const bar = svg("rect", {
-      class: bad ? "operation bad" : "operation",
-      x: left,
-      y: top + 2,
-      width: Math.max(3, right - left),
-      height: bottom - top - 4,
-    });
-    bar.append(
-      svg("title", {}, `${one.id}: ${words(one.cause)}, ${words(one.phase)}${one.epoch ? `, epoch ${one.epoch}` : ""}`),
-    );
+  const names = shown.flatMap((one) => {
+    const said = one.epoch || (isBad(one) ? "✕" : "…");
     const wide = 7 * said.length;
-    const at = Math.min(left + 3, width - RIGHT - wide);
-    if (at < free) return [bar];
+    const at = Math.min(place(one.startedAt) + 3, width - RIGHT - wide);
+    if (at < free) return [];
     free = at + wide + 4;
-    return [bar, svg("text", { class: "word", x: at, y: (top + bottom) / 2 + 4 }, said)];
+    return [svg("text", { class: "word", x: at, y: (top + bottom) / 2 + 4 }, said)];
   });
+  return [...bars, ...names];
+}
+
+function bar(one, left, right, top, bottom) {
+  const box = { x: left, y: top + 2, width: Math.max(3, right - left), height: bottom - top - 4 };
+  const made = svg("rect", { class: isBad(one) ? "operation bad" : "operation", ...box });
+  const epoch = one.epoch ? `, epoch ${one.epoch}` : "";
+  made.append(svg("title", {}, `${one.id}: ${words(one.cause)}, ${words(one.phase)}${epoch}`));
+  return made;
+}
+
+function isBad({ phase }) {
+  return !["SUCCEEDED", "PREPARE", "COMMIT", "RETIRE", "PENDING"].includes(phase);
 }
 
 function workers(store, place) {
