@@ -37,9 +37,12 @@ SETTINGS: dict[str, list[Setting]] = {
     "replicas": [{"target": target, "down_s": 300.0} for target in (0.4, 0.55, 0.7)],
     "restart": [{"between_s": seconds} for seconds in (240.0, 900.0)],
     "hpa": [
-        {"target": target, "down_s": seconds} for target, seconds in product((0.2, 0.25, 0.3, 0.35), (120.0, 300.0))
+        {"target": target, "engine_target": engines, "down_s": seconds}
+        for target, engines, seconds in product((0.25, 0.3, 0.35, 0.4), (0.25, 0.35), (60.0, 300.0))
     ],
-    "oracle": [{"headroom": headroom, "ahead_s": seconds} for headroom, seconds in product((1.0, 1.15), (45.0, 90.0))],
+    "oracle": [
+        {"headroom": headroom, "ahead_s": seconds} for headroom, seconds in product((0.9, 1.0, 1.1), (30.0, 60.0))
+    ],
 }
 
 
@@ -68,7 +71,7 @@ def case(pattern: str, seed: int, arrivals: Arrivals | None) -> Case:
     kinds: dict[str, Callable[[], Arrivals]] = {
         "poisson": lambda: poisson(RATE, SECONDS, LENGTHS, seed),
         "bursty": lambda: bursty(RATE, SECONDS, LENGTHS, seed),
-        "diurnal": lambda: diurnal(RATE, 2 * SECONDS, LENGTHS, seed, 2 * SECONDS),
+        "diurnal": lambda: diurnal(RATE, 2 * SECONDS, LENGTHS, seed, season_s=2 * SECONDS),
     }
     return _case(pattern, kinds[pattern](), POLICY)
 
@@ -113,6 +116,12 @@ def _case(pattern: str, arrivals: Arrivals, policy: Policy) -> Case:
     )
 
 
+def sizes_at(arrivals: Arrivals, policy: Policy, weight: float) -> Sizes:
+    """Sizes for the first minute of arrivals that each stand for several."""
+    one = _demand(arrivals, 0.0, 60.0)
+    return _sizes(Demand(weight * one.prompt, weight * one.generated, weight * one.requests), policy)
+
+
 def _demand(arrivals: Arrivals, start: float, seconds: float) -> Demand:
     first, last = (int(row) for row in np.searchsorted(arrivals.at, [start, start + seconds]))
     prompt, answer = arrivals.prompt[first:last].sum(), arrivals.answer[first:last].sum()
@@ -146,7 +155,13 @@ def _restart(case: Case, setting: Setting) -> Scaler:
 
 
 def _hpa(case: Case, setting: Setting) -> Scaler:
-    return Hpa(case.start, case.policy, setting["target"], None, setting["down_s"])
+    return Hpa(
+        case.start,
+        case.policy,
+        setting["target"],
+        down_s=setting["down_s"],
+        engine_target=setting["engine_target"],
+    )
 
 
 def _oracle(case: Case, setting: Setting) -> Scaler:

@@ -39,11 +39,11 @@ def test_the_window_is_cautious_while_little_is_known_and_follows_the_time_to_sc
 
 
 def test_an_absence_counts_back_from_when_members_had_to_be_ordered():
-    needed = [(0.0, 9), (100.0, 2), (200.0, 3)]
-    assert calm.absence_s(9, needed, 300.0, 50.0) == 150.0
-    assert calm.absence_s(3, needed, 300.0, 50.0) == 0.0
-    assert calm.absence_s(3, needed, 220.0, 50.0) == 70.0
-    assert calm.absence_s(20, needed, 300.0, 50.0) == 0.0
+    needed = [(200.0, 3), (100.0, 2), (0.0, 9)]
+    assert calm.absence_s(needed, 9, 300.0, 50.0) == 150.0
+    assert calm.absence_s(needed, 3, 300.0, 50.0) == 0.0
+    assert calm.absence_s(needed, 3, 220.0, 50.0) == 70.0
+    assert calm.absence_s(needed, 20, 300.0, 50.0) == 0.0
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,7 +6,7 @@ enough. Each look adds one *return*: for how long, before the members could have
 high as now. The window is the percentile of these returns, requests being the weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 REMEMBERED_S = 3600.0
@@ -39,20 +39,19 @@ class Return:
     absence_s: float
 
 
-def absence_s(need: int, needed: Sequence[tuple[float, int]], at: float, ahead_s: float) -> float:
+def absence_s(needed: Iterable[tuple[float, int]], need: int, at: float, ahead_s: float) -> float:
     """For how long, `ahead_s` before `at`, the need had been below `need`; 0 where it never was as high.
 
     Args:
+        needed: (when, need) before, the latest first; each holds until the next.
         need: At `at`.
-        needed: (when, need) before, ascending; each holds until the next.
         at: Now.
         ahead_s: In which members come.
     """
-    ordered = at - ahead_s
-    until = ordered
-    for when, earlier in reversed(needed):
+    until = ordered = at - ahead_s
+    for when, earlier in needed:
         if when <= ordered and earlier >= need:
-            return max(ordered - until, 0.0)
+            return ordered - until
         if when <= ordered:
             until = when
     return 0.0

@@ -13,7 +13,17 @@ from flexpert_operator.autoscale.observation import Observation, finite, is_soun
 from flexpert_operator.autoscale.policy import Behavior, Bounds, Policy
 from flexpert_operator.autoscale.queueing import Demand, Need, need
 from flexpert_operator.autoscale.schedule import floors
-from flexpert_operator.autoscale.sizes import Change, Sizes, Wish, held, limited, stabilised, trimmed, within_budget
+from flexpert_operator.autoscale.sizes import (
+    Change,
+    Sizes,
+    Wish,
+    held,
+    in_grains,
+    limited,
+    stabilised,
+    trimmed,
+    within_budget,
+)
 from flexpert_operator.autoscale.state import Decision, Limit, State
 
 HOT = 1.15
@@ -192,8 +202,8 @@ def _step(
 def _returned(state: State, wanted: Sizes, observation: Observation, policy: Policy) -> State:
     """Remembers for how long there had been no need for as much as now."""
     at = observation.at
-    needed = [(one.at, one.lasting.devices(policy)) for one in state.wishes]
-    absence_s = calm.absence_s(wanted.devices(policy), needed, at, observation.scale_up_s)
+    needed = ((one.at, one.lasting.devices(policy)) for one in reversed(state.wishes))
+    absence_s = calm.absence_s(needed, wanted.devices(policy), at, observation.scale_up_s)
     newest = calm.Return(at, state.traffic.newest, absence_s)
     return replace(state, returns=tuple(one for one in (*state.returns, newest) if one.at > at - calm.REMEMBERED_S))
 
@@ -222,6 +232,7 @@ def _stabilised(
         wished = [(one.at, int(getattr(one.sizes, pool))) for one in state.wishes]
     window_s = least_s if fixed_s is None else fixed_s
     found = stabilised(size, wished, at, behavior.up, behavior.down, window_s)
+    found = found if fixed_s is not None else in_grains(size, found)
     grew = any(getattr(one, pool) > 0 for one in state.changes if one.at > at - window_s)
     return size if found < size and grew else found
 

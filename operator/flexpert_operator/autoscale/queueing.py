@@ -24,6 +24,10 @@ MOST_CANDIDATES = 96
 """Numbers of engines that are looked at at once; with more, every so many, then those around the best."""
 
 
+TRIED = 16
+"""Numbers of workers that are tried at once."""
+
+
 @dataclass(frozen=True)
 class Demand:
     """What has to be served a second.
@@ -95,7 +99,7 @@ def expected(
         tpot_s=np.where(bad, np.inf, step),
         wait_s=np.where(bad, np.inf, wait),
         sequences=np.where(bad, np.inf, many),
-        worker_utilisation=np.where(bad, np.inf, np.nan_to_num(busy, nan=np.inf)),
+        worker_utilisation=np.where(bad | np.isnan(busy), np.inf, busy),
     )
 
 
@@ -185,11 +189,13 @@ def _fewest_experts(
 ) -> NDArray[np.int64]:
     """[candidates] fewest workers with which the objectives hold; one more than the room where none do."""
     low, high = np.ones(len(engines), dtype=np.int64), rooms + 1
-    for _ in range(int(high.max()).bit_length() + 1):
-        middle = (low + high) // 2
-        good = holds(service, demand, policy.objectives, imbalance, engines, middle.astype(np.float64))
-        low, high = np.where(good | (low >= high), low, middle + 1), np.where(good, np.minimum(middle, high), high)
-        low = np.minimum(low, high)
+    while (low < high).any():
+        tried = low[:, None] + (high - low)[:, None] * np.arange(TRIED) // TRIED
+        good = holds(service, demand, policy.objectives, imbalance, engines[:, None], tried.astype(np.float64))
+        first = np.where(good.any(axis=1), good.argmax(axis=1), TRIED)
+        rows = np.arange(len(engines))
+        below = np.where(first > 0, tried[rows, np.maximum(first - 1, 0)] + 1, low)
+        low, high = np.minimum(below, high), np.where(first < TRIED, tried[rows, np.minimum(first, TRIED - 1)], high)
     return high
 
 

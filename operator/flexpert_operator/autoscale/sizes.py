@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from flexpert_operator.autoscale.policy import Direction, Policy, Rate, Select, Unit
 
+GRAIN = 0.02
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -71,6 +73,14 @@ def held(wishes: Sequence[Wish], wanted: Sizes, since: float, policy: Policy, ne
     """What takes the most devices of what is wanted and what would have lasted since a moment; if equal, the former."""
     known = [wanted, *(one.lasting for one in wishes if one.at > since)]
     return max(known, key=lambda one: (one.devices(policy), one == wanted, one.engines == near.engines))
+
+
+def in_grains(size: int, wanted: int) -> int:
+    """Large pools do not change by a member or two: they grow by 2 % at least, and shrink where that makes 4 %."""
+    grain = int(GRAIN * size)
+    if wanted > size:
+        return max(wanted, size + grain)
+    return wanted if size - wanted > 2 * grain or wanted == 0 else size
 
 
 def limited(size: int, wanted: int, changed: Sequence[tuple[float, int]], at: float, way: Direction) -> int:

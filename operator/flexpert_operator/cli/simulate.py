@@ -115,11 +115,11 @@ def _arrivals(options: argparse.Namespace) -> tuple[Arrivals, float]:
         except InvalidArrivals as error:
             raise CliError(f"--arrivals: {error}") from error
     weight = max(options.rate * options.duration / MOST_REQUESTS, 1.0)
-    rate, lengths = options.rate / weight, Lengths(options.prompt, options.answer)
+    rate, lengths = options.rate, Lengths(options.prompt, options.answer)
     kinds: dict[str, Callable[[], Arrivals]] = {
-        "poisson": lambda: poisson(rate, options.duration, lengths, options.seed),
-        "bursty": lambda: bursty(rate, options.duration, lengths, options.seed),
-        "diurnal": lambda: diurnal(rate, options.duration, lengths, options.seed, _season(options)),
+        "poisson": lambda: poisson(rate, options.duration, lengths, options.seed, weight),
+        "bursty": lambda: bursty(rate, options.duration, lengths, options.seed, weight),
+        "diurnal": lambda: diurnal(rate, options.duration, lengths, options.seed, weight, _season(options)),
     }
     if options.arrivals not in kinds:
         raise CliError(f"--arrivals {options.arrivals}: it has to be {', '.join(kinds)} or a file that ends in .csv")

@@ -61,6 +61,7 @@ def observation_of(
             figures.counter("ingress_finished_tokens"),
         ),
         running=running_of(since, engines.ready),
+        step_sequences=step_sequences_of(since, engines.ready),
         queued=figures.gauge("ingress_waiting") + figures.gauge("engine_waiting"),
         queued_tokens=figures.gauge("ingress_waiting_tokens") + figures.gauge("engine_waiting_tokens"),
         prefill_tokens=ratio(since.counter("engine_prefill_tokens"), steps.count, 0.0) * engines.ready,
@@ -79,6 +80,12 @@ def running_of(since: Figures, engines: int) -> float:
     """Sequences in an average step of all engines together; where no step was made, those that engines hold now."""
     in_step = ratio(since.counter("engine_sequence_seconds"), since.counter("engine_busy_seconds"))
     return since.gauge("engine_running") if math.isnan(in_step) else max(in_step * engines, 0.0)
+
+
+def step_sequences_of(since: Figures, engines: int) -> float:
+    """The same by steps, not by time; NaN where none was made."""
+    steps = since.histogram("engine_step_tokens")
+    return ratio(max(steps.total - since.counter("engine_prefill_tokens"), 0.0), steps.count) * engines
 
 
 def ratio(part: float, whole: float, otherwise: float = math.nan) -> float:

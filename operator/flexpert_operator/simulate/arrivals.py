@@ -9,6 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+GRID = 200_001
+"""Moments at which a rate is looked up where not every request is drawn."""
+
+PLASTIC = (0.7548776662466927, 0.5698402909980532)
+"""Powers of the plastic number's inverse: steps of the evenest sequence in two dimensions."""
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -60,13 +66,19 @@ class Arrivals:
         )
 
 
-def poisson(rate: float, duration_s: float, lengths: Lengths, seed: int = 0) -> Arrivals:
-    """Requests at random, `rate` a second."""
-    return varying(lambda at: np.full_like(at, rate), rate, duration_s, lengths, seed)
+def poisson(rate: float, duration_s: float, lengths: Lengths, seed: int = 0, weight: float = 1.0) -> Arrivals:
+    """Requests at random, `rate` a second, each drawn one standing for `weight` of them."""
+    return varying(lambda at: np.full_like(at, rate), rate, duration_s, lengths, seed, weight)
 
 
 def bursty(
-    rate: float, duration_s: float, lengths: Lengths, seed: int = 0, on_s: float = 60.0, off_s: float = 120.0
+    rate: float,
+    duration_s: float,
+    lengths: Lengths,
+    seed: int = 0,
+    weight: float = 1.0,
+    on_s: float = 60.0,
+    off_s: float = 120.0,
 ) -> Arrivals:
     """Bursts: `rate` on average; four fifths of the requests come in the stretches of about `on_s`."""
     rng = np.random.default_rng(seed + 1)
@@ -80,32 +92,67 @@ def bursty(
     def of(at: Floats) -> Floats:
         return np.where(np.searchsorted(edges, at, side="right") % 2 == 0, high, low)
 
-    return varying(of, max(high, low), duration_s, lengths, seed)
+    return varying(of, max(high, low), duration_s, lengths, seed, weight)
 
 
-def diurnal(rate: float, duration_s: float, lengths: Lengths, seed: int = 0, season_s: float = 86400.0) -> Arrivals:
+def diurnal(
+    rate: float, duration_s: float, lengths: Lengths, seed: int = 0, weight: float = 1.0, season_s: float = 86400.0
+) -> Arrivals:
     """A day: `rate` on average, nearly twice that at noon and a tenth of it at midnight."""
 
     def of(at: Floats) -> Floats:
         return np.asarray(rate * (1.0 - 0.9 * np.cos(2 * np.pi * at / season_s)))
 
-    return varying(of, 1.9 * rate, duration_s, lengths, seed)
+    return varying(of, 1.9 * rate, duration_s, lengths, seed, weight)
 
 
-def varying(of: Callable[[Floats], Floats], most: float, duration_s: float, lengths: Lengths, seed: int) -> Arrivals:
-    """A Poisson process of rate `of(at)`, `most` at most, by thinning."""
+def varying(
+    of: Callable[[Floats], Floats], most: float, duration_s: float, lengths: Lengths, seed: int, weight: float = 1.0
+) -> Arrivals:
+    """A Poisson process of rate `of(at)`, `most` at most, of which one request in `weight` is drawn.
+
+    The drawn ones are as far apart as so many requests are, and any stretch of them has short and long ones in their
+    proportions, so that counts and sums are nearly as smooth as those of all requests.
+    """
     rng = np.random.default_rng(seed)
+    if weight <= 1:
+        at = _thinned(of, most, duration_s, rng)
+        drawn = [rng.standard_normal(len(at)) for _ in range(2)]
+    else:
+        at = _sampled(of, duration_s, weight, rng)
+        drawn = [_evenly(len(at), step) for step in PLASTIC]
+    prompt, answer = (
+        _tokens(mean, lengths.sigma, one) for mean, one in zip((lengths.prompt, lengths.answer), drawn, strict=True)
+    )
+    return Arrivals(at, prompt, answer, duration_s)
+
+
+def _thinned(of: Callable[[Floats], Floats], most: float, duration_s: float, rng: np.random.Generator) -> Floats:
     number = rng.poisson(most * duration_s)
     at = np.sort(rng.random(number) * duration_s)
-    at = at[rng.random(number) * most < of(at)]
-    return Arrivals(
-        at, _tokens(rng, len(at), lengths.prompt, lengths), _tokens(rng, len(at), lengths.answer, lengths), duration_s
-    )
+    return np.asarray(at[rng.random(number) * most < of(at)])
 
 
-def _tokens(rng: np.random.Generator, number: int, mean: float, lengths: Lengths) -> Ints:
-    drawn = rng.lognormal(np.log(mean) - lengths.sigma**2 / 2, lengths.sigma, number)
-    return np.maximum(np.rint(drawn), 1).astype(np.int64)
+def _sampled(of: Callable[[Floats], Floats], duration_s: float, weight: float, rng: np.random.Generator) -> Floats:
+    """Every `weight`-th request: gaps of a gamma distribution in a time in which requests come at rate 1."""
+    at = np.linspace(0.0, duration_s, GRID)
+    come = np.concatenate([[0.0], np.cumsum((of(at)[1:] + of(at)[:-1]) / 2 * np.diff(at))])
+    number = int(come[-1] / weight + 8 * np.sqrt(come[-1] / weight) + 8)
+    drawn = np.cumsum(rng.gamma(weight, 1.0, number))
+    return np.asarray(np.interp(drawn[drawn < come[-1]], come, at))
+
+
+def _evenly(number: int, step: float) -> Floats:
+    """Normal numbers of which every stretch has all sizes in their proportions: a Kronecker sequence."""
+    from scipy.special import ndtri  # takes long to import, and few need it
+
+    return np.asarray(ndtri((0.5 + step * np.arange(number)) % 1.0))
+
+
+def _tokens(mean: float, sigma: float, drawn: Floats) -> Ints:
+    """Log-normal numbers of tokens of standard normal ones."""
+    drawn = np.exp(np.log(mean) - sigma**2 / 2 + sigma * drawn)
+    return np.asarray(np.maximum(np.rint(drawn), 1), dtype=np.int64)
 
 
 def read_csv(path: Path | str) -> Arrivals:

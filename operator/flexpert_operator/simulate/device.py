@@ -83,7 +83,7 @@ class Device:
 
     def imbalance(self, workers: int) -> float:
         """The busiest worker's load over the average one, under the placement that the planner makes for so many."""
-        return _planned(self, max(workers, 1))
+        return _planned(self, max(min(workers, MOST_PLANNED, self.experts), 1))
 
     def fill_s(self, workers: int) -> float:
         """Copying to a new worker all that it will hold among so many."""
@@ -92,14 +92,13 @@ class Device:
 
 
 MOST_PLANNED = 32
-"""Workers for which placements are made; with more the imbalance is that of as many workers a layer's experts allow."""
+"""Workers for which placements are made; with more, or with more than experts, the imbalance is that of so many."""
 
 
 @lru_cache(maxsize=4096)
-def _planned(device: Device, workers: int) -> float:
-    if workers < 2:
+def _planned(device: Device, number: int) -> float:
+    if number < 2:
         return 1.0
-    number = min(workers, MOST_PLANNED, device.experts)
     loads = np.arange(1, device.experts + 1, dtype=np.float64) ** -device.skew
     slots = int(np.ceil(device.experts * (1 + device.spare) / number))
     problem = PlacementProblem(

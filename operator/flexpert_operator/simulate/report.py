@@ -43,8 +43,8 @@ def _milliseconds(value: float) -> str:
     return f"{1000 * value:.0f} ms" if np.isfinite(value) else "never"
 
 
-def json_of(one: Outcome, policy: Policy) -> dict[str, Any]:
-    """For programs; what never came is None."""
+def json_of(one: Outcome, policy: Policy, few: bool = False) -> dict[str, Any]:
+    """For programs; what never came is None. `few` leaves out every single change."""
     ttft, tpot = (value if np.isfinite(value) else None for value in quantiles(one, policy.objectives.percentile))
     return {
         "scaler": one.name,
@@ -55,12 +55,12 @@ def json_of(one: Outcome, policy: Policy) -> dict[str, Any]:
         "deviceHours": one.device_hours,
         "mostDevices": one.most_devices,
         "transitions": one.transitions,
-        "changes": [{"at": at, "reason": reason} for at, reason in one.reasons],
+        **({} if few else {"changes": [{"at": at, "reason": reason} for at, reason in one.reasons]}),
     }
 
 
 def plot(path: Path | str, outcomes: Sequence[Outcome], policy: Policy) -> None:
-    """Requests a second, devices and attainment over time, a line for each run.
+    """Requests a second, devices, changes so far and attainment over time, a line for each run.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -68,16 +68,19 @@ def plot(path: Path | str, outcomes: Sequence[Outcome], policy: Policy) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    rates, devices, attained = figure.subplots(3, 1, sharex=True)
+    figure = Figure(figsize=(10, 10), layout="constrained")
+    rates, devices, changes, attained = figure.subplots(4, 1, sharex=True)
     rates.plot(outcomes[0].times / 60, outcomes[0].rates, color="black", linewidth=0.8)
     rates.set_ylabel("requests/s")
     for one in outcomes:
         held = one.engines * policy.engine_devices + one.experts * policy.worker_devices
         devices.step(one.times / 60, held, where="post", label=one.name)
+        changed = [at / 60 for at, _ in one.reasons]
+        changes.step([0.0, *changed, one.times[-1] / 60], [*range(len(changed) + 1), len(changed)], where="post")
         minutes, parts = _by_minute(one)
         attained.plot(minutes, 100 * parts, linewidth=0.8, label=one.name)
     devices.set_ylabel("devices")
+    changes.set_ylabel("changes so far")
     attained.set_ylabel("attained, % a minute")
     attained.set_xlabel("minutes")
     devices.legend(loc="upper left")  # the best place takes seconds to find

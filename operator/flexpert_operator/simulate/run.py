@@ -16,7 +16,6 @@ from flexpert_operator.simulate.serving import Measured, Serving
 Floats = NDArray[np.float64]
 
 STEP_S = 0.1
-LOOK_S = 10.0
 PATIENCE_S = 600.0
 """For which requests that are under way at the end are served on."""
 
@@ -68,7 +67,7 @@ def simulate(
     *,
     weight: float = 1.0,
     step_s: float = STEP_S,
-    look_s: float = LOOK_S,
+    look_s: float | None = None,
     warm_up_s: float = 0.0,
 ) -> Outcome:
     """Serve arrivals with pools that a scaler sizes.
@@ -76,15 +75,16 @@ def simulate(
     Args:
         arrivals: Requests.
         device: What engines and workers can do.
-        scaler: Looks every `look_s`.
+        scaler: Looks now and then.
         policy: Whose objectives count, and how many devices an engine and a worker have.
         weight: Requests that each of `arrivals` stands for.
         step_s: Time is advanced by so much.
-        look_s: Between looks.
+        look_s: Between looks; None is as the scaler has it.
         warm_up_s: From the beginning, which counts for nothing.
     """
     world = _World(arrivals, device, scaler, policy, weight, warm_up_s)
     end = arrivals.duration_s
+    look_s = scaler.look_s if look_s is None else look_s
     at, next_look = 0.0, look_s
     while at < end + PATIENCE_S and not (at >= end and world.serving.is_over):
         world.advance(at, step_s)
@@ -113,7 +113,7 @@ class _World:
         self._engines, self._workers = Pool(self._sizes.engines), Pool(self._sizes.experts)
         self._down_until = -1.0
         self._device_seconds = 0.0
-        self._most_devices = self._sizes.devices(policy)
+        self._devices = self._most_devices = self._sizes.devices(policy)
         self._looks: list[tuple[float, int, int, float]] = [(0.0, self._sizes.engines, self._sizes.experts, 0.0)]
         self._reasons: list[tuple[float, str]] = []
         self._transitions = 0
@@ -127,9 +127,10 @@ class _World:
 
     def advance(self, at: float, seconds: float) -> None:
         """One step of time."""
-        if self._engines.is_changing or self._workers.is_changing:
+        if not self.is_settled:
             self._engines.advance(at)
             self._workers.advance(at)
+            self._count()
         workers = self._workers.ready if self._workers.ready >= self._device.least_workers else 0
         engines = 0 if at < self._down_until else self._engines.ready
         self.serving.advance(at, seconds, engines, workers, self._device.imbalance(workers))
@@ -137,11 +138,14 @@ class _World:
 
     def pass_time(self, at: float, seconds: float) -> None:
         """Devices cost while arrivals come."""
-        count = Sizes(self._engines.count().existing, self._workers.count().existing)
-        held = count.devices(self._policy)
-        self._most_devices = max(self._most_devices, held)
         if at >= self._warm_up_s:
-            self._device_seconds += held * max(min(seconds, self._arrivals.duration_s - at), 0.0)
+            self._device_seconds += self._devices * max(min(seconds, self._arrivals.duration_s - at), 0.0)
+
+    def _count(self) -> None:
+        """The devices that members hold."""
+        count = Sizes(self._engines.count().existing, self._workers.count().existing)
+        self._devices = count.devices(self._policy)
+        self._most_devices = max(self._most_devices, self._devices)
 
     def look(self, at: float, counts: bool) -> None:
         """Let the scaler decide, and carry it out."""
@@ -160,6 +164,7 @@ class _World:
         worker_s = slow if slow is not None else device.worker_start_s + device.fill_s(sizes.experts)
         engines = self._engines.set_size(sizes.engines, at, slow if slow is not None else device.engine_start_s)
         workers = self._workers.set_size(sizes.experts, at, worker_s)
+        self._count()
         if (engines or workers) and self._scaler.restarts:
             self._down_until = at + device.restart_s
         return engines or workers

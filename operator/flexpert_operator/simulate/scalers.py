@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -12,9 +12,19 @@ from flexpert_operator.autoscale.queueing import Demand, need
 from flexpert_operator.simulate.arrivals import Arrivals
 from flexpert_operator.simulate.device import Device
 
+LOOK_S = 10.0
+"""Between looks, as a MoEAutoscalingPolicy has it where it does not say."""
+HPA_LOOK_S = 15.0
+"""The same of HPA: `--horizontal-pod-autoscaler-sync-period`."""
+
 
 class Scaler(Protocol):
     """Looks at a simulation now and then."""
+
+    @property
+    def look_s(self) -> float:
+        """Between looks."""
+        ...
 
     @property
     def name(self) -> str:
@@ -45,6 +55,7 @@ class Scaler(Protocol):
 class Fixed:
     """No scaling."""
 
+    look_s: ClassVar[float] = LOOK_S
     start: Sizes
     name: str = "none"
     start_s: float | None = None
@@ -59,6 +70,7 @@ class Fixed:
 class Ours:
     """`autoscale.decide`."""
 
+    look_s: ClassVar[float] = LOOK_S
     start: Sizes
     policy: Policy
     profile: Profile
@@ -84,6 +96,7 @@ class ColdRestart:
         between_s: From a restart to the next at least.
     """
 
+    look_s: ClassVar[float] = LOOK_S
     inner: Ours
     restart_s: float
     between_s: float
@@ -117,38 +130,48 @@ class ColdRestart:
 class Hpa:
     """HPA v2 on the utilisation of each pool by itself, or of whole replicas of `unit`.
 
+    It sees what was measured a look ago: kubelets renew figures every 15 s or so, and metrics-server or a Prometheus
+    takes them every 15 s again. Utilisation is the part of the time that tokens take, which grows as load does; the
+    busy time that cgroups or DCGM tell says less, as a loop of steps is always busy.
+
     Args:
         start: Sizes.
         policy: Its bounds and budget.
-        target: Utilisation that is aimed at.
+        target: Utilisation of workers, or of a replica, that is aimed at.
+        engine_target: The same of engines; None is as `target`.
         unit: Sizes of a replica where engines and workers come together; None sizes the pools by themselves.
         down_s: Stabilisation window for shrinking.
     """
 
+    look_s: ClassVar[float] = HPA_LOOK_S
     start: Sizes
     policy: Policy
     target: float
     unit: Sizes | None = None
     down_s: float = 300.0
     name: str = "hpa"
+    engine_target: float | None = None
     start_s: float | None = None
     restarts: bool = False
     tolerance: float = 0.1
+    _seen: tuple[float, float] | None = None
     _wished: list[tuple[float, Sizes]] = field(default_factory=list)
     _sizes: Sizes | None = None
 
     def decide(self, observation: Observation) -> tuple[Sizes, str]:
         """ceil(size · utilisation / target), the highest of the window when it shrinks."""
         present = self._sizes or self.start
-        by_engines, by_workers = _utilisation(observation)
+        seen = _utilisation(observation)
+        (by_engines, by_workers), self._seen = self._seen or seen, seen
         engines, workers = observation.engines.ready, observation.experts.ready
         if self.unit is not None:
             ready = min(engines // self.unit.engines, workers // self.unit.experts)
-            wanted = self._scaled(present.engines // self.unit.engines, ready, by_engines + by_workers)
+            wanted = self._scaled(present.engines // self.unit.engines, ready, by_engines + by_workers, self.target)
             wish = Sizes(wanted * self.unit.engines, wanted * self.unit.experts)
         else:
             wish = Sizes(
-                self._scaled(present.engines, engines, by_engines), self._scaled(present.experts, workers, by_workers)
+                self._scaled(present.engines, engines, by_engines, self.engine_target or self.target),
+                self._scaled(present.experts, workers, by_workers, self.target),
             )
         kept = [one for one in self._wished or [(observation.at, present)] if one[0] > observation.at - self.down_s]
         self._wished = [*kept, (observation.at, wish)]
@@ -159,9 +182,9 @@ class Hpa:
         self._sizes = self._allowed(sizes, present)
         return self._sizes, f"utilisation {by_engines:.2f} and {by_workers:.2f}"
 
-    def _scaled(self, size: int, ready: int, utilisation: float) -> int:
+    def _scaled(self, size: int, ready: int, utilisation: float, target: float) -> int:
         """Members that are not ready yet count as idle, as HPA has it."""
-        ratio = utilisation * min(ready, size) / max(size, 1) / self.target
+        ratio = utilisation * min(ready, size) / max(size, 1) / target
         return size if abs(ratio - 1) <= self.tolerance else max(math.ceil(size * ratio), 1)
 
     def _allowed(self, sizes: Sizes, present: Sizes) -> Sizes:
@@ -184,7 +207,6 @@ def _utilisation(observation: Observation) -> tuple[float, float]:
 class Oracle:
     """Knows the arrivals: the fewest devices that the queueing model asks for, for what comes before it could change.
 
-
     Args:
         start: Sizes.
         policy: Its objectives, bounds and budget.
@@ -195,6 +217,7 @@ class Oracle:
         headroom: On the rate that comes.
     """
 
+    look_s: ClassVar[float] = LOOK_S
     start: Sizes
     policy: Policy
     arrivals: Arrivals
