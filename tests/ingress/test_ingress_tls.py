@@ -19,7 +19,8 @@ from flexpert_proto import generation_pb2 as pb
 from flexpert_proto import generation_pb2_grpc
 from flexpert_proto.client import AsyncGenerationClient, Unavailable
 from flexpert_proto.credentials import CredentialsError, Identity, serving_identity
-from flexpert_workers.ingress import Ingress, connection
+from flexpert_workers import http_server
+from flexpert_workers.ingress import Ingress
 
 Start = Callable[..., Any]
 HOST = "127.0.0.1"
@@ -181,14 +182,14 @@ def test_files_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
 async def test_half_open_and_endless_requests_are_dropped(
     pool: FakePool, start_ingress: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HEADERS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http_server, "HEAD_TIMEOUT_S", 0.2)
     async with start_ingress(wait=False) as ingress:
         for begun in (b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nhost: x\r\n"):
             reader, writer = await asyncio.open_connection(HOST, ingress.http_port)
             writer.write(begun)
             assert await dropped(reader)
             writer.close()
-    monkeypatch.setattr(connection, "HEADERS_TIMEOUT_S", 600)
+    monkeypatch.setattr(http_server, "HEAD_TIMEOUT_S", 600)
     async with start_ingress(wait=False) as ingress:
         reader, writer = await asyncio.open_connection(HOST, ingress.http_port)
         writer.write(b"GET /health HTTP/1.1\r\nx: ")

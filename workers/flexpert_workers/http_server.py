@@ -1,9 +1,16 @@
-"""uvicorn inside a process that is more than an HTTP server: the ingress, and the pool controller's page."""
+"""uvicorn in processes that are more than HTTP servers: the ingress, and the pool controller with page and metrics."""
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_TIMEOUT_S = 30.0
+"""That a client takes from its connection, or its first byte, to the end of a request's headers."""
+MAX_HEAD_BYTES = 512 * 1024
+"""Of a request's line and headers, with what of the body arrives in the same piece."""
 
 
 class HttpServer(uvicorn.Server):
@@ -13,3 +20,53 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Nothing: whoever runs the process decides when it ends."""
         yield
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """A connection that waits a bounded time for a request's head, and takes so much of it, which uvicorn's do not."""
+
+    _late: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        if self._late is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.abort()
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """Its headers are here."""
+        self._forget_head()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left, or was dropped."""
+        self._forget_head()
+        super().connection_lost(exc)
+
+    def abort(self) -> None:
+        """Drop the connection, and what is queued on it."""
+        self.transport.abort()
+
+    def _await_head(self) -> None:
+        if self._late is None:
+            self._head_bytes = 0
+            self._late = self.loop.call_later(HEAD_TIMEOUT_S, self.abort)
+
+    def _forget_head(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None

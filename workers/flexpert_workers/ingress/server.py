@@ -35,7 +35,7 @@ from flexpert_workers.ingress import open_inference, openai, service
 from flexpert_workers.ingress.admission import Admission
 from flexpert_workers.ingress.balancer import Balancer
 from flexpert_workers.ingress.config import IngressConfig
-from flexpert_workers.ingress.connection import HttpProtocol
+from flexpert_workers.ingress.connection import ClientConnection
 from flexpert_workers.ingress.engines import engine_facts, watch_engines
 from flexpert_workers.ingress.fleet import Fleet
 from flexpert_workers.ingress.guard import RpcGuard, guarded
@@ -173,7 +173,7 @@ class Ingress:
             app = guarded(app, self._tokens, wants_certificate=bool(identity and identity.authorities))
         return uvicorn.Config(
             app,
-            http=HttpProtocol,
+            http=ClientConnection,
             ssl_context_factory=(lambda *_: server_context(identity)) if identity else None,
             ws="none",
             log_level="warning",

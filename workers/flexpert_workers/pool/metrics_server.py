@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from flexpert_workers.exposition import render
-from flexpert_workers.http_server import HttpServer
+from flexpert_workers.http_server import HttpProtocol, HttpServer
 from flexpert_workers.pool.controller import PoolController
 from flexpert_workers.pool.exposition import families
 
@@ -53,6 +53,7 @@ async def serve_metrics(controller: PoolController, address: str) -> MetricsServ
     app = Starlette(routes=[Route("/metrics", metrics)])
     config = uvicorn.Config(
         app,
+        http=HttpProtocol,
         ws="none",
         lifespan="off",
         log_level="warning",

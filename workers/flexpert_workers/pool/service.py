@@ -38,6 +38,7 @@ _SERVER_OPTIONS = (
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
+    ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # watchers ping every 10 s, silent or not
     ("grpc.keepalive_permit_without_calls", 1),
 )

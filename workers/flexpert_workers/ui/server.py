@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from flexpert_workers.http_server import HttpServer
+from flexpert_workers.http_server import HttpProtocol, HttpServer
 from flexpert_workers.pool.controller import PoolController
 from flexpert_workers.ui.app import make_app
 from flexpert_workers.ui.feed import Feed
@@ -47,12 +47,12 @@ async def serve_ui(controller: PoolController, address: str) -> UiServer:
     feed = Feed(controller)
     config = uvicorn.Config(
         make_app(controller, feed),
+        http=HttpProtocol,
         ws="none",
         lifespan="off",
         log_level="warning",
         access_log=False,
         server_header=False,
-        h11_max_incomplete_event_size=32 * 1024,
         timeout_graceful_shutdown=1,
     )
     server = HttpServer(config)

@@ -25,7 +25,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Connection(Protocol):
-    """What an exchange needs of the server's connection beyond ASGI; `connection.HttpProtocol` is one."""
+    """What an exchange needs of the server's connection beyond ASGI; `connection.ClientConnection` is one."""
 
     on_lost: Callable[[], None] | None
     """Called when the client leaves."""
