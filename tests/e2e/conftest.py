@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [
+    str(HERE),
+    str(HERE.parent / "faults"),
+]  # clients that never stop streaming are those of the fault tests
 
 if TYPE_CHECKING:
     from kind_cluster import Cluster

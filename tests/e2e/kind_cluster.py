@@ -13,8 +13,6 @@ from typing import Any
 
 import yaml
 
-from flexpert_proto.client import GenerationClient
-
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 CHART = ROOT / "charts" / "flexpert"
@@ -76,27 +74,61 @@ class Cluster:
         run(*command, "--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "10m", *settings)
 
     @contextlib.contextmanager
-    def client(self, service: str, port: int) -> Iterator[GenerationClient]:
-        """A client of an ingress, through a forwarded port."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            local = probe.getsockname()[1]
+    def forward(self, service: str, port: int) -> Iterator["Forward"]:
+        """A port of a Service, forwarded."""
         command = ["kubectl", "--kubeconfig", str(self._kubeconfig), "port-forward", f"service/{service}"]
-        forward = subprocess.Popen([*command, f"{local}:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        forward = Forward(command, port)
         try:
-            await_port(local)
-            with GenerationClient(f"127.0.0.1:{local}") as client:
-                yield client
+            yield forward
         finally:
-            forward.terminate()
-            forward.wait(30)
+            forward.stop()
 
 
-def await_port(port: int, seconds: int = 60) -> None:
-    """Wait until something listens on a loopback port."""
+class Forward:
+    """Forwards a port to whichever pod is behind a Service, and to another one when that pod goes.
+
+    Args:
+        command: Forwards, given `LOCAL:REMOTE`, to one pod, and ends when it is gone and a connection was tried.
+        port: Of the Service.
+    """
+
+    def __init__(self, command: list[str], port: int) -> None:
+        self._command = command
+        self._port = port
+        self._local = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def address(self) -> str:
+        """Where it is forwarded from; it is begun anew where it has ended."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                command = [*self._command, f"{self._local}:{self._port}"]
+                self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                await_port(self._local, self._process)
+        return f"127.0.0.1:{self._local}"
+
+    def stop(self) -> None:
+        """Forward no more."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def await_port(port: int, process: "subprocess.Popen[bytes]", seconds: int = 60) -> None:
+    """Wait until something listens on a loopback port, or the process that is to listen has ended."""
     pause = threading.Event()
     for _ in range(seconds * 5):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        if process.poll() is not None:
             return
         pause.wait(0.2)
     raise RuntimeError(f"nothing listens on port {port}")

@@ -1,17 +1,48 @@
-"""A pool's life on a real cluster with KubeRay: install, apply, stream, scale, lose a pod and a node, upgrade."""
+"""A pool's life on a real cluster, while clients stream: install, scale, lose a pod and a node, upgrade."""
+
+import contextlib
+from collections.abc import Iterator
 
 import pytest
-from kind_cluster import CHART, HERE, NAMESPACE, ROOT, Cluster, run
+from faults_clients import MAX_TOKENS, PROMPTS, Clients
+from kind_cluster import CHART, HERE, NAMESPACE, ROOT, Cluster, Forward, run
+
+from flexpert_proto.client import GenerationClient
 
 pytestmark = [pytest.mark.kind, pytest.mark.timeout(7200)]
 POOL = "moed/tiny-moe"
 PORT = 9000
+TRIES = 20
+"""Of a stream: its ingress may be on the node that goes, and the next one gets the tokens so far."""
 
 
-def text(cluster: Cluster) -> str:
-    """What the pool says after `def `, greedily."""
-    with cluster.client("tiny-moe-ingress", PORT) as client:
-        return client.generate("def ", max_tokens=24, temperature=0).text
+def answers(forward: Forward) -> list[tuple[int, ...]]:
+    """What the pool says to each prompt, greedily, while nothing happens to it."""
+    with GenerationClient(forward.address, tries=TRIES) as client:
+        said = [client.generate(prompt, max_tokens=MAX_TOKENS, temperature=0, ignore_eos=True) for prompt in PROMPTS]
+    return [tuple(token.id for token in one.tokens) for one in said]
+
+
+@contextlib.contextmanager
+def streaming(cluster: Cluster) -> Iterator[Clients]:
+    """Clients that stream until the end of the context, and compare every token with what was said at first."""
+    with cluster.forward("tiny-moe-ingress", PORT) as forward:
+        clients = Clients(forward.address, answers(forward), TRIES)
+        clients.start()
+        try:
+            yield clients
+        finally:
+            clients.stop()
+
+
+@contextlib.contextmanager
+def step(clients: Clients, name: str) -> Iterator[None]:
+    """Something happens to the pool: tokens go on coming, and none is wrong, lost or said twice."""
+    tokens, completed = clients.tokens, clients.completed
+    yield
+    assert clients.take_wrong() == [], name
+    assert clients.tokens > tokens, f"no token came during: {name}"
+    assert clients.completed > completed, f"no stream ended during: {name}"
 
 
 def experts(cluster: Cluster) -> list[str]:
@@ -33,28 +64,23 @@ def test_a_pools_life(cluster: Cluster) -> None:
     cluster.helm_upgrade()
     cluster.kubectl("apply", "-f", str(HERE / "models.yaml"), "-f", str(ROOT / "examples" / "tiny-moe.yaml"))
     settled(cluster, 2)
-    said = text(cluster)
-    assert said
-
-    cluster.kubectl("scale", POOL, "--replicas=3")
-    settled(cluster, 3)
-    assert text(cluster) == said
-
-    cluster.kubectl("delete", "pod", experts(cluster)[0], "--wait=false")
-    settled(cluster, 3)
-    assert text(cluster) == said
-
-    node = cluster.get("pod", experts(cluster)[0])["spec"]["nodeName"]
-    cluster.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=15m", timeout_s=1000)
-    settled(cluster, 3)
-    assert text(cluster) == said
-    cluster.kubectl("uncordon", node)
-
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CHART / "crds"))
-    cluster.helm_upgrade(**{"operator.verbose": "true"})
-    assert cluster.get("deployment", "-n", NAMESPACE, "flexpert")["status"]["readyReplicas"] == 2
-    settled(cluster, 3)
-    assert text(cluster) == said
-
+    with streaming(cluster) as clients:
+        with step(clients, "scale"):
+            cluster.kubectl("scale", POOL, "--replicas=3")
+            settled(cluster, 3)
+        with step(clients, "kill"):
+            cluster.kubectl("delete", "pod", experts(cluster)[0], "--grace-period=0", "--force", "--wait=false")
+            settled(cluster, 3)
+        with step(clients, "drain"):
+            node = cluster.get("pod", experts(cluster)[0])["spec"]["nodeName"]
+            drain = ("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=15m")
+            cluster.kubectl(*drain, timeout_s=1000)
+            settled(cluster, 3)
+            cluster.kubectl("uncordon", node)
+        with step(clients, "upgrade"):
+            cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CHART / "crds"))
+            cluster.helm_upgrade(**{"operator.verbose": "true"})
+            assert cluster.get("deployment", "-n", NAMESPACE, "flexpert")["status"]["readyReplicas"] == 2
+            settled(cluster, 3)
     cluster.kubectl("delete", POOL, "--timeout=10m")
     assert not cluster.get("rayclusters")["items"]

@@ -27,18 +27,24 @@ def reference(folder: Path) -> list[tuple[int, ...]]:
 class Clients:
     """Threads that stream.
 
+    Args:
+        address: Of the ingress.
+        expected: What is to be answered to each of `PROMPTS`.
+        tries: Attempts at one stream: more than one where its ingress may go.
+
     Attributes:
         completed: Requests that ended well, with the reference's tokens.
         tokens: Received so far, of all requests.
         wrong: What was not so, in words.
     """
 
-    def __init__(self, address: Callable[[], str], expected: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, address: Callable[[], str], expected: Sequence[tuple[int, ...]], tries: int = 1) -> None:
         self.completed = 0
         self.tokens = 0
         self.wrong: list[str] = []
         self._address = address
         self._expected = expected
+        self._tries = tries
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(NUM_CLIENTS)]
@@ -62,7 +68,7 @@ class Clients:
         return taken
 
     def _run(self, number: int) -> None:
-        with GenerationClient(self._address, tries=1) as client:
+        with GenerationClient(self._address, tries=self._tries) as client:
             while not self._ending.is_set():
                 number = (number + 1) % len(PROMPTS)
                 self._stream(client, number)
