@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 TEST_PROCESSES ?= 2
 
-.PHONY: setup test faults demo check generate format images images-cuda kind-test bench bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator bench-autoscale clean
+.PHONY: setup test faults demo check generate format images images-cuda release-images kind-test bench bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator bench-autoscale clean
 
 setup: $(STAMP)
 
@@ -46,18 +46,31 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Container images. A release pins the base: PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm@sha256:...
+# Container images. `make release-images` takes nothing that may be another tomorrow: the base by digest, Debian's packages by day.
 REGISTRY ?= ghcr.io/flexpert
 TAG ?= 0.1.0
 PYTHON_IMAGE ?= docker.io/library/python:3.11-slim-bookworm
-BUILD := docker buildx build --load --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --build-arg VERSION=$(TAG) \
-	--build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) --build-arg SOURCE_DATE_EPOCH=$(shell git log -1 --format=%ct 2>/dev/null)
+DEBIAN_SNAPSHOT ?=
+OUTPUT ?= --load
+BUILD = docker buildx build $(OUTPUT) --build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --build-arg DEBIAN_SNAPSHOT=$(DEBIAN_SNAPSHOT) \
+	--build-arg VERSION=$(TAG) --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) \
+	--build-arg SOURCE_DATE_EPOCH=$(shell git log -1 --format=%ct 2>/dev/null)
 
 images:
 	$(BUILD) --file operator/Dockerfile --tag $(REGISTRY)/operator:$(TAG) .
 	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG) .
 
 images-cuda:
+	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG)-cuda --build-arg EXTRAS=worker,cuda --build-arg TORCH_INDEX= .
+
+# To a registry, with an SBOM, and every file of the time of the commit. Needs BuildKit 0.13 or newer.
+release-images: OUTPUT = --output type=registry,rewrite-timestamp=true --sbom=true --provenance=mode=max
+release-images:
+	@case "$(PYTHON_IMAGE)" in *@sha256:*) ;; *) echo "name the base by digest: PYTHON_IMAGE=...@sha256:..." >&2; exit 2;; esac
+	@case "$(DEBIAN_SNAPSHOT)" in 20*T*Z) ;; *) echo "name a day of Debian's packages: DEBIAN_SNAPSHOT=20261101T000000Z" >&2; exit 2;; esac
+	@test -z "$$(git status --porcelain)" || { echo "commit first: an image is of a commit" >&2; exit 2; }
+	$(BUILD) --file operator/Dockerfile --tag $(REGISTRY)/operator:$(TAG) .
+	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG) .
 	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG)-cuda --build-arg EXTRAS=worker,cuda --build-arg TORCH_INDEX= .
 
 # A cluster of three nodes with KubeRay: apply, stream, scale, lose a pod and a node, upgrade. Needs docker, kind, kubectl, helm.

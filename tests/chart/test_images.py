@@ -2,6 +2,8 @@
 
 import fnmatch
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -62,6 +64,66 @@ def test_the_base_can_be_pinned_by_digest(dockerfile: Path) -> None:
     assert steps[0][0] == "ARG"
     assert re.fullmatch(r"PYTHON_IMAGE=\S+:3\.11-\S+", steps[0][1])
     assert {text.split()[0] for name, text in steps if name == "FROM"} == {"${PYTHON_IMAGE}"}
+
+
+def stages(file: Path) -> list[list[tuple[str, str]]]:
+    """The instructions of each stage, after its FROM."""
+    found: list[list[tuple[str, str]]] = []
+    for name, text in instructions(file):
+        if name == "FROM":
+            found.append([])
+        elif found:
+            found[-1].append((name, text))
+    return found
+
+
+def test_whatever_runs_knows_the_commits_time(dockerfile: Path) -> None:
+    for stage in stages(dockerfile):
+        names = [name for name, _ in stage]
+        if "RUN" in names:
+            assert ("ARG", "SOURCE_DATE_EPOCH=0") in stage[: names.index("RUN")]
+
+
+def test_what_is_installed_is_what_is_locked(dockerfile: Path) -> None:
+    for name, text in instructions(dockerfile):
+        if name == "RUN" and "pip install" in text:
+            assert "PIP_CONSTRAINT=requirements.lock" in text
+            assert "PIP_BUILD_CONSTRAINT=requirements.lock" in text
+        if name == "RUN" and "apt-get install" in text:
+            assert "snapshot.debian.org" in text
+            for left_over in ("/var/lib/apt/lists", "/var/log/apt", "/var/log/dpkg.log", "/var/cache/ldconfig"):
+                assert left_over in text.rpartition("rm -rf")[2], "it says when it was made"
+    assert "PIP_NO_COMPILE=1" in dict(stages(dockerfile)[0])["ENV"], "compiled files carry times"
+
+
+def test_the_lock_names_one_version_of_all_that_images_need() -> None:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    locked = {canonical(re.split(r"==| @ ", line)[0]) for line in lines if line and not line.startswith("#")}
+    assert [line for line in lines if line and not re.match(r"#|[A-Za-z0-9._-]+(\[[a-z,]+\])?==[^\s;]+", line)] == []
+    extras = PROJECT["project"]["optional-dependencies"]
+    for needed in [*PROJECT["project"]["dependencies"], *extras["operator"], *extras["worker"]]:
+        assert canonical(re.split(r"[\[>=<;~! ]", needed)[0]) in locked, needed
+    for builder in PROJECT["build-system"]["requires"]:
+        assert canonical(builder) in locked
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not on PATH")
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], "PYTHON_IMAGE=...@sha256:"),
+        (["PYTHON_IMAGE=python@sha256:0"], "DEBIAN_SNAPSHOT=20"),
+    ],
+)
+def test_a_release_is_of_what_will_be_the_same_tomorrow(given: list[str], says: str) -> None:
+    command = ["make", "--silent", "release-images", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode != 0
+    assert says in done.stderr
 
 
 def test_versions_are_the_projects(dockerfile: Path) -> None:
