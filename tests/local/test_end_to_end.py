@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import local_ports
 import psutil
 import pytest
 
@@ -153,6 +154,7 @@ def test_from_up_to_down(cluster: Cluster) -> None:
     assert cluster.flexpert("generate", "--stream", *greedy, PROMPT) == f"{PROMPT}{text}\n"
 
     check_threads(cluster)
+    check_ports(cluster)
 
     with Load(cluster, text) as load:
         cluster.scale(3)
@@ -210,6 +212,21 @@ def check_threads(cluster: Cluster) -> None:
         assert openmp(leader.pid) == ("1", "PASSIVE")
         found = [openmp(pid) for pid in processes.session_members(leader)]
         assert {value for value in found if value != (None, None)} == {("1", "PASSIVE")}
+
+
+def check_ports(cluster: Cluster) -> None:
+    """Every open port stands in docs/security.md and no other, and Ray's answer nobody without its token."""
+    leaders = [*cluster.containers(), *state.read_parts(cluster.layout).values()]
+    for _ in range(30):  # a process that Ray has just started gets its title a moment after its port
+        found = local_ports.listeners(pid for leader in leaders for pid in processes.session_members(leader))
+        if not (wrong := local_ports.unlisted(found)):
+            break
+        time.sleep(1)
+    assert wrong == []
+    assert local_ports.unguarded(found) == []
+    for secret in (cluster.layout.ray_token, cluster.layout.token):
+        assert secret.stat().st_mode & 0o777 == 0o600
+    assert cluster.layout.root.stat().st_mode & 0o777 == 0o700
 
 
 def openmp(pid: int) -> tuple[str | None, str | None]:
