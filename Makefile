@@ -61,7 +61,7 @@ images:
 	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG) .
 
 images-cuda:
-	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG)-cuda --build-arg EXTRAS=worker,cuda --build-arg TORCH_INDEX= .
+	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG)-cuda --build-arg EXTRAS=worker,tracing,cuda --build-arg TORCH_INDEX= .
 
 # To a registry, with an SBOM, and every file of the time of the commit. Needs BuildKit 0.13 or newer.
 release-images: OUTPUT = --output type=registry,rewrite-timestamp=true --sbom=true --provenance=mode=max

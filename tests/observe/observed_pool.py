@@ -16,6 +16,7 @@ import grpc
 
 from flexpert_proto import pool_pb2, pool_pb2_grpc
 from flexpert_proto.client import GenerationClient
+from flexpert_proto.tracing import Tracing
 from flexpert_workers.checkpoint import open_checkpoint
 from flexpert_workers.engine import EngineConfig, EngineService
 from flexpert_workers.expert import ExpertWorker, WorkerConfig
@@ -25,6 +26,7 @@ from flexpert_workers.pool.leases import LeaseTerms
 from flexpert_workers.pool.links import ControlLink
 from flexpert_workers.pool.metrics_server import serve_metrics
 from flexpert_workers.pool.service import serve
+from flexpert_workers.pool.spans import OperationSpans
 from flexpert_workers.pool.state import LaunchedWorker, ModelFacts, PoolSpec, Slot
 
 SOURCE = f"file://{Path(__file__).parents[2] / 'examples' / 'models' / 'tiny-moe'}"
@@ -71,8 +73,9 @@ class ThreadWorkers:
 class ThreadEngines:
     """One engine in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracing: Tracing | None) -> None:
         self.pool_control = ""
+        self._tracing = tracing
         self._services: list[EngineService] = []
 
     async def apply(self, spec: PoolSpec) -> None:
@@ -86,7 +89,7 @@ class ThreadEngines:
                 threads=1,
                 pool_control=self.pool_control,
             )
-            self._services.append(EngineService(config))
+            self._services.append(EngineService(config, self._tracing))
             await asyncio.to_thread(self._services[0].start)
 
     async def problem(self) -> str:
@@ -98,12 +101,18 @@ class ThreadEngines:
 
 
 class ObservedPool:
-    """The pool; `start` returns when it generates, `close` ends all of it."""
+    """The pool; `start` returns when it generates, `close` ends all of it.
 
-    def __init__(self) -> None:
+    Args: where spans go, of each part; None: nowhere.
+    """
+
+    def __init__(
+        self, ingress: Tracing | None = None, engine: Tracing | None = None, controller: Tracing | None = None
+    ) -> None:
+        self._tracing, self._controller_tracing = ingress, controller
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="observed pool")
-        self._workers, self._engines = ThreadWorkers(2), ThreadEngines()
+        self._workers, self._engines = ThreadWorkers(2), ThreadEngines(engine)
         self._ends: list[Callable[[], Coroutine[Any, Any, Any]]] = []
 
     def start(self) -> None:
@@ -178,6 +187,8 @@ class ObservedPool:
 
         settings = Settings(POOL, round_s=0.05, leases=LeaseTerms(lease_s=60.0))
         self.controller = PoolController(settings, self._workers, self._engines, ControlLink, inspect)
+        if self._controller_tracing is not None:
+            self.controller.operations.observers.append(OperationSpans(self._controller_tracing).note)
         await self.controller.start()
         self._ends.append(self.controller.stop)
         server, self.control_port = await serve(self.controller, "127.0.0.1:0")
@@ -191,7 +202,7 @@ class ObservedPool:
         config = IngressConfig(
             pool_control=self._engines.pool_control, model_name=NAME, namespace=NAMESPACE, drain_grace_s=1.0
         )
-        self.ingress = Ingress(config)
+        self.ingress = Ingress(config, self._tracing)
         await self.ingress.start()
         self._ends.append(self.ingress.stop)
 

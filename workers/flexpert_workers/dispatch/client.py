@@ -114,6 +114,18 @@ class DispatchClient:
         """Seconds that dispatches have taken since the start; for the dispatching thread."""
         return self._times.total_s
 
+    def keep_times(self) -> None:
+        """From now on keep each dispatch's times for `take_times`."""
+        self._times.kept = []
+
+    def take_times(self) -> list[tuple[int, float, float, int]]:
+        """What was kept since the last call; see `DispatchTimes.kept`."""
+        kept = self._times.kept
+        if not kept:
+            return []
+        self._times.kept = []
+        return kept
+
     def clear_statistics(self) -> None:
         """Start counting anew."""
         self._times.clear()

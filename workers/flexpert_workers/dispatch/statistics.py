@@ -1,6 +1,7 @@
 """How long dispatches take, per MoE layer, over the last few thousand of them."""
 
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -37,16 +38,21 @@ class DispatchTimes:
 
     Attributes:
         total_s: Of all dispatches since the start; the dispatching thread reads it.
+        kept: Each dispatch until somebody takes it out: (layer, when it ended by time.monotonic, dispatch_us,
+            compute_us); None: none is kept.
     """
 
     def __init__(self) -> None:
         self.total_s = 0.0
+        self.kept: list[tuple[int, float, float, int]] | None = None
         self._times: dict[int, deque[tuple[float, int]]] = {}
         self._lock = threading.Lock()
 
     def add(self, layer: int, dispatch_us: float, compute_us: int) -> None:
         """Count one dispatch."""
         self.total_s += dispatch_us / 1e6
+        if self.kept is not None:
+            self.kept.append((layer, time.monotonic(), dispatch_us, compute_us))
         with self._lock:
             self._times.setdefault(layer, deque(maxlen=_WINDOW)).append((dispatch_us, compute_us))
 

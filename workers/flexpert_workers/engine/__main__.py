@@ -15,6 +15,7 @@ import threading
 import msgspec
 
 from flexpert_proto import logs
+from flexpert_proto.tracing import tracing_if_usable
 from flexpert_workers.engine.config import EngineConfig
 from flexpert_workers.engine.service import EngineService
 from flexpert_workers.errors import FlexpertError
@@ -31,7 +32,7 @@ def main() -> int:
     drain, end = threading.Event(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: end.set() if drain.is_set() else drain.set())
     signal.signal(signal.SIGINT, lambda *_: end.set())
-    service = EngineService(config)
+    service = EngineService(config, tracing_if_usable("flexpert-engine"))
     try:
         service.start()
     except FlexpertError as error:

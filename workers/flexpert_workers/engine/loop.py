@@ -63,7 +63,13 @@ class Engine:
         meter: What it measures; whoever calls `step` tells it how long that took.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, dispatcher: ExpertDispatcher) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: EngineConfig,
+        dispatcher: ExpertDispatcher,
+        meter: EngineMeter | None = None,
+    ) -> None:
         """Load the dense weights, ask the model what it caches, allocate the cache.
 
         Raises:
@@ -97,7 +103,7 @@ class Engine:
             max_waiting=config.max_waiting,
         )
         self._scheduler = Scheduler(limits, BlockPool(plan.num_blocks, config.block_tokens))
-        self.meter = EngineMeter()
+        self.meter = meter or EngineMeter()
         self._requests: dict[RequestKey, Request] = {}
         self._generated_tokens = 0
         self._passes = 0
@@ -124,6 +130,7 @@ class Engine:
         request = self._requests.pop(RequestKey(source, number), None)
         if request is not None:
             self._scheduler.remove(request)
+            self.meter.left(request)
 
     def cancel_source(self, source: bytes) -> None:
         """Forget all requests of a source."""
@@ -232,6 +239,7 @@ class Engine:
         return _broken(request, "the model gave logits that are not finite")
 
     def _forget(self, request: Request) -> None:
+        self.meter.left(request)
         self._scheduler.remove(request)
         del self._requests[request.key]
 

@@ -10,16 +10,19 @@ from flexpert_proto.measuring import Figures, Recorder
 from flexpert_proto.metrics import ENGINE
 from flexpert_workers.engine.request import Request
 from flexpert_workers.engine.scheduler import Scheduled
+from flexpert_workers.engine.spans import Dispatched, EngineSpans
 
 
 class EngineMeter:
     """Counts for one engine; used by the loop's thread, but for `read`.
 
     Args:
+        spans: Of the requests that are traced; None: none is.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, spans: EngineSpans | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._spans = spans
         self._clock = clock
         self._began = clock()
         self._recorder = Recorder(ENGINE)
@@ -36,6 +39,8 @@ class EngineMeter:
         request.arrived_at = self._clock()
         self._counters["engine_requests"] += 1
         self._counters["engine_prompt_tokens"] += request.num_prompt
+        if self._spans is not None and request.traceparent:
+            self._spans.arrived(request)
 
     def scheduled(self, scheduled: Sequence[Scheduled]) -> None:
         """A step begins."""
@@ -44,12 +49,17 @@ class EngineMeter:
             tokens += num_tokens
             if num_tokens > 1:
                 prefill += num_tokens
-            if request.begun_at is None:
+            first = request.begun_at is None
+            if first:
                 self._begun(request)
+            if self._spans is not None and request.span is not None:
+                self._spans.scheduled(request, first)
         self._tokens, self._prefill, self._sequences = tokens, prefill, len(scheduled)
 
-    def stepped(self, seconds: float, dispatch_s: float, kv_use: float) -> None:
+    def stepped(self, seconds: float, dispatch_s: float, kv_use: float, dispatches: Sequence[Dispatched] = ()) -> None:
         """The step that was scheduled last took so long, of which dispatches took their part."""
+        if self._spans is not None:
+            self._spans.stepped(dispatches)
         self._step.observe(seconds)
         self._step_tokens.observe(self._tokens, seconds)
         self._dispatch.observe(dispatch_s)
@@ -70,6 +80,11 @@ class EngineMeter:
         tokens = request.num_output - request.first_output
         if request.first_at is not None and tokens > 0:
             self._tpot.observe((self._clock() - request.first_at) / tokens)
+
+    def left(self, request: Request) -> None:
+        """A request is over in this engine, however."""
+        if self._spans is not None and request.span is not None:
+            self._spans.left(request, self._clock())
 
     def read(self, gauges: Mapping[str, float], counters: Mapping[str, float]) -> Figures:
         """The figures now; `gauges` and further `counters` are as the engine's statistics have them."""

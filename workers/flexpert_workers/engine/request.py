@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flexpert_proto.tracing import Span
 from flexpert_workers.errors import InvalidRequest
 from flexpert_workers.messages.generation import Sampling, Submit
 
@@ -47,6 +48,7 @@ class Request:
         arrived_at: When it came, by the clock of `EngineMeter`.
         begun_at: When a step first computed for it.
         first_at: When it had its first token here, then having `first_output` of them.
+        traceparent: Of the span that it is part of, where it is traced; its own is `span`.
     """
 
     __slots__ = (
@@ -63,9 +65,11 @@ class Request:
         "num_tokens",
         "request_id",
         "sampling",
+        "span",
         "stop_token_ids",
         "suspect",
         "tokens",
+        "traceparent",
     )
 
     def __init__(self, key: RequestKey, submit: Submit) -> None:
@@ -88,6 +92,8 @@ class Request:
         self.begun_at: float | None = None
         self.first_at: float | None = None
         self.first_output = 0
+        self.traceparent = submit.traceparent
+        self.span: Span | None = None
 
     @property
     def num_output(self) -> int:

@@ -8,10 +8,12 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Sequence
 
 from flexpert_proto.measuring import Figures
 from flexpert_proto.pool_pb2 import Engine as EngineMessage
 from flexpert_proto.pool_pb2 import Epoch as EpochMessage
+from flexpert_proto.tracing import Tracing
 from flexpert_workers import allocator, threads
 from flexpert_workers.checkpoint import open_checkpoint
 from flexpert_workers.dispatch import DispatchClient, LayerStatistics, TableHolder
@@ -19,8 +21,10 @@ from flexpert_workers.engine.config import EngineConfig
 from flexpert_workers.engine.frontend import Frontend, Gone, Received, Record, Sender
 from flexpert_workers.engine.loop import Engine, EngineStatistics
 from flexpert_workers.engine.membership import Membership
+from flexpert_workers.engine.meter import EngineMeter
 from flexpert_workers.engine.recorder import RoutingRecorder
 from flexpert_workers.engine.recording import Recordings
+from flexpert_workers.engine.spans import Dispatched, EngineSpans
 from flexpert_workers.errors import InvalidRequest, Overloaded, PassAbandoned
 from flexpert_workers.messages.generation import Cancel, Pong, Rejected, Submit
 from flexpert_workers.routing import NO_EPOCH
@@ -37,12 +41,17 @@ _ABANDONED_PAUSE_S = 0.02
 class EngineService:
     """One engine.
 
+    Args:
+        config: What it is told.
+        tracing: Where spans of its requests go; None: nowhere.
+
     Attributes:
         tables: The routing tables; the lease fills it. Tests publish into it themselves.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, tracing: Tracing | None = None) -> None:
         self.config = config
+        self._tracing = tracing
         self.tables = TableHolder()
         self._draining = threading.Event()
         self._stopped = threading.Event()
@@ -70,7 +79,11 @@ class EngineService:
             refresh=self._report,
             poll_s=config.poll_us / 1e6,
         )
-        self._engine = Engine(checkpoint, config, self._dispatcher)
+        spans = None
+        if self._tracing is not None:
+            spans = EngineSpans(self._tracing)
+            self._dispatcher.keep_times()
+        self._engine = Engine(checkpoint, config, self._dispatcher, EngineMeter(spans))
         self._statistics = self._engine.statistics()
         allocator.freeze_heap()
         self._frontend = Frontend(config.bind_host, config.socket_dir, self._pong)
@@ -149,6 +162,8 @@ class EngineService:
         self._recordings.stop()
         self._thread.join(timeout=10)
         self._frontend.stop()
+        if self._tracing is not None:
+            self._tracing.close()
 
     def _run(self) -> None:
         sender = self._frontend.sender()
@@ -220,6 +235,7 @@ class EngineService:
             outbox = self._engine.step()
         except PassAbandoned as error:
             logger.warning("a pass was abandoned and will be computed again: %s", error)
+            self._dispatches()
             self._stopped.wait(_ABANDONED_PAUSE_S)
             return
         finally:
@@ -228,7 +244,14 @@ class EngineService:
             sender.send(source, replies)
         statistics = self._statistics = self._engine.statistics()
         step_s, dispatch_s = time.monotonic() - started, self._dispatcher.dispatch_s - dispatched_s
-        self._engine.meter.stepped(step_s, dispatch_s, statistics.kv_use)
+        self._engine.meter.stepped(step_s, dispatch_s, statistics.kv_use, self._dispatches())
+
+    def _dispatches(self) -> Sequence[Dispatched]:
+        """Those of the last step, where they are kept."""
+        if self._tracing is None:
+            return ()
+        times = self._dispatcher.take_times()
+        return [Dispatched(layer, ended - took_us / 1e6, ended, us) for layer, ended, took_us, us in times]
 
     def _report(self) -> None:
         self._membership.report()

@@ -13,16 +13,17 @@ from pathlib import Path
 import uvloop
 
 from flexpert_proto import logs
+from flexpert_proto.tracing import Tracing, tracing_if_usable
 from flexpert_workers.ingress.config import IngressConfig, from_environment
 from flexpert_workers.ingress.server import running
 from flexpert_workers.ingress.tokens import read_tokens
 
 
-async def serve(config: IngressConfig) -> None:
+async def serve(config: IngressConfig, tracing: Tracing | None) -> None:
     """Run an ingress until a signal comes."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    async with running(config) as ingress:
+    async with running(config, tracing) as ingress:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         ready = {"grpc_port": ingress.grpc_port, "http_port": ingress.http_port, "pid": os.getpid()}
@@ -42,7 +43,7 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    uvloop.run(serve(config))
+    uvloop.run(serve(config, tracing_if_usable("flexpert-ingress")))
     return 0
 
 

@@ -74,8 +74,7 @@ class Balancer:
         waiting_since = self._clock()
         while stream.finish is None:
             attempt = await self._submit(stream, waiting_since, resumed=num_attempts > 0 or bool(stream.output_ids))
-            if num_attempts == 0:
-                self._meter.submitted(stream)
+            self._meter.submitted(stream, attempt.engine, num_attempts)
             num_attempts += 1
             outcome = Outcome.RUNNING
             try:

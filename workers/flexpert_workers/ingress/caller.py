@@ -12,6 +12,8 @@ from typing import Any
 
 import grpc.aio
 
+from flexpert_proto.tracing import TRACEPARENT, traceparent_of
+
 REQUEST_ID = "x-request-id"
 CLIENT = "x-flexpert-client"
 TOKEN = "flexpert.token"
@@ -19,7 +21,8 @@ TOKEN = "flexpert.token"
 TOKEN_NAME: ContextVar[str] = ContextVar("token", default="")
 """The name of the token of the call that is being served over gRPC; `guard.py` sets it."""
 
-_READ = (REQUEST_ID, CLIENT)
+READ = (REQUEST_ID, CLIENT, TRACEPARENT)
+"""Headers, and gRPC metadata, that say something of a caller."""
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _LONGEST_CLIENT = 128
 
@@ -34,17 +37,19 @@ class Caller:
         request_id: The caller's own, or one drawn here.
         patience_s: Seconds after which the caller gives up; None if it does not say.
         token: The name of its token; "" where there are no tokens.
+        traceparent: Of the span that the request is part of, if it says so.
     """
 
     client: str
     request_id: str
     patience_s: float | None = None
     token: str = ""
+    traceparent: str = ""
 
 
 def from_context(context: "grpc.aio.ServicerContext[Any, Any]") -> Caller:
     """The caller of a gRPC method."""
-    metadata = {key: str(value) for key, value in context.invocation_metadata() or () if key in _READ}
+    metadata = {key: str(value) for key, value in context.invocation_metadata() or () if key in READ}
     return caller_of(metadata, _host(context.peer()), context.time_remaining(), TOKEN_NAME.get())
 
 
@@ -53,7 +58,7 @@ def caller_of(headers: Mapping[str, str], host: str, patience_s: float | None = 
     wanted = headers.get(REQUEST_ID)
     request_id = wanted if wanted and _REQUEST_ID.fullmatch(wanted) else secrets.token_hex(16)
     client = token or headers.get(CLIENT) or host
-    return Caller(client[:_LONGEST_CLIENT], request_id, patience_s, token)
+    return Caller(client[:_LONGEST_CLIENT], request_id, patience_s, token, traceparent_of(headers))
 
 
 def _host(peer: str) -> str:

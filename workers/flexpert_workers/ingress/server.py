@@ -29,6 +29,7 @@ from flexpert_proto.channels import rpc_server_credentials
 from flexpert_proto.credentials import server_context
 from flexpert_proto.measuring import Figures
 from flexpert_proto.metrics import INGRESS
+from flexpert_proto.tracing import Tracing
 from flexpert_workers.exposition import Values, counters, families_of
 from flexpert_workers.http_server import HttpServer
 from flexpert_workers.ingress import open_inference, openai, service
@@ -59,19 +60,24 @@ SERVICES = (service.DESCRIPTOR, open_inference.DESCRIPTOR)
 class Ingress:
     """One ingress; started and stopped within one event loop.
 
+    Args:
+        config: What it is told.
+        tracing: Where spans of its requests go; None: nowhere.
+
     Attributes:
         grpc_port: Where it serves gRPC, after `start`.
         http_port: Where it serves HTTP, after `start`.
         counts: What came of requests.
     """
 
-    def __init__(self, config: IngressConfig) -> None:
+    def __init__(self, config: IngressConfig, tracing: Tracing | None = None) -> None:
         self._config = config
+        self._tracing = tracing
         self._context: zmq.Context[Any] = zmq.Context()
         self._models = ModelHolder()
         self._admission = Admission(config.max_streams, time.monotonic)
         self._fleet = Fleet(self._connect, time.monotonic, max_waiting=config.max_waiting)
-        self._meter = IngressMeter(time.monotonic)
+        self._meter = IngressMeter(time.monotonic, tracing)
         self._balancer = Balancer(self._fleet, self._meter, time.monotonic, engine_wait_s=config.engine_wait_s)
         self._tokens = _tokens(config)
         self._intake = Intake(
@@ -134,6 +140,8 @@ class Ingress:
         await asyncio.gather(*self._watches, return_exceptions=True)
         self._fleet.close()
         self._context.term()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     def figures(self) -> Figures:
         """What was measured so far."""
@@ -260,9 +268,9 @@ def _server_options(config: IngressConfig) -> tuple[tuple[str, int], ...]:
 
 
 @contextlib.asynccontextmanager
-async def running(config: IngressConfig) -> AsyncIterator[Ingress]:
+async def running(config: IngressConfig, tracing: Tracing | None = None) -> AsyncIterator[Ingress]:
     """A started ingress, stopped at the end."""
-    ingress = Ingress(config)
+    ingress = Ingress(config, tracing)
     await ingress.start()
     try:
         yield ingress

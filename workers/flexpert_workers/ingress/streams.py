@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 
+from flexpert_proto.tracing import Span
 from flexpert_workers.ingress.caller import Caller
 from flexpert_workers.ingress.text import Detokenizer, StopMatcher
 from flexpert_workers.ingress.validate import CheckedRequest
@@ -47,6 +48,7 @@ class Stream:
         finish: Why it ended, or None.
         arrived_at: When its request came, by the clock of `IngressMeter`.
         first_at: When the first new tokens came; then it had `first_output`.
+        span: Where the request is traced.
     """
 
     def __init__(self, request: CheckedRequest, caller: Caller) -> None:
@@ -58,6 +60,7 @@ class Stream:
         self.arrived_at = 0.0
         self.first_at: float | None = None
         self.first_output = 0
+        self.span: Span | None = None
         self._detokenizer = Detokenizer(request.model.tokenizer)
         self._matcher = StopMatcher(request.stops)
 
@@ -78,7 +81,9 @@ class Stream:
     def submission(self, number: int) -> Submit:
         """What to send to an engine to go on from here."""
         request = self.request
-        return Submit(number, request.prompt_ids, tuple(self.output_ids), request.sampling, self.caller.request_id)
+        traceparent = self.caller.traceparent if self.span is None else self.span.traceparent
+        output_ids, request_id = tuple(self.output_ids), self.caller.request_id
+        return Submit(number, request.prompt_ids, output_ids, request.sampling, request_id, traceparent)
 
     def take(self, output: TokenOutput) -> Delta:
         """Take in what an engine sent; tokens that are already there are dropped.

@@ -34,6 +34,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
 
     Attributes:
         request_id: The client's name for it, for logs.
+        traceparent: Of the span that it belongs to, where it is traced.
     """
 
     request: int
@@ -41,6 +42,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     output_ids: tuple[int, ...]
     sampling: Sampling
     request_id: str = ""
+    traceparent: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

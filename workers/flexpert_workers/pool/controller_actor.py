@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import ray
 
 from flexpert_proto import logs, names
+from flexpert_proto.tracing import tracing_if_usable
 from flexpert_workers.pool.controller import PoolController, Settings
 from flexpert_workers.pool.inspector import inspect_in_subprocess
 from flexpert_workers.pool.links import ControlLink
 from flexpert_workers.pool.metrics_server import serve_metrics
 from flexpert_workers.pool.service import serve
+from flexpert_workers.pool.spans import OperationSpans
 from flexpert_workers.ui import serve_ui
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ class ControllerActor:
         controller = PoolController(
             Settings(uid), RayWorkers(), engines, ControlLink, inspect_in_subprocess, fetcher=RayFetcher()
         )
+        if (tracing := tracing_if_usable("flexpert-pool-controller")) is not None:
+            controller.operations.observers.append(OperationSpans(tracing).note)
         await controller.start()
         try:
             await serve_ui(controller, listen.page)

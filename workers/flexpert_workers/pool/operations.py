@@ -143,6 +143,8 @@ class Operations:
         running: None while none runs.
         shown: The one that runs or ran last, of those that show as the pool's operations.
         last: How that stands, or one that was adopted since.
+        totals: Those that have ended, added up.
+        observers: Called with an operation whenever it changes.
         bytes_per_second: How fast one worker has lately brought experts in.
     """
 
@@ -163,6 +165,7 @@ class Operations:
         self.shown: Waves | None = None
         self.last: Operation | None = None
         self.totals = OperationTotals()
+        self.observers: list[Callable[[Operation], None]] = []
         self.bytes_per_second = _ASSUMED_BYTES_PER_SECOND
 
     def planning(self, request: Request) -> Callable[[], Planned]:
@@ -261,6 +264,8 @@ class Operations:
 
     def _note(self, operation: Operation, recorded: bool) -> None:
         if recorded:
+            for observe in self.observers:
+                observe(operation)
             self._known[operation.id] = self.last = operation
             while len(self._known) > _REMEMBERED:
                 del self._known[next(iter(self._known))]

@@ -21,6 +21,7 @@ from ray.serve.api import RunTarget, run_many
 from ray.serve.schema import ApplicationStatus
 
 from flexpert_proto import names
+from flexpert_proto.tracing import tracing_if_usable
 from flexpert_workers import threads
 from flexpert_workers.engine import EngineConfig
 from flexpert_workers.pool.launchers import LauncherUnavailable
@@ -57,7 +58,7 @@ class EngineReplica:
         from flexpert_workers.engine import EngineService
 
         wait_until_here(wanted.source, _FILES_S)
-        self._service = EngineService(wanted)
+        self._service = EngineService(wanted, tracing_if_usable("flexpert-engine"))
         self._service.start()
 
     def check_health(self) -> None:

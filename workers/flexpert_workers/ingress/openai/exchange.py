@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from flexpert_workers.errors import FlexpertError
-from flexpert_workers.ingress.caller import CLIENT, REQUEST_ID, TOKEN
+from flexpert_workers.ingress.caller import READ, TOKEN
 from flexpert_workers.ingress.openai.errors import INVALID, Problem
 from flexpert_workers.ingress.stalls import Stalls
 
@@ -20,7 +20,7 @@ BODY_TIMEOUT_S = 30.0
 CONNECTION = "flexpert.connection"
 """Key in the scope of the `Connection`."""
 
-_READ = {name.encode(): name for name in (REQUEST_ID, CLIENT)}
+_READ = {name.encode(): name for name in READ}
 _encode = msgspec.json.Encoder().encode
 
 
