@@ -21,7 +21,7 @@ from flexpert_operator.kube import api_client
 from flexpert_operator.leadership import CountingLock, Leadership, Times
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.nodes import NodeNotices
-from flexpert_operator.settings import IMAGE, GcsStore, PoolNetwork, Settings, on_a_laptop
+from flexpert_operator.settings import IMAGE, GcsStore, PoolNetwork, PrometheusAt, Settings, on_a_laptop
 from flexpert_proto import logs
 
 log = logging.getLogger(__name__)
@@ -66,9 +66,17 @@ def parser() -> argparse.ArgumentParser:
         "--pool-network",
         type=network_of,
         metavar="JSON",
-        help='make NetworkPolicies of the pods of pools: {"operators": [PEER…], "clients": [PEER…]}, peers as in a '
-        "NetworkPolicy; without clients anybody may send requests (default: none are made)",
+        help='make NetworkPolicies of the pods of pools: {"operators": [PEER…], "clients": [PEER…], "monitors": '
+        "[PEER…]}, peers as in a NetworkPolicy; without clients anybody may send requests, without monitors read "
+        "metrics (default: none are made)",
     )
+    options.add_argument(
+        "--prometheus-url",
+        default="",
+        metavar="URL",
+        help="Prometheus that policies read figures from, not pools",
+    )
+    options.add_argument("--prometheus-token-file", type=Path, metavar="FILE", help="bearer token for it")
     options.add_argument("--liveness", help="address of the liveness probe, e.g. http://0.0.0.0:8080/healthz")
     options.add_argument(
         "--metrics", default="" if local else "0.0.0.0:8081", help="HOST:PORT of Prometheus metrics; empty: none"
@@ -99,14 +107,16 @@ def network_of(text: str) -> PoolNetwork:
     """
     try:
         found = json.loads(text)
-        operators, clients = found.pop("operators"), found.pop("clients", [])
+        operators, clients, monitors = found.pop("operators"), found.pop("clients", []), found.pop("monitors", [])
     except (ValueError, KeyError, AttributeError) as wrong:
-        raise argparse.ArgumentTypeError(f"an object with operators and clients is wanted: {wrong}") from wrong
-    if found or not all(isinstance(peer, dict) for peer in (*operators, *clients)) or not operators:
         raise argparse.ArgumentTypeError(
-            "operators (at least one) and clients are lists of peers, and there is no more"
+            f"an object with operators, clients and monitors is wanted: {wrong}"
+        ) from wrong
+    if found or not all(isinstance(peer, dict) for peer in (*operators, *clients, *monitors)) or not operators:
+        raise argparse.ArgumentTypeError(
+            "operators (at least one), clients and monitors are lists of peers, and there is no more"
         )
-    return PoolNetwork(tuple(operators), tuple(clients))
+    return PoolNetwork(tuple(operators), tuple(clients), tuple(monitors))
 
 
 def add_lease_options(options: argparse.ArgumentParser, elect: bool) -> None:
@@ -165,6 +175,11 @@ def gcs_of(options: argparse.Namespace) -> GcsStore | None:
     return None
 
 
+def prometheus_of(options: argparse.Namespace) -> PrometheusAt | None:
+    """Where policies' figures are read, None where pools tell them."""
+    return PrometheusAt(options.prometheus_url, options.prometheus_token_file) if options.prometheus_url else None
+
+
 def settings_of(options: argparse.Namespace) -> Settings:
     """The settings that the command line asks for."""
     default = Settings()
@@ -180,6 +195,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         streams_deadline_s=options.streams_deadline_seconds,
         gcs=gcs_of(options),
         network=options.pool_network,
+        prometheus=prometheus_of(options),
         threads=max(options.threads, 1),
     )
 
@@ -188,7 +204,8 @@ def main(arguments: list[str]) -> None:
     """Run the operator until it is told to stop."""
     options = parser().parse_args(arguments)
     kopf.configure(verbose=options.verbose)
-    logs.configure(options.log_format, logging.DEBUG if options.verbose else logging.INFO)
+    level = logging.DEBUG if options.verbose else logging.INFO
+    logs.configure(options.log_format, level, {"part": "operator"})
     logging.getLogger("kopf.objects").setLevel(logging.INFO if options.verbose else logging.WARNING)
     settings = settings_of(options)
     metrics = Metrics()

@@ -45,6 +45,7 @@ from flexpert_operator.nodes import NodeNotices
 from flexpert_operator.object_store import ObjectStore, pod_seen, target_of
 from flexpert_operator.policies import PolicyKeeper
 from flexpert_operator.pool_feed import PoolFeed, PoolFeeds
+from flexpert_operator.prometheus import Prometheus
 from flexpert_operator.reconciler import Reconciler, Surroundings
 from flexpert_operator.scalers import ScalerKeeper
 from flexpert_operator.settings import Settings
@@ -133,11 +134,14 @@ def assemble(
 
         return Succession(namespace, name, kube, settings, events.tell, tender)
 
+    at = settings.prometheus
+    prometheus = Prometheus(at.url, at.token_file) if at is not None else None
+
     def policy(namespace: str, name: str) -> PolicyKeeper:
         def wake() -> None:
             parts.policies.wake(namespace, name)
 
-        return PolicyKeeper(namespace, name, kube, listen_to_figures, wake, events.tell, clock)
+        return PolicyKeeper(namespace, name, kube, listen_to_figures, wake, events.tell, clock, prometheus)
 
     def listen_to_figures(address: str, every_s: float, heard: Callable[[], None]) -> PoolFeed:
         return feeds.listen(address, heard, figures_s=every_s)

@@ -4,6 +4,7 @@ It never writes the MoEDeployment: `reconciler` reads `status.desired` when it d
 two calls may be lost; `decide.policy_status` says what of it stands in the status.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,8 +24,11 @@ from flexpert_operator.errors import PoolUnavailable
 from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, POLICIES, RAY_CLUSTERS, SERVICES, Object
 from flexpert_operator.observe import is_over, role_of
 from flexpert_operator.pool_feed import PoolFeed
+from flexpert_operator.prometheus import Prometheus, PrometheusFigures, PrometheusUnavailable
 from flexpert_operator.reconciler import Tell
 from flexpert_operator.scaling_objects import policies_of, scalers_of
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SCALE_UP_S = 30.0
 """Until a growth was seen to its end."""
@@ -52,6 +56,7 @@ class PolicyKeeper:
         listen: Opens a stream of figures.
         wake: Has `reconcile` called soon.
         tell: Posts Events.
+        prometheus: Where figures are read; None: the pool controller tells them.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class PolicyKeeper:
         wake: Callable[[], None],
         tell: Tell,
         clock: Callable[[], float] = time.time,
+        prometheus: Prometheus | None = None,
     ) -> None:
         self._namespace = namespace
         self._name = name
@@ -71,6 +77,8 @@ class PolicyKeeper:
         self._wake = wake
         self._tell = tell
         self._clock = clock
+        self._prometheus = prometheus
+        self._measured: PrometheusFigures | None = None
         self._state: State | None = None
         self._generation = 0
         self._before: Look | None = None
@@ -214,7 +222,11 @@ class PolicyKeeper:
             return None
         if heard.number != self._heard_last[0]:
             self._heard_last = (heard.number, now)
-        return Look(self._heard_last[1], heard.pool)
+        if self._prometheus is None:
+            return Look(self._heard_last[1], heard.pool)
+        if self._measured is None:
+            self._measured = PrometheusFigures(self._prometheus, deployment.namespace, deployment.name)
+        return look_at(self._measured, heard.pool, now)
 
     def _serving_cluster(self, deployment: MoEDeployment) -> str:
         """Name of the RayCluster that serves, as the Service in front of it says; empty where there is none yet."""
@@ -237,6 +249,7 @@ class PolicyKeeper:
         if self._feed is not None:
             self._feed.close()
         self._feed, self._before, self._heard_last = None, None, (0, 0.0)
+        self._measured = None
 
     def _measure_growth(self, observation: Observation, now: float) -> None:
         """How long a growth took, once all of it is ready."""
@@ -261,6 +274,18 @@ class PolicyKeeper:
         )
         for event in events_of(policy, new, outcome):
             self._tell(body, event)
+
+
+def look_at(measured: PrometheusFigures, pool: Pool, now: float) -> Look:
+    """What a pool tells, with the figures that Prometheus has of it; none where it has none, or cannot be asked."""
+    try:
+        found = measured.look()
+    except PrometheusUnavailable as failure:
+        log.warning("a policy decides without figures: %s", failure)
+        found = None
+    if found is None:
+        return Look(now, replace(pool, figures=None, layer_imbalance=()))
+    return Look(min(found.at, now), replace(pool, figures=found.figures, layer_imbalance=found.layer_imbalance))
 
 
 def events_of(policy: MoEAutoscalingPolicy, new: Object, outcome: policy_status.Outcome) -> tuple[Event, ...]:

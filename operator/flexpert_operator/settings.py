@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from flexpert_proto import names
@@ -45,10 +46,20 @@ class PoolNetwork:
     Attributes:
         operators: The operator's own pods.
         clients: Who may send requests; none: anybody.
+        monitors: Who may read metrics; none: anybody.
     """
 
     operators: tuple[Mapping[str, Any], ...]
     clients: tuple[Mapping[str, Any], ...] = ()
+    monitors: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class PrometheusAt:
+    """A Prometheus' HTTP API, and the file with the bearer token that it wants, if it wants one."""
+
+    url: str
+    token_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,7 @@ class Settings:
         streams_deadline_s: Time that the streams of a RayCluster that no longer serves have to end.
         gcs: Where Ray's heads keep their tables; None: in memory, and a lost head is a lost pool.
         network: Who may reach the pods of pools; None: no NetworkPolicies are made.
+        prometheus: Where policies' figures are read; None: pool controllers tell them.
         refresh_s: Seconds between two tellings of figures that creep, such as loads, by a pool controller.
         threads: MoEDeployments that are reconciled at once.
         policy_threads: Policies that are decided about at once.
@@ -89,6 +101,7 @@ class Settings:
     streams_deadline_s: float = 600.0
     gcs: GcsStore | None = None
     network: PoolNetwork | None = None
+    prometheus: PrometheusAt | None = None
     refresh_s: float = 10.0
     threads: int = 8
     policy_threads: int = 2

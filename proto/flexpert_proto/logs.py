@@ -5,6 +5,7 @@ each line that is written meanwhile, also by tasks and threads that it starts, c
 """
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 
 from pythonjsonlogger.json import JsonFormatter
+
+from flexpert_proto import names
 
 ENV_FORMAT = "FLEXPERT_LOG_FORMAT"
 TEXT, JSON = "text", "json"
@@ -22,11 +25,15 @@ _about: ContextVar[Mapping[str, str]] = ContextVar("about")
 
 
 class AboutFilter(logging.Filter):
-    """Puts the fields of `saying` on each record."""
+    """Puts the process's own fields and those of `saying` on each record."""
+
+    def __init__(self, own: Mapping[str, str]) -> None:
+        super().__init__()
+        self._own = own
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record through, with the fields."""
-        for name, value in _about.get({}).items():
+        for name, value in {**self._own, **_about.get({})}.items():
             if not hasattr(record, name):
                 setattr(record, name, value)
         return True
@@ -68,8 +75,27 @@ def formatter_of(log_format: str) -> logging.Formatter:
     raise ValueError(f"{ENV_FORMAT} is {log_format!r}: it is {TEXT} or {JSON}")
 
 
-def configure(log_format: str | None = None, level: int = logging.INFO) -> None:
+def of_pool(part: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Fields that tell a pool's processes apart: `part`, and what the manifest says of its pod and MoEDeployment."""
+    try:
+        pool = json.loads(environment.get(names.ENV_POOL, "{}"))
+    except ValueError:
+        pool = {}
+    said = {
+        "namespace": pool.get("namespace"),
+        "moedeployment": pool.get("name"),
+        "pod": environment.get(names.ENV_POD),
+    }
+    return {"part": part, **{name: str(value) for name, value in said.items() if value}}
+
+
+def configure(log_format: str | None = None, level: int = logging.INFO, own: Mapping[str, str] | None = None) -> None:
     """Have this process write its log to standard error; without a format as FLEXPERT_LOG_FORMAT says, else text.
+
+    Args:
+        log_format: TEXT or JSON.
+        level: Below which nothing is written.
+        own: Fields that each line in JSON has.
 
     Raises:
         ValueError: There is no such format.
@@ -81,4 +107,4 @@ def configure(log_format: str | None = None, level: int = logging.INFO) -> None:
     formatter = formatter_of(log_format or os.environ.get(ENV_FORMAT, TEXT))
     for handler in root.handlers:
         handler.setFormatter(formatter)
-        handler.addFilter(AboutFilter())
+        handler.addFilter(AboutFilter(own or {}))

@@ -13,7 +13,7 @@ from flexpert_operator.__main__ import parser, settings_of
 from flexpert_operator.api import names as api_names
 from flexpert_operator.kube import Kube, api_client
 from flexpert_operator.local.kubeapi import KubeApiServer
-from flexpert_operator.settings import Settings
+from flexpert_operator.settings import PrometheusAt, Settings
 from flexpert_proto import names
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -39,6 +39,7 @@ FLAGS: dict[str, tuple[Object, ...]] = {
                 "service": {"enabled": False},
                 "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
                 "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+                "prometheus": {"url": "http://prometheus.monitoring:9090", "tokenFile": "/token"},
                 "dashboard": {"enabled": True, "annotations": {"grafana_folder": "Flexpert"}},
             }
         },
@@ -342,6 +343,15 @@ def test_pools_are_monitored_where_the_operator_looks_and_by_ports_that_their_po
         }
 
 
+def test_the_operator_reaches_the_prometheus_that_it_reads(chart: Chart, container: Callable[..., Object]) -> None:
+    for url, port in (("http://prometheus.monitoring:9090/x", 9090), ("https://thanos", 443), ("http://thanos2", 80)):
+        values = {"networkPolicy": {"enabled": True}, "metrics": {"prometheus": {"url": url}}}
+        settings = settings_of(parser().parse_args(container(values)["args"]))
+        assert settings.prometheus == PrometheusAt(url)
+        rules = chart.one("NetworkPolicy", values)["spec"]["egress"]
+        assert [{"port": port, "protocol": "TCP"}] in [rule["ports"] for rule in rules]
+
+
 REFUSED: dict[str, tuple[Object, str]] = {
     "an unknown value": ({"operator": {"replica": 2}}, "replica"),
     "Redis without an address": ({"gcsFaultTolerance": {"backend": "Redis"}}, "address"),
@@ -353,6 +363,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "an unknown format of the log": ({"operator": {"logFormat": "xml"}}, "logFormat"),
     "peers that are no list": ({"networkPolicy": {"pools": {"clientPeers": {}}}}, "clientPeers"),
     "no threads": ({"operator": {"threads": 0}}, "threads"),
+    "no address of a Prometheus": ({"metrics": {"prometheus": {"url": "prometheus:9090"}}}, "url"),
     "a port": ({"metrics": {"service": {"port": 0}}}, "port"),
 }
 

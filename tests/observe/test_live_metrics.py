@@ -1,11 +1,14 @@
 """What a live pool exposes to Prometheus: parsed by Prometheus' own parsers, and compared with what is written down."""
 
+import re
 import urllib.request
+from pathlib import Path
 
 from observed_pool import NAME, NAMESPACE, ObservedPool
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from flexpert_operator.metrics import Metrics
 from flexpert_proto import pool_pb2
 from flexpert_proto.measuring import figures_of
 from flexpert_proto.metrics import ENGINE, INGRESS, WORKER, Kind
@@ -92,3 +95,22 @@ def test_series_are_few(pool: ObservedPool) -> None:
     assert len(found) < 600 + layers
     assert not any("expert" in dict(labels) for _, labels in found)
     assert pool_pb2.Pool.DESCRIPTOR.fields_by_name["loads"], "these are told by the API"
+
+
+def test_the_documentation_lists_every_metric_with_its_labels(pool: ObservedPool) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "observability.md").read_text()
+    rows = re.findall(r"^\| `(flexpert_\w+)` \| (\w+) \| (.*?) \|", text, re.MULTILINE)
+    listed = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    assert len(listed) == len(rows), "each once"
+    exposed = [pool.http(pool.metrics_port, "/metrics"), pool.http(pool.ingress.http_port, "/metrics")]
+    found: dict[str, tuple[str, set[str]]] = {}
+    for text in exposed:
+        for family in text_string_to_metric_families(text):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = {label for sample in family.samples for label in sample.labels} - {"namespace", "name", "le"}
+            found[name] = (family.type, labels)
+    for collector in list(Metrics().registry._collector_to_names):
+        (family,) = collector.describe() or collector.collect()
+        name = family.name + ("_total" if family.type == "counter" else "")
+        found[name] = (family.type, set(collector._labelnames) - {"namespace", "name"})
+    assert listed == found

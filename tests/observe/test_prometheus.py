@@ -5,6 +5,7 @@ Where Debian's `prometheus` is installed (or FLEXPERT_PROMETHEUS names one) both
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from observed_pool import NAME, NAMESPACE, ObservedPool
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_servers import RealPrometheus, real_prometheus, small
 
+from flexpert_operator.autoscale import Observation, PoolCount
+from flexpert_operator.decide.measured import Look, observation_of
 from flexpert_operator.decide.observation import Cause, Epoch, Operation, Phase
 from flexpert_operator.decide.rebalancing import Decision
 from flexpert_operator.metrics import Metrics
+from flexpert_operator.policies import look_at
+from flexpert_operator.pool_client import pool_of
 from flexpert_operator.prometheus import Measured, Prometheus, PrometheusFigures, PrometheusUnavailable
 from flexpert_proto.measuring import figures_of
 from flexpert_proto.metrics import ENGINE, INGRESS, WORKER, Kind
@@ -184,6 +189,38 @@ def test_figures_are_read_by_the_query_api(pool: ObservedPool) -> None:
         server.down = set(targets)
         assert reader.look() is None
         assert PrometheusFigures(Prometheus(server.url), "elsewhere", NAME).look() is None
+
+
+def test_a_policy_observes_the_same_by_prometheus_as_by_the_pool(pool: ObservedPool) -> None:
+    targets = [f"127.0.0.1:{port}" for port in (pool.metrics_port, pool.ingress.http_port)]
+    members = PoolCount(1, 1), PoolCount(2, 2)
+    with small(targets) as server:
+        reader = PrometheusFigures(Prometheus(server.url), NAMESPACE, NAME)
+
+        def looks() -> tuple[Look, Look]:
+            told = pool_of(pool.pool(with_figures=True))
+            return look_at(reader, told, time.time()), Look(time.time(), told)
+
+        before = looks()
+        pool.generate("def h(z):\n", 48)
+
+        def observed() -> list[Observation]:
+            found = zip(looks(), before, strict=True)
+            return [observation_of(time.time(), now, then, *members, None, 30.0) for now, then in found]
+
+        def complete() -> bool:
+            return all(one.counters.finished_tokens >= 48 and one.engine_utilisation > 0 for one in observed())
+
+        pool.eventually(complete)
+        ours, theirs = observed()
+        assert theirs.measured_at is not None
+        assert ours.measured_at is not None
+        assert ours.engine_step_s == pytest.approx(theirs.engine_step_s, rel=0.2)
+        assert ours.expert_step_s == pytest.approx(theirs.expert_step_s, rel=0.2)
+        assert ours.running == pytest.approx(theirs.running, rel=0.2)
+        gone = server.url
+    blind = look_at(PrometheusFigures(Prometheus(gone), NAMESPACE, NAME), pool_of(pool.pool()), time.time())
+    assert observation_of(time.time(), blind, None, *members, None, 30.0).measured_at is None, "then sizes are held"
 
 
 def test_what_is_no_prometheus_is_told(pool: ObservedPool, tmp_path: Path) -> None:

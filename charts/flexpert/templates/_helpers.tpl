@@ -106,7 +106,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) -}}
 {{- $pod := dict "matchLabels" (include "flexpert.selectorLabels" . | fromYaml) -}}
 {{- $operator := dict "namespaceSelector" $namespace "podSelector" $pod -}}
-{{- dict "operators" (list $operator) "clients" .Values.networkPolicy.pools.clientPeers | toJson -}}
+{{- dict "operators" (list $operator) "clients" .Values.networkPolicy.pools.clientPeers "monitors" .Values.networkPolicy.metricsPeers | toJson -}}
 {{- end -}}
 
 {{/* What the operator does at cluster scope where Nodes are watched. */}}

@@ -35,10 +35,14 @@ def network_policies(deployment: MoEDeployment, network: PoolNetwork) -> tuple[d
         names.HEAD_ROLE: [
             rule(pool, [port(GCS_PORT), control, *ray]),
             rule([*ingress, *network.operators], [control]),
+            rule(network.monitors, [port(pool_names.METRICS_PORT)]),
         ],
         names.ENGINES_ROLE: [rule(pool, ray), rule(ingress, free)],
         names.EXPERTS_ROLE: [rule(pool, ray)],
-        names.INGRESS_ROLE: [rule(network.clients, [port(serving.grpc_port), port(serving.http_port)])],
+        names.INGRESS_ROLE: [
+            rule(network.clients, [port(serving.grpc_port), port(serving.http_port)]),
+            *([rule(network.monitors, [port(serving.http_port)])] if network.monitors and network.clients else []),
+        ],
     }
     return tuple(policy(deployment, role, found) for role, found in rules.items())
 

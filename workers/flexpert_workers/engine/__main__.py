@@ -25,7 +25,7 @@ _CHECK_S = 0.1
 
 def main() -> int:
     """Serve until told to end; 3 when the engine could not start, 1 when it broke."""
-    logs.configure()
+    logs.configure(own=logs.of_pool("engine"))
     parser = argparse.ArgumentParser(prog="flexpert_workers.engine", description="One attention engine.")
     parser.add_argument("--config", required=True, help="EngineConfig as JSON")
     config = msgspec.json.decode(parser.parse_args().config, type=EngineConfig)

@@ -14,6 +14,7 @@ import threading
 
 import msgspec
 
+from flexpert_proto import logs
 from flexpert_workers import threads
 from flexpert_workers.errors import FlexpertError
 from flexpert_workers.expert import ExpertWorker, WorkerConfig
@@ -22,6 +23,7 @@ from flexpert_workers.memory.devices import DeviceOpener, open_device
 
 def main(opener: DeviceOpener = open_device) -> int:
     """Run a worker until it is asked to end."""
+    logs.configure(own=logs.of_pool("worker"))
     parser = argparse.ArgumentParser(prog="flexpert_workers.expert", description="Run one expert worker.")
     parser.add_argument("--config", required=True, help="WorkerConfig as JSON")
     config = msgspec.json.decode(parser.parse_args().config, type=WorkerConfig)

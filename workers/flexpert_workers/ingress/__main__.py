@@ -36,7 +36,7 @@ async def serve(config: IngressConfig, tracing: Tracing | None) -> None:
 def main() -> int:
     """Read the environment and serve."""
     try:
-        logs.configure()
+        logs.configure(own=logs.of_pool("ingress"))
         config = from_environment(os.environ)
         if config.tokens_file:
             read_tokens(Path(config.tokens_file))

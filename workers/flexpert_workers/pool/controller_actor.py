@@ -50,7 +50,7 @@ class ControllerActor:
     """
 
     def __init__(self, uid: str, pool_control: str, listen: Listen) -> None:
-        logs.configure()
+        logs.configure(own=logs.of_pool("pool-controller"))
         self._port: Future[int] = Future()
         thread = threading.Thread(target=self._run, args=(uid, pool_control, listen), name="pool", daemon=True)
         thread.start()
@@ -87,7 +87,7 @@ class ControllerActor:
         server, port = await serve(controller, listen.control)
         self._port.set_result(port)
         try:
-            await serve_metrics(controller, listen.metrics)
+            self._metrics = await serve_metrics(controller, listen.metrics)
         except OSError as taken:
             log.warning("the pool goes without metrics, %s cannot be had: %s", listen.metrics, taken)
         await engines.warm_up()

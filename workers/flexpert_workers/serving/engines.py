@@ -20,7 +20,7 @@ from ray.serve import Application
 from ray.serve.api import RunTarget, run_many
 from ray.serve.schema import ApplicationStatus
 
-from flexpert_proto import names
+from flexpert_proto import logs, names
 from flexpert_proto.tracing import tracing_if_usable
 from flexpert_workers import threads
 from flexpert_workers.engine import EngineConfig
@@ -53,6 +53,7 @@ class EngineReplica:
     """
 
     def __init__(self, config: str) -> None:
+        logs.configure(own=logs.of_pool("engine"))
         wanted = localised(msgspec.json.decode(config, type=EngineConfig), NodeFacts.of(), f"e-{secrets.token_hex(4)}")
         os.environ.update(threads.environment(wanted.threads))  # before torch reads it
         from flexpert_workers.engine import EngineService

@@ -1,5 +1,6 @@
 """The fetch of a model's files as a Ray actor of the node whose cache they go to. `ray_fetcher` creates it."""
 
+from flexpert_proto import logs
 from flexpert_workers.pool.fetch_process import FetchProcess
 from flexpert_workers.pool.state import FetchState
 
@@ -12,6 +13,7 @@ class NodeFetch:
     """
 
     def __init__(self, source: str) -> None:
+        logs.configure(own=logs.of_pool("fetch"))
         self._fetch = FetchProcess(source)
 
     def state(self) -> FetchState:

@@ -26,7 +26,7 @@ _PAGE_HOST = "127.0.0.1"  # of the pod: who may forward its ports, and nobody el
 
 def main() -> int:
     """Keep a controller until SIGTERM."""
-    logs.configure()
+    logs.configure(own=logs.of_pool("pool-launcher"))
     ending = threading.Event()
     _end_on_signals(ending)
     pool = json.loads(os.environ[names.ENV_POOL])

@@ -7,6 +7,7 @@ import os
 
 import msgspec
 
+from flexpert_proto import logs
 from flexpert_workers import threads
 from flexpert_workers.memory.owner import OwnerConfig
 from flexpert_workers.pool.owners import owner_socket
@@ -21,6 +22,7 @@ class PodOwner:
     """
 
     def __init__(self, config: str) -> None:
+        logs.configure(own=logs.of_pool("page-owner"))
         os.environ.update(threads.environment(1))  # before torch reads it, should it be needed
         from flexpert_workers.memory.owner.process import OwnerProcess
 

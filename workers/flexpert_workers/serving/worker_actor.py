@@ -4,6 +4,7 @@ import os
 
 import msgspec
 
+from flexpert_proto import logs
 from flexpert_workers import threads
 from flexpert_workers.expert import WorkerConfig
 from flexpert_workers.pool.owners import owner_socket
@@ -20,6 +21,7 @@ class PodWorker:
     """
 
     def __init__(self, config: str, workers_per_pod: int, domain: str) -> None:
+        logs.configure(own=logs.of_pool("worker"))
         wanted = localised(msgspec.json.decode(config, type=WorkerConfig), NodeFacts.of(), workers_per_pod, domain)
         os.environ.update(threads.environment(wanted.threads))  # before torch reads it
         from flexpert_workers.expert.worker_actor import WorkerActor

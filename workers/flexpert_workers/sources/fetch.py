@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from flexpert_proto import logs
 from flexpert_workers.errors import CheckpointError, CheckpointNotFound
 from flexpert_workers.sources.bringing import Bringer
 from flexpert_workers.sources.cache import Cache
@@ -60,6 +61,7 @@ class Reporter:
 
 def main(arguments: list[str]) -> int:
     """Fetch; returns the exit status."""
+    logs.configure(own=logs.of_pool("fetch"))
     parser = argparse.ArgumentParser(prog="flexpert_workers.sources.fetch", description="Bring a checkpoint here.")
     parser.add_argument("source", help="hf://organisation/name, s3://bucket/folder or gs://bucket/folder")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of a hub (default: main)")

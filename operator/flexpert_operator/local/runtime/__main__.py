@@ -17,6 +17,7 @@ from flexpert_operator.local.runtime.books import Books
 from flexpert_operator.local.runtime.containers import Host
 from flexpert_operator.local.runtime.kube import Access, Kube
 from flexpert_operator.local.runtime.loop import Runtime
+from flexpert_proto import logs
 
 _LAST_GRACE_S = 10.0
 _MAPPED_LOOPBACK = "::ffff:127.0.0.1"
@@ -25,7 +26,7 @@ _MAPPED_LOOPBACK = "::ffff:127.0.0.1"
 def main() -> int:
     """Run until SIGTERM or SIGINT, then stop every container."""
     arguments = _arguments()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(own={"part": "local-runtime"})
     logging.getLogger("aiohttp").setLevel(logging.WARNING)
     layout = Layout(arguments.state_dir.absolute())
     prepare(layout)

@@ -13,6 +13,7 @@ import threading
 
 import msgspec
 
+from flexpert_proto import logs
 from flexpert_workers import threads
 from flexpert_workers.errors import DeviceUnavailable
 from flexpert_workers.memory.devices import DeviceOpener, open_device
@@ -22,6 +23,7 @@ from flexpert_workers.memory.owner.process import OwnerProcess
 
 def main(opener: DeviceOpener = open_device) -> int:
     """Run an owner until it is asked to end."""
+    logs.configure(own=logs.of_pool("page-owner"))
     parser = argparse.ArgumentParser(prog="flexpert_workers.memory.owner", description="Own the pages of one domain.")
     parser.add_argument("--config", required=True, help="OwnerConfig as JSON")
     config = msgspec.json.decode(parser.parse_args().config, type=OwnerConfig)
