@@ -1,6 +1,7 @@
 """The page's HTTP side over a controller among fakes: state, changes, a dry run, and who is not answered."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ import pytest
 
 from flexpert_workers.pool.state import Cause, Condition, Engine, Phase
 from flexpert_workers.ui import UiServer, serve_ui
-from flexpert_workers.ui.feed import MOST_WATCHERS
+from flexpert_workers.ui.feed import MOST_WATCHERS, Feed
 
 WAIT_S = 60.0
 
@@ -235,6 +236,19 @@ async def test_no_more_watch_than_can_be_served(page: Page) -> None:
         await events.aclose()
     async with page.events() as events:
         assert (await anext(events))[0] == "state"
+
+
+async def test_a_pool_that_takes_long_to_look_at_is_looked_at_less_often(rig: Any) -> None:
+    seconds = itertools.count()
+    feed = Feed(rig.controller, clock=lambda: float(next(seconds)))  # every look takes a second
+    events = feed.events()
+    await anext(events)
+    for _ in range(40):
+        rig.controller.changes.bump()
+        await asyncio.sleep(0.02)
+    assert feed.num_looks <= 2, "the next look is 20 s away"
+    await events.aclose()
+    assert feed.num_watchers == 0
 
 
 async def test_a_standby_and_a_worker_that_starts_are_shown(page: Page) -> None:
