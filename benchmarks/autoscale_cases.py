@@ -41,7 +41,8 @@ SETTINGS: dict[str, list[Setting]] = {
         for target, engines, seconds in product((0.25, 0.3, 0.35, 0.4), (0.25, 0.35), (60.0, 300.0))
     ],
     "oracle": [
-        {"headroom": headroom, "ahead_s": seconds} for headroom, seconds in product((0.9, 1.0, 1.1), (30.0, 60.0))
+        {"headroom": headroom, "ahead_s": seconds}
+        for headroom, seconds in product((0.95, 1.0, 1.1), (30.0, 60.0, 120.0))
     ],
 }
 

@@ -10,9 +10,10 @@ from flexpert_operator.autoscale import InvalidPolicy, Policy, Sizes, check
 from flexpert_operator.autoscale.policy import Behavior, Bounds, Direction, Forecast, Objectives
 from flexpert_operator.autoscale.queueing import Demand, need
 from flexpert_operator.cli.errors import CliError
+from flexpert_operator.cli.profile import profile_from
 from flexpert_operator.simulate import Arrivals, Device, Scaler, report, simulate
 from flexpert_operator.simulate.arrivals import InvalidArrivals, Lengths, bursty, diurnal, poisson, read_csv
-from flexpert_operator.simulate.device import InvalidDevice, read_device
+from flexpert_operator.simulate.device import InvalidDevice, read_device, to_json
 from flexpert_operator.simulate.scalers import ColdRestart, Fixed, Hpa, Oracle, Ours
 
 MOST_REQUESTS = 1_000_000
@@ -43,6 +44,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     wish.add_argument("--forecast", action="store_true", help="use a seasonal forecast")
     how = parser.add_argument_group("how")
     how.add_argument("--device", metavar="FILE.json", help="device profile; see docs/autoscaling.md")
+    how.add_argument(
+        "--profile-from", metavar="HOST:PORT", help="measure the device profile on the pool of this pool controller"
+    )
+    how.add_argument("--profile-seconds", type=_positive, default=60.0, help="to measure it for (60)")
+    how.add_argument("--save-profile", metavar="FILE.json", help="write the device profile that is used")
     how.add_argument("--scalers", default="flexpert,none,hpa", help=f"out of {','.join(SCALERS)}")
     how.add_argument("--utilisation", type=float, default=0.35, help="that hpa and replicas aim at (0.35)")
     how.add_argument("--step", type=_positive, default=0.1, metavar="SECONDS", help="of the simulation (0.1)")
@@ -102,9 +108,17 @@ def _season(options: argparse.Namespace) -> float:
 
 def _device(options: argparse.Namespace) -> Device:
     try:
-        return read_device(options.device) if options.device is not None else Device()
+        device = read_device(options.device) if options.device is not None else Device()
     except InvalidDevice as error:
         raise CliError(f"--device: {error}") from error
+    if options.profile_from is not None:
+        device = profile_from(options.profile_from, options.profile_seconds, device)
+    if options.save_profile is not None:
+        try:
+            Path(options.save_profile).write_text(to_json(device) + "\n")
+        except OSError as error:
+            raise CliError(f"--save-profile {options.save_profile}: {error}") from error
+    return device
 
 
 def _arrivals(options: argparse.Namespace) -> tuple[Arrivals, float]:

@@ -238,7 +238,7 @@ class Oracle:
         most = (self.policy.engines.maximum, self.policy.experts.maximum)
         service: Service = self.device.service()
         imbalance = self.device.imbalance(observation.experts.ready)
-        found = need(service, demand, self.policy, imbalance, most)
+        found = need(service, demand, self.policy, imbalance, most, observation.engines.ready)
         bounds = self.policy
         return (
             Sizes(max(found.engines, bounds.engines.minimum), max(found.experts, bounds.experts.minimum)),

@@ -1,0 +1,251 @@
+"""The simulator beside a live pool of processes: the same arrivals and decisions; attainment and device-seconds.
+
+`python benchmarks/autoscale_live.py` starts a pool with one worker, measures its device profile as `flexpert simulate
+--profile-from` does, plays a short trace with a rush in the middle while `autoscale.decide` sizes the workers, and runs
+the simulator on the requests that came. Writes `build/bench/autoscale_live.json`.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import numpy as np
+from common import Aim, aim_of, write_report
+from elastic_model import EXPERT_BYTES, NUM_LAYERS, VOCABULARY
+from elastic_pool import HOST, SHARED_POD, Pool, ingress_process
+
+from flexpert_operator.autoscale import Policy, PoolCount, Sizes, State, decide
+from flexpert_operator.autoscale.fit import Profile
+from flexpert_operator.autoscale.policy import Behavior, Bounds, Direction, Objectives
+from flexpert_operator.cli.profile import profile_from
+from flexpert_operator.decide.measured import Look, observation_of
+from flexpert_operator.pool_client import pool_of
+from flexpert_operator.simulate import Arrivals, Device, simulate
+from flexpert_operator.simulate.arrivals import Lengths, varying
+from flexpert_operator.simulate.scalers import Ours
+from flexpert_proto import names
+from flexpert_proto import pool_pb2 as pb
+from flexpert_proto.client import AsyncGenerationClient, GenerationError
+from flexpert_proto.pool_pb2_grpc import PoolControlStub
+from flexpert_workers import threads
+from flexpert_workers.pool.state import Slot
+
+HERE = Path(__file__).parent
+EXPERTS, MOST_WORKERS, SEQUENCES = 16, 2, 256
+LENGTHS = Lengths(prompt=24.0, answer=24.0, sigma=0.3)
+PROFILE_S, CALM_S, RUSH_S = 24.0, 25.0, 35.0
+LOOK_S, DOWN_S, PATIENCE_S = 3.0, 10.0, 30.0
+BASE = Device(prefill_tokens=512, sequences=SEQUENCES, layers=NUM_LAYERS, experts=EXPERTS, expert_bytes=EXPERT_BYTES)
+
+
+@dataclass
+class Played:
+    """What a live run gave; times in seconds since it began."""
+
+    came: list[float] = field(default_factory=list)
+    ttft_s: list[float] = field(default_factory=list)
+    tpot_s: list[float] = field(default_factory=list)
+    prompt: list[int] = field(default_factory=list)
+    answer: list[int] = field(default_factory=list)
+    starts_s: list[float] = field(default_factory=list)
+    device_s: float = 0.0
+    changes: int = 0
+
+
+class Live:
+    """The pool, its ingress, and what is asked of them."""
+
+    def __init__(self, pool: Pool, address: str) -> None:
+        self._pool, self._address = pool, address
+        self._workers = ["slot-0"]
+        self._slots = 0
+
+    async def play(self, arrivals: Arrivals, policy: Policy | None, profile: Profile) -> Played:
+        """Send requests at their times; with a policy, size the workers by decisions meanwhile."""
+        played, began = Played(), time.monotonic()
+        async with AsyncGenerationClient(self._address) as client:
+            ends = asyncio.create_task(self._size(policy, profile, played, arrivals.duration_s)) if policy else None
+            rows = zip(arrivals.at.tolist(), arrivals.prompt.tolist(), arrivals.answer.tolist(), strict=True)
+            asked = [asyncio.create_task(self._ask(client, began, *row, played)) for row in rows]
+            await asyncio.wait_for(asyncio.gather(*asked), arrivals.duration_s + PATIENCE_S)
+            if ends is not None:
+                await ends
+        return played
+
+    async def _ask(
+        self, client: AsyncGenerationClient, began: float, at: float, prompt: int, answer: int, played: Played
+    ) -> None:
+        await asyncio.sleep(max(began + at - time.monotonic(), 0.0))
+        drawn = random.Random(at)
+        ids = [drawn.randrange(1, VOCABULARY) for _ in range(prompt)]
+        sent, first, tokens = time.monotonic(), math.inf, 0
+        try:
+            async for piece in client.generate_stream(ids, max_tokens=answer, temperature=0.0, ignore_eos=True):
+                first = min(first, time.monotonic()) if piece.tokens else first
+                tokens += len(piece.tokens)
+        except GenerationError as error:
+            raise SystemExit(f"a request failed: {error}") from error
+        played.came.append(sent - began)
+        played.ttft_s.append(first - sent)
+        played.tpot_s.append((time.monotonic() - first) / max(tokens - 1, 1))
+        played.prompt.append(prompt)
+        played.answer.append(tokens)
+
+    async def _size(self, policy: Policy, profile: Profile, played: Played, seconds: float) -> None:
+        """Look, decide and carry out, until the arrivals end."""
+        state, before = State.initial(profile), None
+        began = last = time.monotonic()
+        async with grpc.aio.insecure_channel(f"{HOST}:{self._pool.port}") as channel:
+            stub = PoolControlStub(channel)
+            while (now := time.monotonic()) - began < seconds:
+                played.device_s += (now - last) * (1 + len(self._workers))
+                last = now
+                look = Look(time.time(), pool_of(await stub.GetPool(pb.GetPoolRequest(with_figures=True))))
+                workers = PoolCount(len(self._workers), len(self._workers))
+                scale_up_s = statistics.median(played.starts_s) if played.starts_s else BASE.worker_start_s
+                seen = observation_of(look.at, look, before, PoolCount(1, 1), workers, None, scale_up_s)
+                decision, state = decide(seen, state, policy)
+                before = look
+                played.changes += decision.sizes.experts != len(self._workers)
+                await self._resize(decision.sizes.experts, played)
+                await asyncio.sleep(max(now + LOOK_S - time.monotonic(), 0.0))
+            played.device_s += (began + seconds - last) * (1 + len(self._workers))
+
+    async def _resize(self, workers: int, played: Played) -> None:
+        while len(self._workers) < workers:
+            self._slots += 1
+            name = f"more-{self._slots}"
+            change = await self._pool.grow(len(self._workers) + 1, Slot(name, SHARED_POD), peers=True)
+            self._workers.append(name)
+            played.starts_s.append(change.finished - change.begun)
+        while len(self._workers) > workers:
+            await self._pool.shrink(self._workers[-1])
+            self._workers.pop()
+
+
+def trace(service: Device, seed: int) -> tuple[Arrivals, Objectives]:
+    """A calm, a rush that one worker is too few for, and a calm; and what requests should get."""
+    step_s, one, two = (
+        service.engine_step_s + service.expert_step_s,
+        service.engine_token_s + service.worker_token_s,
+        service.engine_token_s + service.worker_token_s / 2,
+    )
+
+    def rate(sequences: float, slowness: float) -> float:
+        """With which so many are under way."""
+        read = service.prefill_price * LENGTHS.prompt
+        return sequences / ((LENGTHS.answer + read) * (step_s + slowness * sequences))
+
+    low, high, seconds = rate(1.5, one), rate(6.0, two), 2 * CALM_S + RUSH_S
+
+    def of(at: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
+        return np.where((at > CALM_S) & (at < CALM_S + RUSH_S), high, low)
+
+    return varying(of, max(low, high), seconds, LENGTHS, seed), Objectives(
+        ttft_s=4 * (step_s + 8 * one), tpot_s=step_s + 7 * one, percentile=0.9, worker_utilisation=None
+    )
+
+
+async def measure(checkpoint: Path, seed: int) -> dict[str, Any]:
+    """Live, then simulated; a row with both."""
+    with ExitStack() as stack:
+        pool = Pool(f"file://{checkpoint}", int(NUM_LAYERS * EXPERTS * EXPERT_BYTES * 1.5), stack)
+        try:
+            _, address = ingress_process(pool.port, stack)
+            await pool.start(1)
+            live = Live(pool, address)
+            measuring = asyncio.create_task(asyncio.to_thread(profile_from, f"{HOST}:{pool.port}", PROFILE_S, BASE))
+            # loads that differ, so that lines can be fitted
+            await live.play(
+                varying(lambda at: 1.0 + 5.0 * (at % 8 > 4), 6.0, PROFILE_S, LENGTHS, seed + 1), None, BASE.profile()
+            )
+            device = await measuring
+            arrivals, objectives = trace(device, seed)
+            now = Behavior(down=Direction(stabilisation_s=DOWN_S))
+            policy = Policy("live", Bounds(1, 1), Bounds(1, MOST_WORKERS), objectives=objectives, experts_behavior=now)
+            played = await live.play(arrivals, policy, device.profile())
+        finally:
+            await pool.stop()
+    return compared(device, policy, arrivals.duration_s, played)
+
+
+def compared(device: Device, policy: Policy, seconds: float, played: Played) -> dict[str, Any]:
+    """The simulator on the requests that came, beside what came of them."""
+    order = np.argsort(played.came)
+    came = Arrivals(
+        np.array(played.came)[order], np.array(played.prompt)[order], np.array(played.answer)[order], seconds
+    )
+    start_s = statistics.median(played.starts_s) if played.starts_s else device.worker_start_s
+    device = replace(device, worker_start_s=start_s, copy_bytes_s=1e18)
+    scaler = Ours(Sizes(1, 1), policy, device.profile())
+    outcome = simulate(came, device, scaler, policy, step_s=0.02, look_s=LOOK_S)
+    ttft, tpot = np.array(played.ttft_s), np.array(played.tpot_s)
+    good = (ttft <= (policy.objectives.ttft_s or math.inf)) & (tpot <= (policy.objectives.tpot_s or math.inf))
+    return {
+        "requests": len(came),
+        "device": {name: getattr(device, name) for name in device.__dataclass_fields__},
+        "live": {
+            "attainment": float(good.mean()),
+            "device_s": played.device_s,
+            "ttft_p50_s": float(np.median(ttft)),
+            "tpot_p50_s": float(np.median(tpot)),
+            "tpot_p90_s": float(np.quantile(tpot, 0.9)),
+            "changes": played.changes,
+            "starts_s": played.starts_s,
+        },
+        "simulated": {
+            "attainment": outcome.attainment,
+            "device_s": outcome.device_hours * 3600,
+            "ttft_p50_s": float(np.median(outcome.ttft_s)),
+            "tpot_p50_s": float(np.median(outcome.tpot_s)),
+            "tpot_p90_s": float(np.quantile(outcome.tpot_s, 0.9)),
+            "changes": outcome.transitions,
+        },
+    }
+
+
+def aims_of(rows: list[dict[str, Any]]) -> list[Aim]:
+    """How far the simulator is off."""
+
+    def off(name: str) -> list[float]:
+        return [abs(row["simulated"][name] / max(row["live"][name], 1e-9) - 1) for row in rows]
+
+    return [
+        aim_of("attainment_off", off("attainment"), 0.15, "lower", "part"),
+        aim_of("device_seconds_off", off("device_s"), 0.15, "lower", "part"),
+    ]
+
+
+def main() -> None:
+    """Write the checkpoint, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=1)
+    options = parser.parse_args()
+    os.environ.update(threads.environment(1))
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="fx-live") as scratch:
+        os.environ[names.ENV_CHECKPOINT_CACHE] = str(Path(scratch) / "cache")
+        checkpoint = Path(scratch) / "model"
+        command = [sys.executable, str(HERE / "elastic_model.py"), str(checkpoint), "--experts", str(EXPERTS)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        for repeat in range(options.repeats):
+            rows.append(asyncio.run(measure(checkpoint, repeat)))
+            print(json.dumps(rows[-1], indent=1), flush=True)
+    write_report("autoscale_live", aims_of(rows), rows, "cpu", ["torch", "transformers", "numpy"])
+
+
+if __name__ == "__main__":
+    main()
