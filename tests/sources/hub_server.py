@@ -6,8 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from loopback_server import serving_by
 
 NAME = "org/tiny"
 COMMIT, NEWER = "a" * 40, "b" * 40
@@ -135,17 +137,9 @@ def _sibling(name: str, data: bytes) -> dict[str, object]:
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
     """Serve until the end of the `with` statement."""
-    handler = type("Handler", (_Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, name="hub", daemon=True)
-    thread.start()
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
-        yield hub
-    finally:
-        if hub.hold is not None:
-            hub.hold.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving_by(_Handler, hub=hub) as hub.url:
+        try:
+            yield hub
+        finally:
+            if hub.hold is not None:
+                hub.hold.set()

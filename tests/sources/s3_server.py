@@ -1,12 +1,13 @@
 """The part of S3 that reading a folder takes, on loopback: listing by prefix, HEAD and GET with ranges, keys."""
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from loopback_server import serving_by
 
 KEY = "AKIATEST"
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
@@ -102,15 +103,5 @@ def _etag(data: bytes) -> str:
 @contextmanager
 def serving(bucket: Bucket) -> Iterator[Bucket]:
     """Serve until the end of the `with` statement."""
-    handler = type("Handler", (_Handler,), {"bucket": bucket})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, name="s3", daemon=True)
-    thread.start()
-    bucket.url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving_by(_Handler, bucket=bucket) as bucket.url:
         yield bucket
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
