@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 TEST_PROCESSES ?= 2
 
-.PHONY: setup test faults demo check generate format images images-cuda release-images kind-test bench bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator bench-autoscale clean
+.PHONY: setup test faults load demo check generate format images images-cuda release-images kind-test bench bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator bench-autoscale clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,10 @@ test: $(STAMP)
 # Kills every part in every phase of a reconfiguration, and rewrites the table of docs/reliability.md.
 faults: $(STAMP)
 	FLEXPERT_FAULTS=1 $(THREADS) $(BIN)/python -m pytest tests/faults
+
+# A thousand streams at once for five minutes, while the pool grows and parts of it die; build/load.json.
+load: $(STAMP)
+	FLEXPERT_LOAD=300 $(THREADS) $(BIN)/python -m pytest -n0 -s tests/faults/test_faults_load.py
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo/main.py
