@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,7 +28,27 @@ from flexpert_placement.types import ExpertId
 
 sys.path.insert(0, str(Path(__file__).parent))  # the simulated pool and cluster lie beside the tests
 
+if TYPE_CHECKING:
+    from simulated_world import World
+
 FACTS = ModelFacts("MixtralForCausalLM", "digest", layers=2, experts=4, expert_bytes=1000)
+
+
+@pytest.fixture(scope="module")
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[World]":
+    """The operator for real with all that it needs, for a module's tests; behind a proxy where the module is FAULTY."""
+    from simulated_world import run_world
+
+    with run_world(tmp_path_factory.mktemp("world"), getattr(request.module, "FAULTY", False)) as world:
+        yield world
+
+
+@pytest.fixture
+def clean(world: "World") -> Iterator[None]:
+    """A test leaves nothing to the next, and no pod went that nobody named: for `pytest.mark.usefixtures`."""
+    yield
+    world.clean()
+    assert world.cluster.random_deletions == []
 
 
 @pytest.fixture

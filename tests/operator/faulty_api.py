@@ -37,12 +37,14 @@ class FaultyApi:
 
     Attributes:
         counts: Requests by method; watches count as WATCH.
+        deleted: Paths of the requests to delete, in order.
         faults: Those to come.
         down: While set, every connection is reset.
     """
 
     def __init__(self, url: str, token: str) -> None:
         self.counts: Counter[str] = Counter()
+        self.deleted: list[str] = []
         self.faults: list[Fault] = []
         self.refused = 0
         self._down = False
@@ -120,6 +122,8 @@ class FaultyApi:
                 request.transport.abort()
                 return web.Response(status=503)
             self.counts["WATCH" if "watch" in request.query else request.method] += 1
+            if request.method == "DELETE":
+                self.deleted.append(request.path)
             fault = next((one for one in self.faults if one.matches(request)), None)
             if fault is not None:
                 fault.times -= 1

@@ -30,6 +30,7 @@ from flexpert_operator.nodes import NodeNotices
 from flexpert_operator.settings import Settings
 from flexpert_proto import names as pool_names
 
+NODES = "/api/v1/nodes"
 ROOT = Path(__file__).parents[2]
 EVENTS = Resource("", "v1", "events")
 SETTINGS = Settings(
@@ -107,6 +108,8 @@ class World:
         """Delete what a test leaves: an operator that looks after twenty objects at once is slower at each."""
         for body in self.kube.list(MOE_DEPLOYMENTS, NAMESPACE, ""):
             self.kube.delete(MOE_DEPLOYMENTS, NAMESPACE, body["metadata"]["name"])
+        for node in self.kube.request("GET", NODES)["items"]:
+            self.kube.request("DELETE", f"{NODES}/{node['metadata']['name']}")
 
     def apply(self, name: str, **experts: Any) -> SimulatedPool | None:
         """Create a MoEDeployment with two workers."""

@@ -6,13 +6,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from simulated_cluster import NAMESPACE
-from simulated_world import World, pool_pods, run_world
+from simulated_world import World, pool_pods
 
 from flexpert_operator.api import names
 from flexpert_operator.cli.main import main
@@ -22,13 +22,6 @@ from flexpert_proto import names as pool_names
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = {"enabled": True, "intervalSeconds": 3600, "halfLifeSeconds": 2, "cooldownSeconds": 3600}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with run_world(tmp_path_factory.mktemp("world")) as world:
-        yield world
-        world.clean()
 
 
 @pytest.fixture

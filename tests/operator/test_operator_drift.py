@@ -2,26 +2,15 @@
 
 import copy
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from simulated_cluster import NAMESPACE
-from simulated_world import SETTINGS, World, pool_pods, run_world
+from simulated_world import SETTINGS, World, pool_pods
 
 from flexpert_operator.kube import DEPLOYMENTS, RAY_CLUSTERS, SERVICES
 
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with run_world(tmp_path_factory.mktemp("world")) as world:
-        yield world
-
-
-@pytest.fixture(autouse=True)
-def clean(world: World) -> Iterator[None]:
-    yield
-    world.clean()
+pytestmark = pytest.mark.usefixtures("clean")
 
 
 def spec_of(world: World, name: str) -> dict[str, Any]:
@@ -111,8 +100,8 @@ def test_a_kuberay_that_drops_what_is_needed_is_named_and_not_written_to_for_eve
         assert "spec.authOptions, spec.upgradeStrategy" in said
         assert "older than 1.6" in said
         world.scale("aged", 3)
-        pool = world.cluster.pools["aged"]
-        world.until("it scales all the same", lambda: world.is_settled("aged") and len(pool.holders()) == 3)
+        pools = world.cluster.pools
+        world.until("it scales all the same", lambda: world.is_settled("aged") and len(pools["aged"].holders()) == 3)
         still = world.kube.get(RAY_CLUSTERS, NAMESPACE, "aged")["metadata"]["resourceVersion"]
         looks = world.reconciliations("aged")
         world.until("it is looked at", lambda: world.reconciliations("aged") >= looks + 4)

@@ -3,30 +3,19 @@
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 import yaml
 from simulated_cluster import NAMESPACE
-from simulated_world import ROOT, SETTINGS, Object, Operator, World, pool_pods, run_world
+from simulated_world import ROOT, SETTINGS, Object, Operator, World, pool_pods
 
 from flexpert_operator.errors import KubeRefused
 from flexpert_operator.kube import DEPLOYMENTS, MOE_DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES
 from flexpert_proto import pool_pb2 as pb
 
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with run_world(tmp_path_factory.mktemp("world")) as world:
-        yield world
-
-
-@pytest.fixture(autouse=True)
-def clean(world: World) -> Iterator[None]:
-    yield
-    world.clean()
+pytestmark = pytest.mark.usefixtures("clean")
 
 
 def test_a_deployment_becomes_ready(world: World) -> None:

@@ -6,17 +6,15 @@ from collections.abc import Iterator
 import pytest
 from faulty_api import Fault, FaultyApi, is_watch, is_write
 from operator_process import moe_deployment
-from simulated_world import NAMESPACE, World, pool_pods, run_world
+from simulated_world import NAMESPACE, World, pool_pods
 
-from flexpert_operator.kube import DEPLOYMENTS, MOE_DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES
+from flexpert_operator.kube import DEPLOYMENTS, DISRUPTION_BUDGETS, MOE_DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES
 
 OUTAGE_S = 30.0
+FAULTY = True
+"""The operator reaches the API through a proxy: `conftest.world` looks for this."""
 
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with run_world(tmp_path_factory.mktemp("faults"), faulty=True) as world:
-        yield world
+pytestmark = pytest.mark.usefixtures("clean")
 
 
 @pytest.fixture
@@ -24,7 +22,6 @@ def api(world: World) -> Iterator[FaultyApi]:
     assert world.proxy is not None
     yield world.proxy
     world.proxy.faults.clear()
-    world.clean()
 
 
 def wait(seconds: float) -> None:
@@ -45,6 +42,34 @@ def settling(world: World, api: FaultyApi) -> bool:
     before = api.requests()
     wait(1.0)
     return api.requests() != before
+
+
+def test_every_child_is_deleted_once_however_long_it_takes_to_go(world: World, api: FaultyApi) -> None:
+    """KubeRay holds the RayCluster by a finalizer, as it does to clean Redis up."""
+    world.serve("gone")
+    finalizers = {"metadata": {"finalizers": ["ray.io/gcs-ft-redis-cleanup-finalizer"]}}
+    world.kube.patch(RAY_CLUSTERS, NAMESPACE, "gone", finalizers)
+    del api.deleted[:]
+    world.kube.delete(MOE_DEPLOYMENTS, NAMESPACE, "gone")
+    world.until("all children are deleted", lambda: len(api.deleted) >= 8)
+    for pod in pool_pods(world, "gone"):
+        world.kube.patch(PODS, NAMESPACE, pod["metadata"]["name"], {"metadata": {"labels": {"look": "again"}}})
+    look_again(world, "gone", 3)
+    world.kube.patch(RAY_CLUSTERS, NAMESPACE, "gone", {"metadata": {"finalizers": None}})
+    world.until("it is gone", lambda: world.kube.find(MOE_DEPLOYMENTS, NAMESPACE, "gone") is None)
+    children = (
+        *((DISRUPTION_BUDGETS, f"gone-{role}") for role in ("engines", "experts", "ingress")),
+        (DEPLOYMENTS, "gone-ingress"),
+        (RAY_CLUSTERS, "gone"),
+        *((SERVICES, f"gone-{what}") for what in ("head-control", "ingress", "pool-control")),
+    )
+    assert sorted(api.deleted) == sorted(resource.path(NAMESPACE, name) for resource, name in children)
+
+
+def look_again(world: World, name: str, times: int) -> None:
+    """Wait until the operator has looked at an object so often."""
+    before = world.reconciliations(name)
+    world.until("it is looked at", lambda: world.reconciliations(name) >= before + times)
 
 
 @pytest.mark.parametrize("status", [409, 429, 500, 503])

@@ -1,10 +1,8 @@
 """Other people's objects under names that the operator uses: the operator for real, a simulated KubeRay and pool."""
 
-from collections.abc import Iterator
-
 import pytest
 from simulated_cluster import NAMESPACE
-from simulated_world import World, run_world
+from simulated_world import World
 
 from flexpert_operator.kube import DEPLOYMENTS, MOE_DEPLOYMENTS, RAY_CLUSTERS, SERVICES, Object, Resource
 
@@ -22,12 +20,6 @@ SPECS: dict[Resource, Object] = {
     RAY_CLUSTERS: {"headGroupSpec": {"rayStartParams": {}, "template": POD}, "workerGroupSpecs": []},
 }
 KINDS = {SERVICES: ("v1", "Service"), DEPLOYMENTS: ("apps/v1", "Deployment"), RAY_CLUSTERS: ("ray.io/v1", "RayCluster")}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with run_world(tmp_path_factory.mktemp("world")) as world:
-        yield world
 
 
 def somebody(world: World, name: str) -> Object:

@@ -2,33 +2,20 @@
 
 import threading
 import urllib.request
-from collections.abc import Iterator
 
 import pytest
 from simulated_cluster import NAMESPACE
 from simulated_pool import SimulatedPool
-from simulated_world import SETTINGS, Object, Operator, World, pool_pods, run_world
+from simulated_world import NODES, SETTINGS, Object, Operator, World, pool_pods
 
 from flexpert_operator.errors import KubeRefused
 from flexpert_operator.kube import MOE_DEPLOYMENTS
 from flexpert_proto import pool_pb2 as pb
 
-NODES = "/api/v1/nodes"
 QUICK = {"enabled": True, "intervalSeconds": 5, "halfLifeSeconds": 4, "cooldownSeconds": 0}
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with run_world(tmp_path_factory.mktemp("world")) as world:
-        yield world
-
-
-@pytest.fixture(autouse=True)
-def clean(world: World) -> Iterator[None]:
-    yield
-    world.clean()
-    for node in world.kube.request("GET", NODES)["items"]:
-        world.kube.request("DELETE", f"{NODES}/{node['metadata']['name']}")
+pytestmark = pytest.mark.usefixtures("clean")
 
 
 def decision(world: World, name: str) -> Object:

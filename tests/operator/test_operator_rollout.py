@@ -1,26 +1,14 @@
 """Changed templates, pod by pod, with the operator for real against the embedded API, a simulated KubeRay and pool."""
 
-from collections.abc import Iterator
-
 import pytest
-from simulated_world import Object, World, pool_pods, run_world
+from simulated_world import Object, World, pool_pods
 
 from flexpert_proto import pool_pb2 as pb
 
 REVISION = "flexpert.io/revision"
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with run_world(tmp_path_factory.mktemp("world")) as world:
-        yield world
-
-
-@pytest.fixture(autouse=True)
-def clean(world: World) -> Iterator[None]:
-    yield
-    world.clean()
-    assert world.cluster.random_deletions == []
+pytestmark = pytest.mark.usefixtures("clean")
 
 
 def cores(number: str) -> Object:

@@ -1,24 +1,12 @@
 """Another head: a second RayCluster with the operator for real, the embedded API, a simulated KubeRay and pools."""
 
-from collections.abc import Iterator
-
 import pytest
 from simulated_cluster import NAMESPACE
-from simulated_world import World, run_world
+from simulated_world import World
 
 from flexpert_operator.kube import RAY_CLUSTERS, SERVICES
 
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with run_world(tmp_path_factory.mktemp("world")) as world:
-        yield world
-
-
-@pytest.fixture(autouse=True)
-def clean(world: World) -> Iterator[None]:
-    yield
-    world.clean()
+pytestmark = pytest.mark.usefixtures("clean")
 
 
 def clusters(world: World, name: str) -> list[str]:
