@@ -112,16 +112,18 @@ class HostWorkers:
 
 
 class HostEngines:
-    """An `EngineLauncher` over the host: there are always two, as Ray Serve would keep them."""
+    """An `EngineLauncher` over the host: there are as many as are asked for, as Ray Serve would keep them."""
 
     def __init__(self, nodes: Nodes, pool_control: str) -> None:
         self._nodes = nodes
         self._pool_control = pool_control
 
     async def apply(self, spec: PoolSpec) -> None:
-        """Start those that lack."""
+        """Start those that lack, stop those that are too many."""
         running = await asyncio.to_thread(self._nodes.processes, "engine")
-        for _ in range(NUM_ENGINES - len(running)):
+        for surplus in running[spec.engine_replicas :]:
+            await asyncio.to_thread(self._nodes.ask, "stop", name=surplus.name)
+        for _ in range(spec.engine_replicas - len(running)):
             name = f"e-{secrets.token_hex(4)}"
             arguments = ["--config", json.dumps(self._config(name, spec))]
             await asyncio.to_thread(self._nodes.ask, "start", name=name, kind="engine", arguments=arguments)

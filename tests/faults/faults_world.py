@@ -41,7 +41,7 @@ class World:
         os.environ[names.ENV_SERVICES] = str(services)
         command = [sys.executable, str(Path(__file__).with_name("faults_host.py")), str(folder), SOURCE]
         self._host = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=self._environment)
-        expected = reference(MODEL)
+        self._expected = reference(MODEL)
         self._api = KubeApiServer().start()
         self._kubeconfig = self._api.write_kubeconfig(folder / "kubeconfig")
         self.kube = Kube(api_client(self._kubeconfig))
@@ -50,8 +50,8 @@ class World:
         self._port = free_port()
         address = f"127.0.0.1:{self._port}"
         pool = HostPool(self.nodes, self._port, self._owner_config)
-        self.cluster = HostCluster(self.kube, services, NAME, pool, self._ingress_address)
-        clients = Clients(self._ingress_address, expected)
+        self.cluster = HostCluster(self.kube, services, NAME, pool, self.ingress_address)
+        clients = self.new_clients()
         self.pool = WatchedPool(folder, self.kube, lambda: address, NUM_ENGINES, clients, self._tails)
         assert self._host.stdout is not None
         assert self._host.stdout.readline() == "ready\n"
@@ -79,6 +79,7 @@ class World:
         environment = {
             names.ENV_POOL_CONTROL: control,
             names.ENV_BIND_HOST: "127.0.0.1",
+            names.ENV_ENGINE_WAIT: "300",
             names.port_variable(names.GRPC_PORT_NAME): "0",
             names.port_variable(names.HTTP_PORT_NAME): "0",
         }
@@ -86,6 +87,15 @@ class World:
         self.cluster.start()
         self.pool.settle(2)
         self.pool.clients.start()
+
+    def new_clients(self) -> Clients:
+        """Clients that do not stream yet."""
+        return Clients(self.ingress_address, self._expected)
+
+    def ingress_address(self, port: str = "grpc_port") -> str:
+        """Where the ingress listens."""
+        ports = [one.said.get(port) for one in self.nodes.processes("ingress")]
+        return f"127.0.0.1:{ports[0]}" if ports else ""
 
     def close(self) -> None:
         """End everything."""
@@ -115,10 +125,6 @@ class World:
     def _tails(self) -> str:
         said = [f"{path.name}: {path.read_text()[-1500:]}" for path in sorted(self.folder.glob("*.log"))]
         return "\n".join(said)
-
-    def _ingress_address(self) -> str:
-        ports = [one.said.get("grpc_port") for one in self.nodes.processes("ingress")]
-        return f"127.0.0.1:{ports[0]}" if ports else ""
 
     @contextmanager
     def deletions_held(self) -> Iterator[Callable[[], None]]:
