@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 from faults_nodes import Process
+from faults_policy import play_bursts
 from faults_pool import Standing
 from faults_report import IMPOSSIBLE, MESSAGES, RAY_HEAD, VICTIMS, Cell, Found, Report, runs_all
 from faults_world import World, kill
@@ -135,3 +136,10 @@ def _ends(world: World, before: Standing, workers: dict[str, Process], *, grows:
     staying = [name for name in before.workers if name not in leaving]
     target = workers[staying[0]]
     return workers.get(leaving.pop(), target), target
+
+
+def test_bursts_under_a_policy(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody is killed here: it is the last to use the pool, whose size is the policy's from then on."""
+    said = play_bursts(world)
+    with capsys.disabled():
+        print(f"\n{said}")

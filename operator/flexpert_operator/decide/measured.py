@@ -60,7 +60,7 @@ def observation_of(
             figures.counter("ingress_finished_requests"),
             figures.counter("ingress_finished_tokens"),
         ),
-        running=running_of(since, engines.ready),
+        running=running_of(since),
         step_sequences=step_sequences_of(since, engines.ready),
         queued=figures.gauge("ingress_waiting") + figures.gauge("engine_waiting"),
         queued_tokens=figures.gauge("ingress_waiting_tokens") + figures.gauge("engine_waiting_tokens"),
@@ -76,10 +76,10 @@ def observation_of(
     )
 
 
-def running_of(since: Figures, engines: int) -> float:
-    """Sequences in an average step of all engines together; where no step was made, those that engines hold now."""
-    in_step = ratio(since.counter("engine_sequence_seconds"), since.counter("engine_busy_seconds"))
-    return since.gauge("engine_running") if math.isnan(in_step) else max(in_step * engines, 0.0)
+def running_of(since: Figures) -> float:
+    """Sequences that engines generate for, on average since the last look; those that engines hold now at least."""
+    mean = ratio(since.counter("engine_sequence_seconds"), since.at - since.since, 0.0)
+    return max(mean, since.gauge("engine_running"))
 
 
 def step_sequences_of(since: Figures, engines: int) -> float:
