@@ -75,7 +75,7 @@ class Port:
     def send(self, method: str, frame: bytes) -> None:
         name = method.rpartition("/")[2]
         peeks = name in ("WatchPool", "WatchOperation", "WatchEngines", "Attach", "RecordTrace")
-        call = self._channel.stream_stream(method)(iter((frame,)), timeout=PEEK_S if peeks else 60)
+        call = self._channel.stream_stream(method)(iter((frame,)), timeout=PEEK_S if peeks else 300)
         try:
             for _ in call:
                 if peeks:
