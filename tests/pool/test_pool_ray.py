@@ -72,6 +72,7 @@ class Cluster:
             names.ENV_BIND_HOST: "127.0.0.1",
             names.port_variable(names.POOL_CONTROL_PORT_NAME): str(self.control_port),
             names.port_variable(names.UI_PORT_NAME): str(self.ui_port),
+            names.port_variable(names.METRICS_PORT_NAME): "0",
         }
 
     def head(self) -> None:
