@@ -152,7 +152,7 @@ def trace(service: Device, seed: int) -> tuple[Arrivals, Objectives]:
     low, high, seconds = rate(1.5, one), rate(6.0, two), 2 * CALM_S + RUSH_S
 
     def of(at: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
-        return np.where((at > CALM_S) & (at < CALM_S + RUSH_S), high, low)
+        return np.where((at > CALM_S) & (at < CALM_S + RUSH_S), high, low).astype(np.float64)
 
     return varying(of, max(low, high), seconds, LENGTHS, seed), Objectives(
         ttft_s=4 * (step_s + 8 * one), tpot_s=step_s + 7 * one, percentile=0.9, worker_utilisation=None
@@ -170,7 +170,11 @@ async def measure(checkpoint: Path, seed: int) -> dict[str, Any]:
             measuring = asyncio.create_task(asyncio.to_thread(profile_from, f"{HOST}:{pool.port}", PROFILE_S, BASE))
             # loads that differ, so that lines can be fitted
             await live.play(
-                varying(lambda at: 1.0 + 5.0 * (at % 8 > 4), 6.0, PROFILE_S, LENGTHS, seed + 1), None, BASE.profile()
+                varying(
+                    lambda at: np.where(at % 8 > 4, 6.0, 1.0).astype(np.float64), 6.0, PROFILE_S, LENGTHS, seed + 1
+                ),
+                None,
+                BASE.profile(),
             )
             device = await measuring
             arrivals, objectives = trace(device, seed)

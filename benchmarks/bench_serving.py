@@ -52,7 +52,7 @@ class OneEngine(pool_pb2_grpc.PoolMembershipServicer):
 
     async def Attach(self, request: Any, context: Any) -> AsyncIterator[pool_pb2.EngineDirective]:  # noqa: N802
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "its engine has no lease")
-        yield
+        yield pool_pb2.EngineDirective()  # never reached: makes a stream of it
 
     async def SendTrace(self, request: Any, context: Any) -> pool_pb2.SendTraceResponse:  # noqa: N802
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "its engine records nothing")
