@@ -1,14 +1,10 @@
 """What all tests share: which of them run beside each other, and a folder for what is remembered of checkpoints."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
 from flexpert_proto import names
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `certificates`, which several folders use
 
 HEAVY = "heavy"
 """Files with tests that start whole clusters: one after the other, and first."""

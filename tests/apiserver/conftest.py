@@ -1,14 +1,9 @@
 """Tests against a real kube-apiserver; skipped where KUBEBUILDER_ASSETS does not name a folder with its binaries."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(Path(__file__).parent), str(TESTS / "chart"), str(TESTS / "operator")]
 
 if TYPE_CHECKING:
     from chart_release import Chart

@@ -1,17 +1,13 @@
 """A pool controller's port, forwarded through a real API server; the kubelet behind it is played, and no pod runs."""
 
 import socket
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 from aiohttp import web
-from real_api_server import RealApiServer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "local"))
-
 from played_kubelet import POD_PORT, carry, serving
+from real_api_server import RealApiServer
 
 from flexpert_operator.errors import KubeRefused
 from flexpert_operator.forwarding import ServicePort, forwarded

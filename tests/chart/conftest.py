@@ -1,15 +1,9 @@
 """The chart as Helm renders it. Where Helm's engine (helm-python-sdk) has no wheel the tests are skipped."""
 
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-HERE = Path(__file__).parent
-HELPERS = (HERE, HERE.parent / "operator", HERE.parents[1] / "charts")
-sys.path[:0] = map(str, HELPERS)  # beside the tests; the simulated cluster; what writes the chart's README
 
 if TYPE_CHECKING:
     from chart_release import Chart

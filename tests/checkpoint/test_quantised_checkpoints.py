@@ -1,18 +1,14 @@
 """Pages and dense weights of FP8 and mxfp4 checkpoints equal an independent dequantisation, bit for bit."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
+import quantised_checkpoints as quantised
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
-
-sys.path.insert(0, str(Path(__file__).parent))
-import quantised_checkpoints as quantised
 
 from flexpert_workers.checkpoint import open_checkpoint
 from flexpert_workers.checkpoint.dequantise import read_elements, read_weight

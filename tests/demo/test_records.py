@@ -1,12 +1,6 @@
 """The demo's arithmetic: what its report says follows from what was recorded."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "demo"))
-
 from balance import Balance, Look
 from records import Event, Request, percentile, report, tokens_per_s, tpot_ms_p99
 

@@ -1,13 +1,9 @@
 """Fixtures of the dispatch tests: the harness of the expert tests, tiny models, and pools of workers as threads."""
 
-import sys
 import tempfile
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "expert"))
 import expert_harness
+import pytest
 
 from flexpert_workers.dispatch import DispatchClient, TableHolder
 from flexpert_workers.expert import ExpertWorker

@@ -2,19 +2,15 @@
 
 import contextlib
 import socket
-import sys
 import tempfile
 import time
-from pathlib import Path
 
+import expert_harness as harness
 import msgspec
 import numpy as np
 import pytest
 import torch
 import zmq
-
-sys.path.insert(0, str(Path(__file__).parent))
-import expert_harness as harness
 
 from flexpert_workers.expert import ExpertWorker
 from flexpert_workers.expert.control_client import ControlClient

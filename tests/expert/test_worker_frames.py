@@ -3,20 +3,16 @@
 import contextlib
 import random
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import expert_harness as harness
 import msgspec
 import psutil
 import pytest
 import torch
 import zmq
-
-sys.path.insert(0, str(Path(__file__).parent))
-import expert_harness as harness
 from malformed import GROWTH_BYTES, NUM_FRAMES, broken, either, send_all, structures
 
 from flexpert_workers.expert.dispatch_server import _decoder as dispatch_decoder

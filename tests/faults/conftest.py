@@ -1,15 +1,10 @@
 """One pool for every test of the folder, and one report of what they find."""
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "operator"))
-sys.path.insert(0, str(Path(__file__).parent))
-
 from faults_report import Report
 from faults_world import World
 

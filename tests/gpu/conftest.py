@@ -1,15 +1,10 @@
 """Fixtures of the tests on a real GPU. Without one they are skipped; nothing here needs Ray."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from flexpert_workers.memory.cuda import open_cuda
 from flexpert_workers.memory.devices import open_device
 from flexpert_workers.memory.driver import CudaDriver, CudaError
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "memory")]
 
 
 def _why_not():

@@ -1,11 +1,6 @@
 """The page protocol on a GPU: the tests of `tests/memory/test_page_backend.py`, with the fixtures of this folder."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "memory"))
 from test_page_backend import (  # noqa: F401
     arena,
     page,

@@ -1,11 +1,6 @@
 """A whole worker on a GPU: the tests of `tests/memory/test_worker_on_device.py`, with the fixtures of this folder."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "memory"))
 from test_worker_on_device import (  # noqa: F401
     folder,
     model,

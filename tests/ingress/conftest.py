@@ -10,17 +10,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ingress_fake_engine
 import pytest
+from ingress_fake_engine import FakeEngine, Options
+from ingress_fake_pool import FakePool
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from flexpert_workers.ingress import Ingress, IngressConfig
 from flexpert_workers.ingress.model import ServedModel, load_model
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import ingress_fake_engine
-from ingress_fake_engine import FakeEngine, Options
-from ingress_fake_pool import FakePool
 
 CONTEXT_LENGTH = 256
 CHAT_TEMPLATE = """\

@@ -6,7 +6,6 @@ import os
 import shutil
 import ssl
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -24,7 +23,6 @@ from flexpert_operator.local.kubeapi.kubeconfig import shown_certificate
 from flexpert_operator.local.kubeapi.operations import WriteOptions, Written
 from flexpert_operator.local.kubeapi.resources import ResourceType
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "apiserver"))  # a server of either kind
 WIDGETS = Path(__file__).with_name("widgets.yaml")
 
 

@@ -1,22 +1,18 @@
 """Fixtures of the laptop's tests: an embedded API, and a runtime process that plays the cluster behind it."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from local_laptop import CRDS, RAY_CRD, Laptop
 
 from flexpert_operator.errors import KubeNotFound
 from flexpert_operator.kube import DEPLOYMENTS, PODS, RAY_CLUSTERS, SERVICES, Kube, api_client
 from flexpert_operator.local import processes
 from flexpert_operator.local.kubeapi import KubeApiServer
 from flexpert_operator.local.layout import Layout
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from local_laptop import CRDS, RAY_CRD, Laptop
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,13 @@
 """How busy workers are, what their page owner makes of it, and that its copies make way."""
 
-import importlib.util
-import sys
 import tempfile
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 
+import expert_harness as harness
+import memory_pages
 import msgspec
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import memory_pages
 
 from flexpert_workers.expert import ExpertWorker
 from flexpert_workers.expert.busyness import BusyMeter
@@ -19,13 +15,6 @@ from flexpert_workers.expert.control_client import ControlClient
 from flexpert_workers.memory.owner import OwnerConfig
 from flexpert_workers.memory.owner.serving import ServingLoad
 from flexpert_workers.messages import control
-
-_spec = importlib.util.spec_from_file_location(
-    "expert_harness", Path(__file__).parent.parent / "expert" / "expert_harness.py"
-)
-harness = importlib.util.module_from_spec(_spec)
-sys.modules.setdefault("expert_harness", harness)
-_spec.loader.exec_module(harness)
 
 ALL = harness.all_experts()
 SERVED = [key for key in ALL if key[0] == 0]

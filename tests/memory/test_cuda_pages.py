@@ -1,13 +1,9 @@
 """What only pages on a GPU have, by a driver that is played on the host: order of calls, trailers, errors."""
 
 import os
-import sys
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import memory_pages
+import pytest
 from fake_cuda import GRANULARITY, FakeCuda, tensor_at
 
 from flexpert_workers.errors import CapacityError, PageError

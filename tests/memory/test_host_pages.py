@@ -3,13 +3,9 @@
 import fcntl
 import mmap
 import os
-import sys
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import memory_pages
+import pytest
 
 from flexpert_workers.errors import CapacityError, PageError
 from flexpert_workers.memory.host import SEALS, HostBackend

@@ -3,15 +3,11 @@
 import asyncio
 import os
 import signal
-import sys
 import tempfile
-from pathlib import Path
 
+import memory_pages
 import msgspec
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import memory_pages
 from memory_checkpoint import TinyCheckpoint
 
 from flexpert_workers.expert.control_client import ControlClient

@@ -13,11 +13,9 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import memory_pages
 import msgspec
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import memory_pages
 from memory_checkpoint import TinyCheckpoint
 from memory_pages import until, wants
 

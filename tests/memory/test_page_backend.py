@@ -2,14 +2,10 @@
 
 import itertools
 import os
-import sys
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import fake_cuda
 import memory_pages
+import pytest
 
 from flexpert_workers.errors import PageError
 from flexpert_workers.memory.backend import page_checksum

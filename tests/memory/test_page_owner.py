@@ -1,14 +1,10 @@
 """A page owner without sockets: who borrows what, the budget, what is brought and what is kept."""
 
 import os
-import sys
 import threading
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import memory_pages
+import pytest
 from memory_pages import wants
 
 from flexpert_workers.errors import CapacityError, CorruptCheckpoint, PageError, SourceLost, TransferCancelled

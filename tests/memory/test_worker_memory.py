@@ -1,30 +1,19 @@
 """Expert workers on page owners: what they hold is the checkpoint's, they attach to one owner, and outlive it."""
 
-import importlib.util
-import sys
 import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 
+import expert_harness as harness
+import memory_pages
 import msgspec
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import memory_pages
 
 from flexpert_workers.checkpoint import open_checkpoint
 from flexpert_workers.expert import ExpertWorker
 from flexpert_workers.expert.control_client import ControlClient
 from flexpert_workers.memory.owner import OwnerConfig
 from flexpert_workers.messages import control
-
-_spec = importlib.util.spec_from_file_location(
-    "expert_harness", Path(__file__).parent.parent / "expert" / "expert_harness.py"
-)
-harness = importlib.util.module_from_spec(_spec)
-sys.modules.setdefault("expert_harness", harness)
-_spec.loader.exec_module(harness)
 
 ALL = harness.all_experts()
 

@@ -1,6 +1,5 @@
 """A whole worker on a GPU: its pages, its kernels, its owner. Here the driver is played; `tests/gpu` has a real one."""
 
-import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -9,13 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import expert_harness as harness
+import fake_cuda
+import memory_pages
 import msgspec
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import fake_cuda
-import memory_pages
 
 from flexpert_workers.checkpoint import open_checkpoint
 from flexpert_workers.errors import DeviceUnavailable, PageError
@@ -25,13 +23,6 @@ from flexpert_workers.memory.devices import DeviceOpener, open_device
 from flexpert_workers.memory.owner import OwnerConfig
 from flexpert_workers.memory.owner.process import OwnerProcess
 from flexpert_workers.messages import control
-
-_spec = importlib.util.spec_from_file_location(
-    "expert_harness", Path(__file__).parent.parent / "expert" / "expert_harness.py"
-)
-harness = importlib.util.module_from_spec(_spec)
-sys.modules.setdefault("expert_harness", harness)
-_spec.loader.exec_module(harness)
 
 ALL = harness.all_experts()
 PLAYED = str(Path(__file__).parent / "fake_cuda_process.py")

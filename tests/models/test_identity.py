@@ -1,12 +1,7 @@
 """Greedy fp32 text through expert workers equals transformers' own, for the eight families, in both formats."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import transformers
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
 from quantised_checkpoints import save_fp8, save_mxfp4
 
 from flexpert_workers.checkpoint import Checkpoint

@@ -1,7 +1,6 @@
 """Factories of the values that decisions are made of: each test names only what it is about."""
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,6 @@ from flexpert_operator.decide.observation import (
 )
 from flexpert_operator.decide.sizing_state import Sizing
 from flexpert_placement.types import ExpertId
-
-sys.path.insert(0, str(Path(__file__).parent))  # the simulated pool and cluster lie beside the tests
 
 if TYPE_CHECKING:
     from simulated_world import World

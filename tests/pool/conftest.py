@@ -1,13 +1,9 @@
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # what several tests share lies beside them
 from pool_plans import plan
 
 from flexpert_workers.errors import CheckpointError

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -70,3 +73,44 @@ class HttpProtocol(HttpToolsProtocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+
+@dataclass(frozen=True)
+class AppServer:
+    """An application that is served on this event loop.
+
+    Attributes:
+        port: Where.
+    """
+
+    port: int
+    server: HttpServer
+    task: "asyncio.Task[None]"
+
+    async def stop(self) -> None:
+        """Take no more requests, and end those that are open within a second."""
+        self.server.should_exit = True
+        await self.task
+
+
+def serve_app(app: Any, address: str) -> AppServer:
+    """Serve an ASGI application at `host:port` (port 0: any).
+
+    Raises:
+        OSError: The address cannot be had.
+    """
+    host, _, port = address.rpartition(":")
+    listener = socket.create_server((host, int(port)))
+    config = uvicorn.Config(
+        app,
+        http=HttpProtocol,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = HttpServer(config)
+    number: int = listener.getsockname()[1]
+    return AppServer(number, server, asyncio.create_task(server.serve(sockets=[listener])))

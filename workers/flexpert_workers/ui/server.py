@@ -1,13 +1,9 @@
 """The HTTP server of the page, on the pool controller's event loop. Started by `controller_actor`, stopped by tests."""
 
-import asyncio
 import logging
-import socket
 from dataclasses import dataclass
 
-import uvicorn
-
-from flexpert_workers.http_server import HttpProtocol, HttpServer
+from flexpert_workers.http_server import AppServer, serve_app
 from flexpert_workers.pool.controller import PoolController
 from flexpert_workers.ui.app import make_app
 from flexpert_workers.ui.feed import Feed
@@ -20,20 +16,21 @@ class UiServer:
     """A page that is served.
 
     Attributes:
-        port: Where.
         feed: What its watchers are told.
     """
 
-    port: int
     feed: Feed
-    server: HttpServer
-    task: "asyncio.Task[None]"
+    served: AppServer
+
+    @property
+    def port(self) -> int:
+        """Where."""
+        return self.served.port
 
     async def stop(self) -> None:
         """Take no more requests, and end the streams."""
         self.feed.close()
-        self.server.should_exit = True
-        await self.task
+        await self.served.stop()
 
 
 async def serve_ui(controller: PoolController, address: str) -> UiServer:
@@ -42,21 +39,7 @@ async def serve_ui(controller: PoolController, address: str) -> UiServer:
     Raises:
         OSError: The address cannot be had.
     """
-    host, _, port = address.rpartition(":")
-    listener = socket.create_server((host, int(port)))
     feed = Feed(controller)
-    config = uvicorn.Config(
-        make_app(controller, feed),
-        http=HttpProtocol,
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = HttpServer(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    number: int = listener.getsockname()[1]
-    log.info("the pool's page is at http://%s:%d/ui", host, number)
-    return UiServer(number, feed, server, task)
+    served = serve_app(make_app(controller, feed), address)
+    log.info("the pool's page is at http://%s:%d/ui", address.rpartition(":")[0], served.port)
+    return UiServer(feed, served)
