@@ -7,6 +7,7 @@ from typing import Any
 
 from flexpert_operator import manifests
 from flexpert_operator.api import names
+from flexpert_operator.api.reasons import DegradedReason
 from flexpert_operator.api.spec import Model, MoEDeployment
 from flexpert_operator.cached import CachedKube
 from flexpert_operator.decide import drift
@@ -15,7 +16,7 @@ from flexpert_operator.decide.observation import Event
 from flexpert_operator.decide.ownership import check_ours, is_controlled, is_ours, owners
 from flexpert_operator.decide.sizing import Size
 from flexpert_operator.decide.succession import Part
-from flexpert_operator.errors import ChildTaken, FieldsDropped, KubeConflict
+from flexpert_operator.errors import ChildTaken, KubeConflict, KubeNotFound, KubeRayUnfit
 from flexpert_operator.kube import (
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
@@ -53,15 +54,15 @@ def ensure_children(
     Raises:
         KubeConflict: The RayCluster was changed since it was read; observe again.
         ChildTaken: Names are taken by what is not ours; the other children are as they should be.
-        FieldsDropped: KubeRay is too old; all else is as it should be.
+        KubeRayUnfit: There is no KubeRay, or one that is too old; all else is as it should be.
     """
     part = part or Part(names.ray_cluster(deployment.name))
     events: tuple[Event, ...] = ()
-    too_old: FieldsDropped | None = None
+    unfit: KubeRayUnfit | None = None
     try:
         events = ensure_ray_cluster(kube, settings, deployment, cluster, size, model, part)
-    except FieldsDropped as failure:
-        too_old = failure
+    except KubeRayUnfit as failure:
+        unfit = failure
     taken = []
     for resource, wanted in children_beside(settings, deployment, size, part):
         try:
@@ -70,8 +71,8 @@ def ensure_children(
             taken.append(str(failure))
     if taken:
         raise ChildTaken("; ".join(taken))
-    if too_old is not None:
-        raise too_old
+    if unfit is not None:
+        raise unfit
     return events
 
 
@@ -154,7 +155,7 @@ def ensure_ray_cluster(
     wanted = with_digest(manifests.as_it_is(body, live) if part.frozen and live is not None else body)
     if live is None:
         wanted["metadata"]["annotations"][names.WRITTEN_ANNOTATION] = "1"
-        note_generation(kube, kube.create(RAY_CLUSTERS, namespace, wanted))
+        note_generation(kube, create_ray_cluster(kube, namespace, wanted))
         return (
             Event(
                 "Created",
@@ -172,11 +173,24 @@ def ensure_ray_cluster(
     return (*((said,) if restored else ()), *scale_events(live, wanted))
 
 
+def create_ray_cluster(kube: CachedKube, namespace: str, wanted: Mapping[str, Any]) -> Object:
+    """Make a RayCluster in a namespace that exists.
+
+    Raises:
+        KubeRayUnfit: The API server does not know the kind.
+        KubeConflict, ChildTaken: As `CachedKube.create`.
+    """
+    try:
+        return kube.create(RAY_CLUSTERS, namespace, wanted)
+    except KubeNotFound as missing:
+        raise KubeRayUnfit(DegradedReason.KUBERAY_NOT_INSTALLED, drift.WHY_MISSING) from missing
+
+
 def check_dropped(kube: Kube, live: Object, wanted: Mapping[str, Any]) -> None:
     """See whether the API server would still drop what it dropped when this was written; nothing is written.
 
     Raises:
-        FieldsDropped: It would.
+        KubeRayUnfit: It would.
         KubeConflict: The RayCluster was changed since it was read.
     """
     if not drift.dropped(live, wanted):
@@ -186,7 +200,7 @@ def check_dropped(kube: Kube, live: Object, wanted: Mapping[str, Any]) -> None:
     tried = kube.request("PUT", path, {**live, "spec": wanted["spec"]}, {"dryRun": "All"})
     fields = drift.dropped(tried, wanted)
     if fields:
-        raise FieldsDropped(drift.why_dropped(metadata["name"], fields))
+        raise KubeRayUnfit(DegradedReason.KUBERAY_TOO_OLD, drift.why_dropped(metadata["name"], fields))
 
 
 def note_generation(kube: Kube, written: Object) -> None:

@@ -6,7 +6,7 @@ OperatorError
 │   │   └── KubeExpired   a list or watch cannot be continued; list anew
 │   ├── KubeConflict      somebody else changed the object, or made it first
 │   ├── KubeNotFound      there is no such object
-│   ├── FieldsDropped     KubeRay is too old for what a RayCluster has to say
+│   ├── KubeRayUnfit      KubeRay is not installed, or too old; `reason` is for the condition
 │   ├── ChildTaken        an object that is not ours has the name of one that is to be made
 │   └── KubeRefused       it will not be accepted as it is; the message is the API server's
 └── PoolError             the pool controller refused or did not answer
@@ -54,8 +54,16 @@ class ChildTaken(KubeError):
     """Something that is not ours has the name of an object that is to be made; the message says which and whose."""
 
 
-class FieldsDropped(KubeError):
-    """The API server drops what a RayCluster says: KubeRay's definition is too old; the message says what to do."""
+class KubeRayUnfit(KubeError):
+    """There is no KubeRay, or one whose definitions are too old; the message says what to do.
+
+    Attributes:
+        reason: One CamelCase word.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class KubeRefused(KubeError):

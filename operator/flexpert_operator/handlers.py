@@ -217,13 +217,13 @@ async def start_watching(parts: Parts, configuration: client.Configuration, name
             continue
         wakes = wakes_of(parts, resource)
         selector = "" if resource in OWN_KINDS else names.DEPLOYMENT_LABEL
-        note, served = parts.metrics.note_watch_restart, True
-        if resource in OWN_KINDS:
-            served = await is_served(connection, resource.path(namespaces[0]))
+        note, served = parts.metrics.note_watch_restart, parts.controller.wake_all
         for namespace in namespaces:
-            informer = Informer(connection, resource, namespace, store, wakes, note, selector=selector)
+            informer = Informer(
+                connection, resource, namespace, store, wakes, note, selector=selector, note_served=served
+            )
             parts.tasks.append(asyncio.create_task(informer.run()))
-            informers += [informer] if served else []
+            informers.append(informer)
     for informer in informers:
         await informer.synced.wait()
 
@@ -264,18 +264,6 @@ def wake_claims(parts: Parts, namespace: str, target: str) -> None:
     """Wake who looks at a MoEDeployment that has come or gone."""
     wake_owned(parts.policies, parts.kube, POLICIES, namespace, target)
     wake_owned(parts.scalers, parts.kube, SCALERS, namespace, target)
-
-
-async def is_served(connection: WatchClient, path: str) -> bool:
-    """Whether the API server knows a kind; one whose CRD is older than this operator's chart is gone without."""
-    try:
-        await connection.page(path, {"limit": "1"})
-    except KubeNotFound:
-        log.warning("%s is not served: upgrade the CRDs (`flexpert crds apply`) to use it", path)
-        return False
-    except KubeError:
-        return True
-    return True
 
 
 async def beat(pulse: Pulse) -> None:

@@ -3,7 +3,8 @@
 `handlers` starts them before kopf begins to watch, and they wake whom a change concerns. Of children only objects with
 the label of a MoEDeployment are asked for. A list comes in pages; a watch goes on where the last one ended, and a list
 is made anew only when the API server says that it cannot (410). One that ends as soon as it began counts as broken,
-whatever its end looks like: some proxies end every watch so.
+whatever its end looks like: some proxies end every watch so. A kind that the API server does not know (RayClusters,
+before KubeRay is installed) has no objects, and is asked for again until it is there.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from kubernetes import client
 
 from flexpert_operator.api import names
 from flexpert_operator.backoff import Backoff
-from flexpert_operator.errors import KubeError, KubeExpired, KubeUnavailable
+from flexpert_operator.errors import KubeError, KubeExpired, KubeNotFound, KubeUnavailable
 from flexpert_operator.kube import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Object, Resource, error_of
 from flexpert_operator.object_store import Key, ObjectStore, key_of
 
@@ -123,9 +124,12 @@ class Informer:
     """Keeps one store true for one resource and namespace (None: all).
 
     Attributes:
-        synced: Set once the store has been filled for the first time.
+        synced: Set once the store has been filled for the first time, or the kind is found not to be served.
+        served: Whether the API server knew the kind when it was asked last.
         lists: Lists that were made.
         restarts: Watches that broke, each of which `note_restart` is told of, with the resource.
+
+    `note_served` is called when a kind that was not served is.
     """
 
     def __init__(
@@ -139,8 +143,10 @@ class Informer:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         selector: str = SELECTOR,
+        note_served: Callable[[], None] = lambda: None,
     ) -> None:
         self.synced = asyncio.Event()
+        self.served = True
         self.lists = 0
         self.restarts = 0
         self._connection = connection
@@ -149,6 +155,7 @@ class Informer:
         self._store = store
         self._wake = wake
         self._note_restart = note_restart
+        self._note_served = note_served
         self._select = {"labelSelector": selector} if selector else {}
         self._clock = clock
         self._sleep = sleep
@@ -162,10 +169,14 @@ class Informer:
             try:
                 if self._version is None:
                     self._version = await self._list()
-                    self.synced.set()
+                    self._tell_served()
                 await self._watch(self._version, backoff)
             except KubeExpired as expired:
                 log.info("%s is listed anew: %s", self._path, expired)
+                self._version = None
+                await self._sleep(backoff.next())
+            except KubeNotFound as missing:
+                self._tell_missing(missing)
                 self._version = None
                 await self._sleep(backoff.next())
             except KubeError as failure:
@@ -212,6 +223,19 @@ class Informer:
             backoff.reset()
         if self._clock() - began < SHORT_S:
             raise KubeUnavailable("the watch ended as soon as it began")
+
+    def _tell_served(self) -> None:
+        self.synced.set()
+        if not self.served:
+            self.served = True
+            log.info("%s is served from now on", self._path)
+            self._note_served()
+
+    def _tell_missing(self, missing: KubeNotFound) -> None:
+        self.synced.set()
+        if self.served:
+            self.served = False
+            log.warning("%s is not served, its CustomResourceDefinition is missing: %s", self._path, missing)
 
     def _tell(self, body: Mapping[str, Any]) -> None:
         owner = self._store.owner(body)

@@ -24,7 +24,7 @@ from flexpert_operator.decide.persistence import persistence_condition
 from flexpert_operator.decide.requests import requests_problem
 from flexpert_operator.decide.sizing import Size, decide_size, resizes
 from flexpert_operator.decide.succession import Part, is_complete
-from flexpert_operator.errors import ChildTaken, FieldsDropped, KubeConflict, KubeRefused, PoolError, PoolUnavailable
+from flexpert_operator.errors import ChildTaken, KubeConflict, KubeRayUnfit, KubeRefused, PoolError, PoolUnavailable
 from flexpert_operator.fence import Fence, NoFence
 from flexpert_operator.finalizer import add_finalizer, is_still_there, remove_finalizer
 from flexpert_operator.inspector import ModelInspector
@@ -220,8 +220,8 @@ class Reconciler:
         except ChildTaken as taken:
             why = f"not ours, and left as it is: {taken}. Delete or rename it, or rename this MoEDeployment"
             return Problem(DegradedReason.CHILD_NAME_TAKEN, why), ()
-        except FieldsDropped as failure:
-            return Problem(DegradedReason.KUBERAY_TOO_OLD, str(failure)), size.events
+        except KubeRayUnfit as failure:
+            return Problem(failure.reason, str(failure)), size.events
         return None, size.events + changes
 
     def _observe(self, deployment: MoEDeployment, seen: Seen) -> Observation:

@@ -1,13 +1,16 @@
 """Somebody else at a pool's objects: the operator for real, the embedded API, a simulated KubeRay and pool."""
 
+import contextlib
 import copy
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from simulated_cluster import NAMESPACE
-from simulated_world import SETTINGS, World, pool_pods
+from simulated_world import SETTINGS, Operator, World, pool_pods
 
+from flexpert_operator.errors import KubeError
 from flexpert_operator.kube import DEPLOYMENTS, RAY_CLUSTERS, SERVICES
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -75,7 +78,8 @@ def test_services_lead_where_they_should(world: World) -> None:
     world.until("it is back", lambda: world.kube.get(SERVICES, NAMESPACE, "served-pool-control")["spec"] == before)
 
 
-CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/rayclusters.ray.io"
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+CRDS = f"{DEFINITIONS}/rayclusters.ray.io"
 
 
 def define_ray_clusters(world: World, schema: dict[str, Any]) -> None:
@@ -112,3 +116,43 @@ def test_a_kuberay_that_drops_what_is_needed_is_named_and_not_written_to_for_eve
         assert spec_of(world, "aged")["authOptions"] == {"mode": "token"}
     finally:
         define_ray_clusters(world, before)
+
+
+@contextlib.contextmanager
+def without_kuberay(world: World) -> Iterator[None]:
+    """RayClusters are not known, and those that there were are gone, until the end of the context."""
+    found = world.kube.request("GET", CRDS)
+    world.kube.request("DELETE", CRDS)
+    world.until("the kind is gone", lambda: not is_known(world))
+    yield
+    kept = {"apiVersion": found["apiVersion"], "kind": found["kind"], "metadata": {"name": found["metadata"]["name"]}}
+    world.kube.request("POST", DEFINITIONS, kept | {"spec": found["spec"]})
+    world.until("the kind is back", lambda: is_known(world))
+
+
+def is_known(world: World) -> bool:
+    try:
+        world.kube.list(RAY_CLUSTERS, NAMESPACE, "")
+    except KubeError:
+        return False
+    return True
+
+
+def test_without_kuberay_it_is_told_and_pools_come_once_it_is_installed(world: World) -> None:
+    world.operator.stop()
+    with without_kuberay(world):
+        world.operator = Operator(world.kubeconfig)
+        world.apply("early")
+        world.until("it is told", lambda: world.condition("early", "Degraded") == ("True", "KubeRayNotInstalled"))
+        world.until("the rest is made", lambda: world.kube.find(DEPLOYMENTS, NAMESPACE, "early-ingress"))
+        looks, version = world.reconciliations("early"), world.get("early")["metadata"]["resourceVersion"]
+        world.until("it is tried again", lambda: world.reconciliations("early") >= looks + 4)
+        assert world.get("early")["metadata"]["resourceVersion"] == version, "it is not told again and again"
+        assert world.condition("early", "Ready")[0] == "False"
+    world.until("it is served", lambda: world.is_settled("early"))
+    assert world.condition("early", "Degraded") == ("False", "AsExpected")
+    with without_kuberay(world):
+        lost = ("True", "KubeRayNotInstalled")
+        world.until("it is told of a pool that was served", lambda: world.condition("early", "Degraded") == lost)
+    world.until("it is served again", lambda: world.is_settled("early"))
+    assert world.condition("early", "Degraded") == ("False", "AsExpected")

@@ -134,6 +134,10 @@ class DegradedReason(Documented):
         "An object that is to be made cannot be: another one, which is not this MoEDeployment's, has its name. It is "
         "neither changed nor deleted; the message names it.",
     )
+    KUBERAY_NOT_INSTALLED = (
+        "KubeRayNotInstalled",
+        "The API server does not know RayClusters, so there is no pool. It is tried again until KubeRay is installed.",
+    )
     KUBERAY_TOO_OLD = (
         "KubeRayTooOld",
         "KubeRay's definition of RayClusters lacks fields that are written, so the API server drops them; the message "

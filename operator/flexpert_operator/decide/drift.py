@@ -18,6 +18,12 @@ from flexpert_operator.decide.ownership import owners
 
 Json = Mapping[str, Any]
 
+WHY_MISSING = (
+    "the API server does not know RayClusters (ray.io/v1): install KubeRay 1.6 or newer with its definitions, by its "
+    "own chart, or by Flexpert's with kuberay.enabled=true"
+)
+"""What to do where there is no KubeRay."""
+
 
 def is_foreign(live: Json) -> bool:
     """Whether the spec of a RayCluster is of another generation than the operator wrote; an unmarked one is not."""
