@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+import yaml
 
 from flexpert_operator.cli.main import main
 from flexpert_operator.crds import load_crds
@@ -166,6 +167,29 @@ def test_a_cluster_that_does_not_answer(flexpert: Run, api: KubeApiServer, tmp_p
     path.write_text(json.dumps(config))
     status, _, error = flexpert("status", "--kubeconfig", str(path))
     assert (status, error.count("\n")) == (1, 1)
+
+
+def test_the_namespace_is_that_of_the_context(flexpert: Run, kube: Kube, api: KubeApiServer, tmp_path: Path) -> None:
+    path = api.write_kubeconfig(tmp_path / "other")
+    config = yaml.safe_load(path.read_text())
+    config["contexts"][0]["context"]["namespace"] = "team"
+    path.write_text(yaml.safe_dump(config))
+    assert "no MoEDeployment in namespace team" in flexpert("status", "--kubeconfig", str(path))[1]
+    assert "no MoEDeployment tiny in namespace team" in flexpert("status", "tiny", "--kubeconfig", str(path))[2]
+    assert "in namespace mine" in flexpert("status", "-n", "mine", "--kubeconfig", str(path))[1]
+    path.write_text("contexts: [")
+    code, _, error = flexpert("status", "--kubeconfig", str(path))
+    assert code == 1
+    assert f"the kubeconfig {path} cannot be used" in error
+
+
+def test_a_cluster_without_our_kinds_is_told_apart_from_a_name_that_is_not_there(flexpert: Run, tmp_path: Path) -> None:
+    with KubeApiServer() as bare:
+        path = bare.write_kubeconfig(tmp_path / "bare")
+        for arguments in (("status",), ("status", "tiny"), ("rebalance", "tiny"), ("drain", "tiny", "pod")):
+            code, _, error = flexpert(*arguments, "--kubeconfig", str(path))
+            assert code == 1
+            assert "install the CRDs with the Helm chart" in error, arguments
 
 
 def test_status_of_all_and_of_one(flexpert: Run, kube: Kube, tmp_path: Path) -> None:

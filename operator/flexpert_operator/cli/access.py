@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kubernetes.config import ConfigException
+import yaml
+from kubernetes.config import ConfigException, list_kube_config_contexts
 
 from flexpert_operator.cli.errors import CliError
 from flexpert_operator.errors import KubeNotFound
@@ -14,6 +15,8 @@ from flexpert_operator.local.layout import Layout, state_layout
 from flexpert_proto import names as pool_names
 
 _DEFAULT_KUBECONFIG = "~/.kube/config"
+_NAMESPACE_OF_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_UNUSABLE = (ConfigException, OSError, ValueError, yaml.YAMLError)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kubeconfig", type=Path, help="file of the cluster (default: the laptop's, else as kubectl)")
     parser.add_argument("--state-dir", help="state folder of the laptop cluster (default: .flexpert)")
     parser.add_argument("--context", help="context of the kubeconfig (default: its current one)")
-    parser.add_argument("-n", "--namespace", default="default")
+    parser.add_argument("-n", "--namespace", help="(default: the context's, else default)")
 
 
 def layout_of(options: argparse.Namespace) -> Layout:
@@ -40,7 +43,7 @@ def connect(options: argparse.Namespace) -> Kube:
         use_services_of(layout_of(options))
     try:
         return Kube(api_client(path, options.context))
-    except (ConfigException, OSError, ValueError) as error:
+    except _UNUSABLE as error:
         if path is None:
             raise CliError("no cluster: run `flexpert local up`, or name a kubeconfig with --kubeconfig") from error
         raise CliError(f"the kubeconfig {path} cannot be used: {error}") from error
@@ -60,6 +63,21 @@ def kubeconfig_path(options: argparse.Namespace) -> Path | None:
     return usual if usual.exists() or "KUBECONFIG" in os.environ else None
 
 
+def namespace_of(options: argparse.Namespace) -> str:
+    """`--namespace`, else as kubectl: that of the context, or of the pod around us; where none says, `default`."""
+    if options.namespace:
+        return str(options.namespace)
+    path = kubeconfig_path(options)
+    try:
+        if path is None:
+            return _NAMESPACE_OF_POD.read_text().strip()
+        contexts, current = list_kube_config_contexts(str(path))
+    except _UNUSABLE:  # `connect` says what is wrong
+        return "default"
+    named = (one for one in contexts if one["name"] == options.context)
+    return str((next(named, current)["context"] or {}).get("namespace") or "default")
+
+
 def is_laptop(options: argparse.Namespace) -> bool:
     """Whether the options name the laptop cluster."""
     here = layout_of(options).kubeconfig
@@ -77,11 +95,12 @@ def find_deployment(kube: Kube, namespace: str, name: str | None) -> dict[str, A
     """The MoEDeployment with this name, or the only one.
 
     Raises:
-        CliError: There is none, or there are several and no name says which.
+        CliError: There is none, the cluster does not know the kind, or there are several and no name says which.
     """
     if name is not None:
         found = kube.find(MOE_DEPLOYMENTS, namespace, name)
         if found is None:
+            list_deployments(kube, namespace)
             raise CliError(f"no MoEDeployment {name} in namespace {namespace}")
         return found
     deployments = list_deployments(kube, namespace)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from flexpert_operator.cli import (
+    access,
     apply,
     bench,
     crds,
@@ -51,6 +52,8 @@ def plugin() -> int:
 def main(arguments: Sequence[str] | None = None, plugin: bool = False) -> int:
     """Run a command: 0 when it worked, 1 when it failed, 2 when it was written wrongly."""
     options = parser(plugin).parse_args(arguments)
+    if "namespace" in options:
+        options.namespace = access.namespace_of(options)
     try:
         return int(options.run(options))
     except (CliError, LocalError, OperatorError, GenerationError, CredentialsError) as error:
