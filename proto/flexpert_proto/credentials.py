@@ -7,7 +7,8 @@
 | FLEXPERT_CLIENT_AUTHORITIES | ca.crt | the clients of these ports, who have to show a certificate then |
 | FLEXPERT_POOL_CREDENTIALS | tls.crt, tls.key, ca.crt, pool.key | all within a pool, and its operator |
 
-`pool.key` is what ZeroMQ's keys are derived from, which knows no certificates; the operator needs none.
+`pool.key` is what ZeroMQ's keys are derived from, which knows no certificates; the operator needs none. It holds a key
+a line: servers take the first when they start, and clients whichever the server has.
 
 Files are read anew for every connection once they have changed, and what is open goes on. TLS 1.2 is the oldest
 version spoken. Pools and their operator show each other certificates of `ca.crt`.
@@ -99,23 +100,26 @@ def pool_identity(environment: Mapping[str, str] = os.environ) -> Identity | Non
     return _identity(Path(folder), Path(folder)) if folder else None
 
 
-def pool_key(environment: Mapping[str, str] = os.environ) -> bytes | None:
-    """The secret that all of a pool share; None for plain connections.
+def pool_keys(environment: Mapping[str, str] = os.environ) -> tuple[bytes, ...]:
+    """The secrets that all of a pool share, in the file's order; none for plain connections.
+
+    There are two of them while the one takes the other's place. A file that is no text is one key.
 
     Raises:
-        CredentialsError: There are credentials, and it is not among them, or too short.
+        CredentialsError: There are credentials, and no key among them, or one that is too short.
     """
     folder = environment.get(names.ENV_POOL_CREDENTIALS, "")
     if not folder:
-        return None
+        return ()
     path = Path(folder) / names.POOL_KEY_KEY
     try:
-        key = path.read_bytes().strip()
+        data = path.read_bytes()
     except OSError as error:
         raise CredentialsError(f"{path} cannot be read: {error}; put there what `openssl rand -hex 32` says") from error
-    if len(key) < SHORTEST_POOL_KEY:
-        raise CredentialsError(f"{path} is shorter than {SHORTEST_POOL_KEY} bytes")
-    return key
+    keys = tuple(data.split()) if data.isascii() else (data,)
+    if not keys or any(len(key) < SHORTEST_POOL_KEY for key in keys):
+        raise CredentialsError(f"{path} has a key that is shorter than {SHORTEST_POOL_KEY} bytes")
+    return keys
 
 
 def pool_server_context() -> ssl.SSLContext | None:

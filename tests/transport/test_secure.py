@@ -222,12 +222,50 @@ def test_a_member_says_nothing_to_a_server_without_the_key(
     monitor.close()
 
 
+def test_a_pool_is_given_another_key_while_its_members_talk(
+    member: Path, sockets: Callable[[int], "zmq.Socket[Any]"]
+) -> None:
+    file = member / names.POOL_KEY_KEY
+    old, new = file.read_text(), "n" * 40 + "\n"
+
+    def said(server: "zmq.Socket[Any]", endpoint: str) -> None:
+        ours = sockets(zmq.DEALER)
+        connect(ours, endpoint)
+        ours.send(b"hello")
+        assert server.recv_multipart()[1] == b"hello"
+
+    earlier = sockets(zmq.ROUTER)
+    before = bind(earlier, "127.0.0.1", "")
+    file.write_text(old + new)  # all know it, nobody uses it yet
+    said(earlier, before)
+    assert bind(sockets(zmq.ROUTER), "127.0.0.1", "").partition("?")[2] == before.partition("?")[2]
+    file.write_text(new + old)  # whoever starts now uses it
+    later = sockets(zmq.ROUTER)
+    after = bind(later, "127.0.0.1", "")
+    assert after.partition("?")[2] != before.partition("?")[2]
+    assert old.strip() not in before
+    said(earlier, before)
+    said(later, after)
+    file.write_text(new)  # the other one is of no use any more
+    said(later, after)
+    ours = sockets(zmq.DEALER)
+    monitor = ours.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+    monitor.rcvtimeo = WAIT_S * 1000
+    connect(ours, before)
+    ours.send(b"let me in")
+    recv_monitor_message(monitor)
+    assert not earlier.poll(0)
+    ours.disable_monitor()
+    monitor.close()
+
+
 def test_a_pool_without_its_key_does_not_start(
     member: Path, sockets: Callable[[int], "zmq.Socket[Any]"], tmp_path: Path
 ) -> None:
-    (member / names.POOL_KEY_KEY).write_text("short")
-    with pytest.raises(CredentialsError, match="shorter than 32"):
-        bind(sockets(zmq.ROUTER), "127.0.0.1", "")
+    for wrong in ("short", "", f"{'a' * 40}\nshort\n"):
+        (member / names.POOL_KEY_KEY).write_text(wrong)
+        with pytest.raises(CredentialsError, match="shorter than 32"):
+            bind(sockets(zmq.ROUTER), "127.0.0.1", "")
     (member / names.POOL_KEY_KEY).unlink()
     with pytest.raises(CredentialsError, match="openssl rand"):
         bind(sockets(zmq.ROUTER), "127.0.0.1", "")

@@ -49,10 +49,10 @@ def bind(sock: "zmq.Socket[Any]", bind_host: str, socket_dir: str) -> str:
         endpoint = f"{IPC}{socket_path(socket_dir)}"
         sock.bind(endpoint)
         return endpoint
-    curve.serve(sock)
+    key = curve.serve(sock)
     sock.bind(f"tcp://{bind_host}:*")
     port = sock.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2]
-    return f"tcp://{dialled_host(bind_host)}:{port}"
+    return f"tcp://{dialled_host(bind_host)}:{port}{key}"
 
 
 def connect(sock: "zmq.Socket[Any]", endpoint: str) -> None:
@@ -63,9 +63,7 @@ def connect(sock: "zmq.Socket[Any]", endpoint: str) -> None:
         zmq.ZMQError: The endpoint is none.
     """
     _bound(sock)
-    if not endpoint.startswith(IPC):
-        curve.dial(sock)
-    sock.connect(endpoint)
+    sock.connect(endpoint if endpoint.startswith(IPC) else curve.dial(sock, endpoint))
 
 
 def _bound(sock: "zmq.Socket[Any]") -> None:
