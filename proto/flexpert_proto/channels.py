@@ -1,4 +1,4 @@
-"""gRPC with the certificates of `credentials.py`: channels to pool controllers, and what servers listen with."""
+"""gRPC with certificates: channels to pool controllers and ingresses, and what servers listen with."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +33,26 @@ def rpc_server_credentials(identity: Identity) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(_configuration(told), news, identity.authorities is not None)
 
 
+def client_channel(
+    target: str, credentials: grpc.ChannelCredentials | None, server_name: str = "", options: Options = ()
+) -> grpc.Channel:
+    """A client's channel to an ingress: plain without credentials; `server_name`: whose certificate has to answer, ""
+    for that of the host that is dialled.
+    """
+    if credentials is None:
+        return grpc.insecure_channel(target, options=list(options))
+    return grpc.secure_channel(target, credentials, options=[*options, *_named(server_name)])
+
+
+def client_channel_aio(
+    target: str, credentials: grpc.ChannelCredentials | None, server_name: str = "", options: Options = ()
+) -> grpc.aio.Channel:
+    """The same for asyncio."""
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=list(options))
+    return grpc.aio.secure_channel(target, credentials, options=[*options, *_named(server_name)])
+
+
 def pool_channel(address: str, options: Options = ()) -> grpc.Channel:
     """A channel to a pool controller: plain, or with the pool's certificates where the address is `names.secured`.
 
@@ -45,18 +65,13 @@ def pool_channel(address: str, options: Options = ()) -> grpc.Channel:
 
 def channel_to(target: str, identity: str, options: Options = ()) -> grpc.Channel:
     """The same to what is dialled already known; `identity`: whose certificate has to answer, "" for none."""
-    if not identity:
-        return grpc.insecure_channel(target, options=list(options))
-    return grpc.secure_channel(target, _channel_credentials(), options=[*options, _for(identity)])
+    return client_channel(target, _channel_credentials() if identity else None, identity, options)
 
 
 def pool_channel_aio(address: str, options: Options = ()) -> grpc.aio.Channel:
     """The same for asyncio."""
     plain, identity = names.parts_of(address)
-    target = names.resolve(plain)
-    if not identity:
-        return grpc.aio.insecure_channel(target, options=list(options))
-    return grpc.aio.secure_channel(target, _channel_credentials(), options=[*options, _for(identity)])
+    return client_channel_aio(names.resolve(plain), _channel_credentials() if identity else None, identity, options)
 
 
 def add_pool_port(server: "grpc.aio.Server | grpc.Server", address: str) -> int:
@@ -76,8 +91,8 @@ def _configuration(pems: Pems) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([(pems.key, pems.certificate)], pems.authorities)
 
 
-def _for(identity: str) -> tuple[str, str]:
-    return "grpc.ssl_target_name_override", identity
+def _named(server_name: str) -> Options:
+    return [("grpc.ssl_target_name_override", server_name)] if server_name else []
 
 
 def _channel_credentials() -> grpc.ChannelCredentials:

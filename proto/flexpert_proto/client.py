@@ -26,6 +26,7 @@ import grpc.aio
 
 from flexpert_proto import generation_pb2 as pb
 from flexpert_proto import generation_pb2_grpc
+from flexpert_proto.channels import client_channel, client_channel_aio
 from flexpert_proto.stream import (
     DEFAULT_TRIES,
     Completion,
@@ -72,6 +73,7 @@ class GenerationClient:
         address: Of the ingress.
         tries: Attempts at one stream, in all.
         credentials: For TLS; None for plain connections.
+        server_name: What the server's certificate is for; "" for the host of the address.
         token: The bearer token, where the ingress wants one.
     """
 
@@ -81,19 +83,18 @@ class GenerationClient:
         *,
         tries: int = DEFAULT_TRIES,
         credentials: grpc.ChannelCredentials | None = None,
+        server_name: str = "",
         token: str = "",
     ) -> None:
         self._address = address
         self._tries = tries
         self._credentials = credentials
+        self._server_name = server_name
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._channel = self._connect()
 
     def _connect(self) -> grpc.Channel:
-        target = _resolve(self._address)
-        if self._credentials is None:
-            return grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
-        return grpc.secure_channel(target, self._credentials, options=_CHANNEL_OPTIONS)
+        return client_channel(_resolve(self._address), self._credentials, self._server_name, _CHANNEL_OPTIONS)
 
     def _reconnect(self, broken: grpc.Channel) -> None:
         if not isinstance(self._address, str) and self._channel is broken:
@@ -178,20 +179,19 @@ class AsyncGenerationClient:
         *,
         tries: int = DEFAULT_TRIES,
         credentials: grpc.ChannelCredentials | None = None,
+        server_name: str = "",
         token: str = "",
     ) -> None:
         self._address = address
         self._tries = tries
         self._credentials = credentials
+        self._server_name = server_name
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._channel = self._connect()
         self._retired: list[grpc.aio.Channel] = []
 
     def _connect(self) -> grpc.aio.Channel:
-        target = _resolve(self._address)
-        if self._credentials is None:
-            return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(target, self._credentials, options=_CHANNEL_OPTIONS)
+        return client_channel_aio(_resolve(self._address), self._credentials, self._server_name, _CHANNEL_OPTIONS)
 
     def _reconnect(self, broken: grpc.aio.Channel) -> None:
         if not isinstance(self._address, str) and self._channel is broken:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 import yaml
+from certificates import Authority
 
 from flexpert_operator.cli.main import main
 from flexpert_operator.crds import load_crds
@@ -17,7 +18,9 @@ from flexpert_operator.local.kubeapi import KubeApiServer
 from flexpert_operator.local.layout import state_layout
 from flexpert_operator.local.status import pages
 from flexpert_proto import generation_pb2 as gen
-from flexpert_proto import generation_pb2_grpc, pool_pb2, pool_pb2_grpc
+from flexpert_proto import generation_pb2_grpc, names, pool_pb2, pool_pb2_grpc
+from flexpert_proto.channels import rpc_server_credentials
+from flexpert_proto.credentials import serving_identity
 
 Run = Callable[..., tuple[int, str, str]]
 MANIFEST = """
@@ -287,6 +290,26 @@ def test_generate_finds_the_ingress_of_the_only_moedeployment(
     assert flexpert("generate", "--name", "tiny", "abc")[1] == "cba\n"
     flexpert("apply", "-f", write(tmp_path, MANIFEST.replace("name: tiny", "name: other")))
     assert "name one of other, tiny" in flexpert("generate", "abc")[2]
+
+
+def test_the_certificate_is_of_the_service_however_it_is_reached(flexpert: Run, kube: Kube, tmp_path: Path) -> None:
+    front = Authority().issue(tmp_path / "front", "tiny-ingress.default.svc")
+    identity = serving_identity({names.ENV_SERVING_CERTIFICATE: str(front)})
+    assert identity is not None
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    generation_pb2_grpc.add_GenerationServicer_to_server(Ingress(), server)
+    port = server.add_secure_port("127.0.0.1:0", rpc_server_credentials(identity))
+    server.start()
+    secured = "  security: {tls: {secretName: front}}\n"
+    flexpert("apply", "-f", write(tmp_path, MANIFEST + secured))
+    set_status(kube, {"endpoints": {"grpc": "tiny-ingress.default.svc:9000"}})
+    table = {"tiny-ingress.default.svc:9000": f"127.0.0.1:{port}"}
+    (tmp_path / "state" / "services.json").write_text(json.dumps(table))
+    assert flexpert("generate", "abc", "--ca", str(front / "ca.crt")) == (0, "cba\n", "")
+    assert flexpert("generate", "abc")[0] == 1  # TLS all the same, but not by an authority of this host's
+    other = flexpert("generate", "abc", "--ca", str(front / "ca.crt"), "--server-name", "localhost")
+    assert other[0] == 1
+    server.stop(None)
 
 
 def test_a_refused_request_is_one_clear_line(flexpert: Run, server: tuple[Ingress, str]) -> None:

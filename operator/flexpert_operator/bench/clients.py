@@ -14,6 +14,7 @@ import grpc.aio
 
 from flexpert_operator.bench.prompts import Ask
 from flexpert_proto import generation_pb2 as pb
+from flexpert_proto.channels import client_channel_aio
 from flexpert_proto.generation_pb2_grpc import GenerationStub
 
 _DATA = b"data:"
@@ -71,16 +72,18 @@ class Client(Protocol):
 class OpenAiClient:
     """Any server with OpenAI's completions or chat completions."""
 
-    def __init__(self, session: aiohttp.ClientSession, path: str, sampling: Sampling) -> None:
+    def __init__(self, session: aiohttp.ClientSession, path: str, sampling: Sampling, server_name: str = "") -> None:
         self._session = session
         self._path = path
         self._sampling = sampling
+        self._server_name = server_name or None
 
     async def ask(self, ask: Ask) -> Answer:
         """See `Client`."""
         answer = Answer(time.monotonic())
         try:
-            async with self._session.post(self._path, json=self._body(ask)) as response:
+            asked = self._session.post(self._path, json=self._body(ask), server_hostname=self._server_name)
+            async with asked as response:
                 if response.status == 200:
                     await self._read(response, answer)
                 else:
@@ -166,9 +169,16 @@ class GrpcClient:
 
 @asynccontextmanager
 async def openai_client(
-    base_url: str, path: str, sampling: Sampling, headers: Mapping[str, str], tls: ssl.SSLContext | None
+    base_url: str,
+    path: str,
+    sampling: Sampling,
+    headers: Mapping[str, str],
+    tls: ssl.SSLContext | None,
+    server_name: str = "",
 ) -> AsyncIterator[OpenAiClient]:
-    """A client of a server at `http://…`, `https://…`, or `unix:PATH`."""
+    """A client of a server at `http://…`, `https://…`, or `unix:PATH`; its certificate is for `server_name`, else for
+    the host of the URL.
+    """
     is_socket = base_url.startswith("unix:")
     connector: aiohttp.BaseConnector
     if is_socket:
@@ -183,7 +193,7 @@ async def openai_client(
         read_bufsize=_LINE_BYTES,
         max_line_size=_LINE_BYTES,
     ) as session:
-        yield OpenAiClient(session, path, sampling)
+        yield OpenAiClient(session, path, sampling, server_name)
 
 
 @asynccontextmanager
@@ -192,9 +202,8 @@ async def grpc_client(
     sampling: Sampling,
     metadata: Mapping[str, str],
     credentials: grpc.ChannelCredentials | None,
+    server_name: str = "",
 ) -> AsyncIterator[GrpcClient]:
-    """A client of an ingress."""
-    target = lookup()
-    channel = grpc.aio.insecure_channel(target) if credentials is None else grpc.aio.secure_channel(target, credentials)
-    async with channel:
+    """A client of an ingress; its certificate is for `server_name`, else for what is dialled."""
+    async with client_channel_aio(lookup(), credentials, server_name) as channel:
         yield GrpcClient(channel, sampling, metadata)

@@ -8,15 +8,14 @@ import asyncio
 import json
 import math
 import os
-import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 
 from flexpert_operator.bench import prompts
@@ -25,9 +24,9 @@ from flexpert_operator.bench.drive import Run, drive
 from flexpert_operator.bench.prompts import Ask
 from flexpert_operator.bench.report import OBJECTIVES, TITLES, Wanted, details_of, lines_of, result_of
 from flexpert_operator.bench.schedule import arrivals
-from flexpert_operator.cli import access
+from flexpert_operator.cli import access, ingress
 from flexpert_operator.cli.errors import CliError
-from flexpert_operator.cli.reach import reach_of
+from flexpert_operator.cli.ingress import Ingress
 
 PATHS = {"openai": "/v1/completions", "openai-chat": "/v1/chat/completions"}
 _PROBE_WORDS = 16
@@ -42,6 +41,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _add_server(serve)
     _add_load(serve)
     _add_output(serve)
+    ingress.add_options(serve)
     access.add_options(serve)
     serve.set_defaults(run=run)
 
@@ -57,7 +57,6 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--header", action="append", default=[], metavar="NAME=VALUE", help="with every request; also gRPC's metadata"
     )
-    group.add_argument("--ca-certificate", type=Path, metavar="FILE", help="authority of the server's certificate")
 
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
@@ -98,8 +97,8 @@ def run(options: argparse.Namespace) -> int:
     """Load the server, print what it did, and write it down."""
     wanted = wanted_of(options)
     _check(options)
-    with server_of(options) as lookup:
-        done = asyncio.run(_load(options, lookup))
+    with server_of(options) as server:
+        done = asyncio.run(_load(options, server))
     result = result_of(done, wanted)
     for error in [answer.error for answer in done.answers if answer.error][:_SHOWN_ERRORS]:
         print(f"flexpert: {error}", file=sys.stderr)
@@ -144,32 +143,35 @@ def _check(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def server_of(options: argparse.Namespace) -> Iterator[Callable[[], str]]:
-    """Says where the server is: of gRPC `host:port`, of HTTP a URL; either may be `unix:PATH`.
+def server_of(options: argparse.Namespace) -> Iterator[Ingress]:
+    """Where the server is: of gRPC `host:port`, of HTTP a URL; either may be `unix:PATH`.
 
     Raises:
         CliError: There is no such MoEDeployment, or it cannot be reached.
     """
     given = options.grpc_endpoint if options.backend == "grpc" else options.base_url
     if given:
-        yield lambda: given.rstrip("/")
+        yield Ingress(lambda: str(given).rstrip("/"), ingress.tls_of(options))
         return
-    reach = reach_of(options)
-    deployment = access.find_deployment(reach.kube, options.namespace, options.name)
-    endpoints = (deployment.get("status") or {}).get("endpoints")
-    if not endpoints:
-        raise CliError("the MoEDeployment has no endpoint yet: wait until it is Ready (`flexpert status`)")
-    with reach.lookup(endpoints["grpc" if options.backend == "grpc" else "http"]) as lookup:
-        yield lookup if options.backend == "grpc" else lambda: _url(lookup(), options.ca_certificate is not None)
+    with ingress.ingress_of(options, "grpc" if options.backend == "grpc" else "http") as found:
+        yield found if options.backend == "grpc" else replace(found, lookup=lambda: _url(found))
 
 
-def _url(target: str, tls: bool) -> str:
-    return target if target.startswith("unix:") or "://" in target else f"{'https' if tls else 'http'}://{target}"
+def _url(server: Ingress) -> str:
+    target = server.lookup()
+    if not target.startswith("unix:"):
+        return f"{'https' if server.tls else 'http'}://{target}"
+    if server.tls:
+        raise CliError(
+            "HTTPS is not spoken over a forwarded port: use --backend grpc, or kubectl port-forward, "
+            "--base-url https://localhost:PORT and --server-name"
+        )
+    return target
 
 
-async def _load(options: argparse.Namespace, lookup: Callable[[], str]) -> Run:
+async def _load(options: argparse.Namespace, server: Ingress) -> Run:
     rng = np.random.default_rng(options.seed)
-    async with _client(options, lookup) as client:
+    async with _client(options, server) as client:
         asks = await _asks(options, client, rng)
         at = arrivals(len(asks), options.request_rate, options.burstiness, rng)
         done = Progress(len(asks), not options.disable_tqdm and sys.stderr.isatty())
@@ -179,32 +181,33 @@ async def _load(options: argparse.Namespace, lookup: Callable[[], str]) -> Run:
 
 
 @asynccontextmanager
-async def _client(options: argparse.Namespace, lookup: Callable[[], str]) -> AsyncIterator[Client]:
+async def _client(options: argparse.Namespace, server: Ingress) -> AsyncIterator[Client]:
     sampling = Sampling(options.model, options.temperature, options.ignore_eos, options.extra_body)
-    headers, authority = headers_of(options), options.ca_certificate
-    try:
-        if options.backend == "grpc":
-            credentials = None if authority is None else grpc.ssl_channel_credentials(authority.read_bytes())
-            async with grpc_client(lookup, sampling, headers, credentials) as found:
-                yield found
-            return
-        tls = None if authority is None else ssl.create_default_context(cafile=str(authority))
-    except OSError as error:
-        raise CliError(f"--ca-certificate {authority}: {error}") from error
+    headers, tls = headers_of(options), server.tls
+    name = tls.server_name if tls else ""
+    if options.backend == "grpc":
+        credentials = tls.channel_credentials() if tls else None
+        async with grpc_client(server.lookup, sampling, headers, credentials, name) as found:
+            yield found
+        return
     path = options.endpoint or PATHS[options.backend]
-    async with openai_client(lookup(), path, sampling, headers, tls) as client:
+    async with openai_client(server.lookup(), path, sampling, headers, tls.context() if tls else None, name) as client:
         yield client
 
 
 def headers_of(options: argparse.Namespace) -> Mapping[str, str]:
-    """What goes with every request: `--header`, and the key in $OPENAI_API_KEY, as OpenAI's clients send it."""
+    """What goes with every request: `--header`, and the token, else the key in $OPENAI_API_KEY.
+
+    Raises:
+        CliError: One is written wrongly.
+    """
     found = {}
     for given in options.header:
         name, separator, value = given.partition("=")
         if not separator:
             raise CliError(f"--header {given}: write NAME=VALUE")
         found[name] = value
-    key = os.environ.get("OPENAI_API_KEY")
+    key = ingress.token_of(options) or os.environ.get("OPENAI_API_KEY")
     return ({"Authorization": f"Bearer {key}"} if key else {}) | found
 
 

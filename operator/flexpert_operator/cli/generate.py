@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flexpert_operator.cli import access
-from flexpert_operator.cli.errors import CliError
-from flexpert_operator.cli.reach import reach_of
+from flexpert_operator.cli import access, ingress
+from flexpert_operator.cli.ingress import Ingress
 from flexpert_proto import generation_pb2 as pb
 from flexpert_proto.client import GenerationClient, Piece
 
@@ -32,6 +31,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--ignore-eos", action="store_true", help="go on behind the end of the text")
     parser.add_argument("--timeout", type=float, help="seconds for the whole text")
     parser.add_argument("-o", "--output", choices=["json"])
+    ingress.add_options(parser)
     access.add_options(parser)
     parser.set_defaults(run=run)
 
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     show = _printer(options, prompt)
     pieces = []
-    with ingress_of(options) as address, GenerationClient(address) as client:
+    with client_of(options) as client:
         for piece in client.generate_stream(prompt, timeout_s=options.timeout, **parameters_of(options)):
             pieces.append(piece)
             show(piece)
@@ -50,18 +50,27 @@ def run(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def ingress_of(options: argparse.Namespace) -> Iterator[str | Callable[[], str]]:
-    """Where the ingress is; looked up again whenever the connection breaks."""
+def client_of(options: argparse.Namespace) -> Iterator[GenerationClient]:
+    """A client of the ingress, which is looked up again whenever the connection breaks."""
+    with found_by(options) as found:
+        tls = found.tls
+        with GenerationClient(
+            found.lookup,
+            credentials=tls.channel_credentials() if tls else None,
+            server_name=tls.server_name if tls else "",
+            token=ingress.token_of(options),
+        ) as client:
+            yield client
+
+
+@contextmanager
+def found_by(options: argparse.Namespace) -> Iterator[Ingress]:
+    """Where the ingress is."""
     if options.endpoint:
-        yield str(options.endpoint)
+        yield Ingress(lambda: str(options.endpoint), ingress.tls_of(options))
         return
-    reach = reach_of(options)
-    deployment = access.find_deployment(reach.kube, options.namespace, options.name)
-    endpoints = (deployment.get("status") or {}).get("endpoints")
-    if not endpoints:
-        raise CliError("the MoEDeployment has no endpoint yet: wait until it is Ready (`flexpert status`)")
-    with reach.lookup(endpoints["grpc"]) as lookup:
-        yield lookup
+    with ingress.ingress_of(options, "grpc") as found:
+        yield found
 
 
 def parameters_of(options: argparse.Namespace) -> Any:
