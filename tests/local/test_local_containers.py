@@ -113,9 +113,9 @@ def test_the_environment_is_the_manifests_with_the_laptops_laid_over() -> None:
 
 
 def test_a_variable_that_cannot_be_had_is_named() -> None:
-    env = [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]
+    env = [{"name": "KEY", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}]
     pod = pod_with({"name": "a", "command": ["python"], "env": env})
-    with pytest.raises(CannotStart, match="KEY comes from secretKeyRef"):
+    with pytest.raises(CannotStart, match="KEY comes from resourceFieldRef"):
         containers.command(HOST, pod, "a", local_pod(pod), None, {})
 
 

@@ -6,9 +6,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from flexpert_operator.local.runtime import containers
+from flexpert_operator.local.runtime import containers, volumes
 from flexpert_operator.local.runtime.books import Books
 from flexpert_operator.local.runtime.containers import CannotStart, Host
+from flexpert_operator.local.runtime.entries import Entries, NotThere
 from flexpert_operator.local.runtime.kube import KINDS, POD, Kube, KubeError
 from flexpert_operator.local.runtime.objects import uid_of
 from flexpert_operator.local.runtime.values import (
@@ -21,6 +22,7 @@ from flexpert_operator.local.runtime.values import (
     ForgetPod,
     KillPod,
     LocalPod,
+    MountVolume,
     Observed,
     StartContainer,
     StopPod,
@@ -58,6 +60,9 @@ class Actuator:
                 await self._write_status(action)
             case AdmitPod(pod):
                 self._books.admit(pod, containers.port_names(pod))
+            case MountVolume(uid, volume):
+                _log.info("filling volume %s of pod %s", volume, observed.local[uid].name)
+                self._books.mount(action, Path(volumes.place_of(observed.local[uid], volume)))
             case StartContainer():
                 self._start(action, observed)
             case StopPod(uid):
@@ -104,9 +109,12 @@ class Actuator:
         local = observed.local[uid]
         group = containers.group_of(action.pod, observed.clusters)
         try:
-            command = containers.command(
-                self._host, action.pod, action.container, local, _head_of(local, observed), group
-            )
+            entries = Entries.of(observed.secrets, observed.config_maps)
+            head = _head_of(local, observed)
+            command = containers.command(self._host, action.pod, action.container, local, head, group, entries)
+        except NotThere as error:
+            _log.info("%s of pod %s waits: %s", action.container, local.name, error)
+            return
         except CannotStart as error:
             _log.warning("%s of pod %s cannot start: %s", action.container, local.name, error)
             self._books.refuse(uid, action.container, str(error))

@@ -17,6 +17,7 @@ import msgspec
 
 from flexpert_operator.local import processes
 from flexpert_operator.local.processes import Command
+from flexpert_operator.local.runtime import mounted_files
 from flexpert_operator.local.runtime.objects import digest, is_deleted, key_of, label_of, uid_of
 from flexpert_operator.local.runtime.values import (
     CLUSTER_LABEL,
@@ -24,6 +25,7 @@ from flexpert_operator.local.runtime.values import (
     NODE_TYPE_LABEL,
     Container,
     LocalPod,
+    MountVolume,
     Object,
 )
 
@@ -66,6 +68,12 @@ class Books:
                 stopping_at=time.time() if is_deleted(pod) else None,
             )
         )
+
+    def mount(self, volume: MountVolume, folder: Path) -> None:
+        """Have a volume's folder hold its files."""
+        mounted_files.write(folder, volume.files)
+        pod = self._pods[volume.uid]
+        self._put(replace(pod, mounted={**pod.mounted, volume.volume: volume.digest}))
 
     def start(self, uid: str, name: str, command: Command, now: float) -> None:
         """Start a container's process; what cannot be started is remembered as refused."""

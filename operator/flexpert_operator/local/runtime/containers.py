@@ -8,7 +8,8 @@ from pathlib import Path
 
 from flexpert_operator.local.layout import Layout
 from flexpert_operator.local.processes import Command
-from flexpert_operator.local.runtime import environment, ray_command
+from flexpert_operator.local.runtime import environment, ray_command, volumes
+from flexpert_operator.local.runtime.entries import NO_ENTRIES, Entries
 from flexpert_operator.local.runtime.objects import label_of
 from flexpert_operator.local.runtime.values import (
     CLUSTER_LABEL,
@@ -71,7 +72,15 @@ def gcs_address(host: Host, head: LocalPod) -> str:
     return f"{host.loopback or '127.0.0.1'}:{head.ports[GCS_PORT_NAME]}"
 
 
-def command(host: Host, pod: Object, name: str, local: LocalPod, head: LocalPod | None, group: Object) -> Command:
+def command(
+    host: Host,
+    pod: Object,
+    name: str,
+    local: LocalPod,
+    head: LocalPod | None,
+    group: Object,
+    entries: Entries = NO_ENTRIES,
+) -> Command:
     """The process of a container.
 
     Args:
@@ -81,15 +90,20 @@ def command(host: Host, pod: Object, name: str, local: LocalPod, head: LocalPod 
         local: The pod as it was admitted here.
         head: The head of its RayCluster, None where it belongs to none.
         group: The head group or worker group of the RayCluster, for its `rayStartParams`; empty where there is none.
+        entries: Of Secrets and ConfigMaps.
 
     Raises:
         CannotStart: The manifest asks for what cannot be had here.
+        NotThere: It asks for what does not exist yet.
     """
     spec = container_spec(pod, name)
+    where = volumes.places(pod, spec, local)
     try:
+        declared = environment.declared(spec, pod, entries)
+        said = {name: volumes.relocated(value, where) for name, value in declared.items()}
         return Command(
-            argv=_argv(host, spec, local, head, group),
-            environment=_environment(host, pod, spec, local, head),
+            argv=[volumes.relocated(word, where) for word in _argv(host, spec, local, head, group)],
+            environment=_environment(host, pod, spec, said, local, head),
             log=container_log(host.layout, local, name),
             folder=Path(local.folder),
         )
@@ -112,11 +126,13 @@ def _argv(host: Host, spec: Object, local: LocalPod, head: LocalPod | None, grou
     return [sys.executable, *argv[1:]] if argv[0] in _PYTHON else argv
 
 
-def _environment(host: Host, pod: Object, spec: Object, local: LocalPod, head: LocalPod | None) -> dict[str, str]:
+def _environment(
+    host: Host, pod: Object, spec: Object, declared: Mapping[str, str], local: LocalPod, head: LocalPod | None
+) -> dict[str, str]:
     layout = host.layout
     values = {
         **host.environment,
-        **environment.declared(spec, pod),
+        **declared,
         **environment.laptop(local, spec, str(layout.services), str(layout.volumes), host.num_cores),
         names.ENV_CHECKPOINT_CACHE: str(layout.checkpoints),
         names.ENV_MODEL_CACHE: str(layout.models),

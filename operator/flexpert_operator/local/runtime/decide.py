@@ -3,7 +3,8 @@
 import random
 from collections.abc import Iterator
 
-from flexpert_operator.local.runtime import deployments, kubelet, kuberay, scheduler
+from flexpert_operator.local.runtime import deployments, kubelet, kuberay, scheduler, volumes
+from flexpert_operator.local.runtime.entries import Entries
 from flexpert_operator.local.runtime.objects import key_of, label_of, uid_of
 from flexpert_operator.local.runtime.values import (
     CLUSTER_LABEL,
@@ -44,11 +45,16 @@ def _controllers(observed: Observed, rng: random.Random) -> Iterator[Action]:
 def _kubelet(observed: Observed) -> Iterator[Action]:
     up = kubelet.heads_up(observed.pods, observed.local)
     here = scheduler.node_names(observed.nodes)
+    entries = Entries.of(observed.secrets, observed.config_maps)
     room = observed.max_starting - kubelet.num_starting(observed.local)
     for pod in observed.pods:
         cluster = label_of(pod, CLUSTER_LABEL)
         may_join = not cluster or (room > 0 and (key_of(pod)[0], cluster) in up)
-        for action in kubelet.decide_pod(pod, observed.local.get(uid_of(pod)), may_join, observed.now, here):
+        local = observed.local.get(uid_of(pod))
+        if local is not None:
+            yield from volumes.decide_mounts(pod, local, entries)
+        held = volumes.held(pod, local, entries) if local is not None else {}
+        for action in kubelet.decide_pod(pod, local, may_join, observed.now, here, held):
             room -= isinstance(action, StartContainer) and action.container == WORKER_CONTAINER
             yield action
     known = {uid_of(pod) for pod in observed.pods}

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from flexpert_operator.local.runtime.entries import CONFIG_MAP, NO_ENTRIES, SECRET, Entries
 from flexpert_operator.local.runtime.objects import key_of
 from flexpert_operator.local.runtime.values import GCS_PORT_NAME, HOST, LocalPod, Object
 from flexpert_proto import names
@@ -15,6 +16,9 @@ RAY_DRAIN_S = 2
 _RAY_MINIMAL = Path(__file__).parents[1] / "ray_minimal"
 _KEPT_OUT = re.compile(r"^(RAY_|FLEXPERT_|KUBE|OMP_|VIRTUAL_ENV$)")
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
+_NAME = re.compile(r"[A-Za-z_.-][A-Za-z0-9_.-]*")
+_WHOLE = {"secretRef": SECRET, "configMapRef": CONFIG_MAP}
+_SINGLE = {"secretKeyRef": SECRET, "configMapKeyRef": CONFIG_MAP}
 _MAPPED_FIELD = re.compile(r"^metadata\.(?P<map>labels|annotations)\['(?P<key>.+)'\]$")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 
@@ -28,29 +32,54 @@ def inherited(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not _KEPT_OUT.match(name)}
 
 
-def declared(spec: Object, pod: Object) -> dict[str, str]:
-    """The manifest's `env` of a container, fields and references filled in.
+def declared(spec: Object, pod: Object, entries: Entries = NO_ENTRIES) -> dict[str, str]:
+    """The manifest's `envFrom` and `env` of a container, with what they refer to filled in.
 
     Raises:
-        UnservedVariable: A source that is neither a value nor a field of the pod, and not optional.
+        UnservedVariable: A source that is neither a value, a field of the pod, nor in a Secret or ConfigMap.
+        NotThere: A Secret or ConfigMap that is not optional, or a key of it, does not exist.
     """
-    values: dict[str, str] = {}
+    values = _taken_over(spec, key_of(pod)[0], entries)
     for entry in spec.get("env") or []:
-        value = _value(entry, pod)
+        value = _value(entry, pod, values, entries)
         if value is not None:
-            values[entry["name"]] = _REFERENCE.sub(lambda match: _referred(match, values), value)
+            values[entry["name"]] = value
     return values
 
 
-def _value(entry: Object, pod: Object) -> str | None:
+def _taken_over(spec: Object, namespace: str, entries: Entries) -> dict[str, str]:
+    """Variables of `envFrom`; keys that cannot be names of variables are left out."""
+    values: dict[str, bytes] = {}
+    for source in spec.get("envFrom") or []:
+        for field, kind in _WHOLE.items():
+            if field in source:
+                optional = bool(source[field].get("optional"))
+                found = entries.all_of(kind, namespace, source[field]["name"], optional)
+                values |= {source.get("prefix", "") + key: data for key, data in found.items()}
+    return {name: _text(name, data) for name, data in values.items() if _NAME.fullmatch(name)}
+
+
+def _value(entry: Object, pod: Object, values: Mapping[str, str], entries: Entries) -> str | None:
+    """The value of a variable, given those before it; None where it is optional and not there."""
     source = entry.get("valueFrom")
     if not source:
-        return str(entry.get("value", ""))
+        return _REFERENCE.sub(lambda match: _referred(match, values), str(entry.get("value", "")))
     if "fieldRef" in source:
         return _field(pod, source["fieldRef"]["fieldPath"], entry["name"])
-    if any(reference.get("optional") for reference in source.values()):
-        return None
+    for field, kind in _SINGLE.items():
+        if field in source:
+            named = source[field]
+            optional = bool(named.get("optional"))
+            data = entries.one_of(kind, key_of(pod)[0], named["name"], named["key"], optional)
+            return _text(entry["name"], data) if data is not None else None
     raise UnservedVariable(f"variable {entry['name']} comes from {', '.join(source)}, which the laptop does not serve")
+
+
+def _text(name: str, data: bytes) -> str:
+    """Bytes as a process is given them."""
+    if b"\0" in data:
+        raise UnservedVariable(f"variable {name} would hold a zero byte")
+    return os.fsdecode(data)
 
 
 def _field(pod: Object, path: str, name: str) -> str:

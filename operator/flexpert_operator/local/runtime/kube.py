@@ -52,7 +52,9 @@ DEPLOYMENT = Kind("Deployment", "/apis/apps/v1", "deployments", "apps/v1")
 SERVICE = Kind("Service", "/api/v1", "services", "v1")
 POD = Kind("Pod", "/api/v1", "pods", "v1")
 NODE = Kind("Node", "/api/v1", "nodes", "v1")
-KINDS = {kind.name: kind for kind in (RAY_CLUSTER, DEPLOYMENT, SERVICE, POD, NODE)}
+SECRET = Kind("Secret", "/api/v1", "secrets", "v1")
+CONFIG_MAP = Kind("ConfigMap", "/api/v1", "configmaps", "v1")
+KINDS = {kind.name: kind for kind in (RAY_CLUSTER, DEPLOYMENT, SERVICE, POD, NODE, SECRET, CONFIG_MAP)}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ deletion has been asked for, gets SIGTERM, its grace, then SIGKILL.
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 from flexpert_operator.local.runtime.objects import (
     condition,
@@ -27,6 +28,7 @@ from flexpert_operator.local.runtime.values import (
     Container,
     DeletePod,
     ForgetPod,
+    Held,
     KillPod,
     LocalPod,
     Object,
@@ -35,6 +37,7 @@ from flexpert_operator.local.runtime.values import (
     WriteStatus,
 )
 
+NOTHING_HELD: Mapping[str, Held] = MappingProxyType({})
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0
@@ -42,7 +45,12 @@ STEADY_S = 60.0
 
 
 def decide_pod(
-    pod: Object, local: LocalPod | None, may_join: bool, now: float, here: Collection[str] = (NODE_NAME,)
+    pod: Object,
+    local: LocalPod | None,
+    may_join: bool,
+    now: float,
+    here: Collection[str] = (NODE_NAME,),
+    held: Mapping[str, Held] = NOTHING_HELD,
 ) -> Iterator[Action]:
     """What to do for a Pod object.
 
@@ -52,6 +60,7 @@ def decide_pod(
         may_join: Whether a Ray node of it may start now: its head takes nodes, and not too many are starting.
         now: Seconds since the Unix epoch.
         here: Nodes that this host plays.
+        held: Containers that wait for a Secret or a ConfigMap.
     """
     if is_deleted(pod):
         if local is None or not local.is_running:
@@ -65,9 +74,9 @@ def decide_pod(
         return
     if local.stopping_at is None:
         for container in local.containers:
-            if _may_start(pod, container, may_join, now):
+            if container.name not in held and _may_start(pod, container, may_join, now):
                 yield StartContainer(pod, container.name)
-    status = pod_status(pod, local, now)
+    status = pod_status(pod, local, now, held)
     before = pod.get("status") or {}
     if {**before, **status} != before:
         yield WriteStatus("Pod", *key_of(pod), status)
@@ -132,7 +141,7 @@ def _runs_head(local: LocalPod | None) -> bool:
     return any(container.name == HEAD_CONTAINER and container.ready for container in local.containers)
 
 
-def pod_status(pod: Object, local: LocalPod, now: float) -> Object:
+def pod_status(pod: Object, local: LocalPod, now: float, held: Mapping[str, Held] = NOTHING_HELD) -> Object:
     """A Pod's status, of what runs here for it."""
     names = [spec["name"] for spec in pod["spec"]["containers"]]
     containers = [local.container(name) for name in names]
@@ -156,7 +165,8 @@ def pod_status(pod: Object, local: LocalPod, now: float) -> Object:
             *_conditions_of_others(pod),
         ],
         "containerStatuses": [
-            _container_status(spec, local.container(spec["name"]), pod) for spec in pod["spec"]["containers"]
+            _container_status(spec, local.container(spec["name"]), pod, held.get(spec["name"]))
+            for spec in pod["spec"]["containers"]
         ],
     }
 
@@ -179,7 +189,7 @@ def _is_over(pod: Object, container: Container) -> bool:
     return not container.running and not restarts(pod, container)
 
 
-def _container_status(spec: Object, container: Container, pod: Object) -> Object:
+def _container_status(spec: Object, container: Container, pod: Object, held: Held | None) -> Object:
     return {
         "name": container.name,
         "image": spec.get("image", ""),
@@ -188,21 +198,21 @@ def _container_status(spec: Object, container: Container, pod: Object) -> Object
         "ready": container.running and container.ready,
         "started": container.running,
         "restartCount": container.restarts,
-        "state": _container_state(container, pod),
+        "state": _container_state(container, pod, held),
         "lastState": _terminated(container) if container.restarts and container.finished_at else {},
     }
 
 
-def _container_state(container: Container, pod: Object) -> Object:
+def _container_state(container: Container, pod: Object, held: Held | None) -> Object:
     if container.refusal:
         return {"waiting": {"reason": "CreateContainerError", "message": container.refusal}}
     if container.running:
         return {"running": {"startedAt": timestamp(container.started_at)}}
-    if container.process is None:
-        return {"waiting": {"reason": "PodInitializing"}}
-    if _is_over(pod, container):
+    if container.process is not None and _is_over(pod, container):
         return _terminated(container)
-    return {"waiting": {"reason": "CrashLoopBackOff"}}
+    if held is not None:
+        return {"waiting": {"reason": held.reason, "message": held.message}}
+    return {"waiting": {"reason": "PodInitializing" if container.process is None else "CrashLoopBackOff"}}
 
 
 def _terminated(container: Container) -> Object:

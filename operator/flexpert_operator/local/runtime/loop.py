@@ -94,6 +94,8 @@ class Runtime:
             services=objects["Service"],
             pods=objects["Pod"],
             nodes=objects["Node"],
+            secrets=objects["Secret"],
+            config_maps=objects["ConfigMap"],
             local=self._books.pods,
             now=time.time(),
             max_starting=self._host.num_cores + 1,

@@ -67,8 +67,10 @@ async def _ask(probe: Object, spec: Object, local: LocalPod) -> bool:
         return await _takes_connections(port_number(probe["tcpSocket"]["port"], spec, local))
     if "httpGet" in probe:
         port = port_number(probe["httpGet"]["port"], spec, local)
-        url = f"http://{HOST}:{port}{probe['httpGet'].get('path', '/')}"
-        async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        scheme = probe["httpGet"].get("scheme", "HTTP").lower()
+        url = f"{scheme}://{HOST}:{port}{probe['httpGet'].get('path', '/')}"
+        # as the kubelet does, whatever certificate is shown
+        async with aiohttp.ClientSession() as session, session.get(url, ssl=False) as answer:
             return 200 <= answer.status < 400
     if "grpc" in probe:
         port = port_number(probe["grpc"]["port"], spec, local)

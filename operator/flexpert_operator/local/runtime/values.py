@@ -54,6 +54,7 @@ class LocalPod:
         ports: Number of each named container port.
         stopping_at: When its end began, None while it may run.
         killed: Whether its grace has run out and it was killed.
+        mounted: Digests of the files of its volumes, by the volume's name; see `volumes`.
     """
 
     uid: str
@@ -67,6 +68,7 @@ class LocalPod:
     containers: tuple[Container, ...]
     stopping_at: float | None = None
     killed: bool = False
+    mounted: Mapping[str, str] = field(default_factory=dict)
 
     def container(self, name: str) -> Container:
         """The container with this name."""
@@ -76,6 +78,22 @@ class LocalPod:
     def is_running(self) -> bool:
         """Whether any process of it runs."""
         return any(container.running for container in self.containers)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Why a container may not start yet, as Kubernetes names it."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a volume, with its access bits."""
+
+    data: bytes = field(repr=False)
+    mode: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +113,8 @@ class Observed:
     services: tuple[Object, ...] = ()
     pods: tuple[Object, ...] = ()
     nodes: tuple[Object, ...] = ()
+    secrets: tuple[Object, ...] = field(default=(), repr=False)
+    config_maps: tuple[Object, ...] = ()
     local: Mapping[str, LocalPod] = field(default_factory=dict)
     now: float = 0.0
     max_starting: int = 2
@@ -136,6 +156,16 @@ class AdmitPod:
 
 
 @dataclass(frozen=True)
+class MountVolume:
+    """Have a volume of a pod hold these files, by their path in it, and no others."""
+
+    uid: str
+    volume: str
+    files: Mapping[str, File] = field(repr=False)
+    digest: str
+
+
+@dataclass(frozen=True)
 class StartContainer:
     """Start a container's process, or start it again."""
 
@@ -164,4 +194,4 @@ class ForgetPod:
     uid: str
 
 
-Action = CreatePod | DeletePod | WriteStatus | AdmitPod | StartContainer | StopPod | KillPod | ForgetPod
+Action = CreatePod | DeletePod | WriteStatus | AdmitPod | MountVolume | StartContainer | StopPod | KillPod | ForgetPod
