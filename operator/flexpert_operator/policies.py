@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from flexpert_operator.api import names
 from flexpert_operator.api.autoscaling import MoEAutoscalingPolicy, parse_policy
 from flexpert_operator.api.conditions import ABLE_TO_SCALE
@@ -18,7 +20,7 @@ from flexpert_operator.autoscale import InvalidPolicy, Observation, Policy, Pool
 from flexpert_operator.cached import CachedKube
 from flexpert_operator.decide import owning, policy_status, scaling
 from flexpert_operator.decide.difference import merge_patch
-from flexpert_operator.decide.measured import Look, observation_of, waits
+from flexpert_operator.decide.measured import WAITING, Look, observation_of, waits
 from flexpert_operator.decide.observation import Event, MemberState, ModelFacts, Pool
 from flexpert_operator.errors import PoolUnavailable
 from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, POLICIES, RAY_CLUSTERS, SERVICES, Object
@@ -27,6 +29,7 @@ from flexpert_operator.pool_feed import PoolFeed
 from flexpert_operator.prometheus import Prometheus, PrometheusFigures, PrometheusUnavailable
 from flexpert_operator.reconciler import Tell
 from flexpert_operator.scaling_objects import policies_of, scalers_of
+from flexpert_proto.measuring import Figures
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +83,6 @@ class PolicyKeeper:
         self._prometheus = prometheus
         self._measured: PrometheusFigures | None = None
         self._state: State | None = None
-        self._generation = 0
         self._before: Look | None = None
         self._facts: ModelFacts | None = None
         self._feed: PoolFeed | None = None
@@ -157,7 +159,8 @@ class PolicyKeeper:
             self._growth = Growth(now, decision.sizes)
         self._state, self._before = after, look or self._before
         self._asleep = 0 in (decision.sizes.engines, decision.sizes.experts)
-        return policy_status.Outcome(now, None, decision, after, rules, observation, self._scale_up_s)
+        serves = serving(deployment)
+        return policy_status.Outcome(now, None, decision, after, rules, observation, self._scale_up_s, serves)
 
     def _remembered(self, policy: MoEAutoscalingPolicy, rules: Policy, deployment: MoEDeployment, now: float) -> State:
         """The state that the last decision left, or what the status tells of it."""
@@ -226,7 +229,8 @@ class PolicyKeeper:
             return Look(self._heard_last[1], heard.pool)
         if self._measured is None:
             self._measured = PrometheusFigures(self._prometheus, deployment.namespace, deployment.name)
-        return look_at(self._measured, heard.pool, now)
+        look = look_at(self._measured, heard.pool, now)
+        return with_waiting(look, Look(self._heard_last[1], heard.pool), self._before) if self._asleep else look
 
     def _serving_cluster(self, deployment: MoEDeployment) -> str:
         """Name of the RayCluster that serves, as the Service in front of it says; empty where there is none yet."""
@@ -288,6 +292,24 @@ def look_at(measured: PrometheusFigures, pool: Pool, now: float) -> Look:
     return Look(min(found.at, now), replace(pool, figures=found.figures, layer_imbalance=found.layer_imbalance))
 
 
+def with_waiting(look: Look, told: Look, before: Look | None) -> Look:
+    """A look at a pool that sleeps, with the requests that wait for it as it tells them itself.
+
+    Prometheus sees them a scrape later, or not at all while it is down, and nobody is to wait for that.
+
+    Args:
+        look: By Prometheus.
+        told: By the pool controller.
+        before: The last look, whose figures stand where Prometheus has none now.
+    """
+    figures = told.pool.figures
+    if figures is None or not waits(told.pool):
+        return look
+    known = look.pool.figures or (before.pool.figures if before is not None else None) or Figures("", told.at, told.at)
+    gauges = known.gauges | {name: figures.gauge(name) for name in WAITING}
+    return Look(told.at, replace(look.pool, figures=msgspec.structs.replace(known, gauges=gauges)))
+
+
 def events_of(policy: MoEAutoscalingPolicy, new: Object, outcome: policy_status.Outcome) -> tuple[Event, ...]:
     """What a user wants to be told: a change of the sizes, and why nothing is decided any more."""
     old, decision = policy.status, outcome.decision
@@ -296,9 +318,9 @@ def events_of(policy: MoEAutoscalingPolicy, new: Object, outcome: policy_status.
         reason, message = outcome.unable
         known = before.get(ABLE_TO_SCALE) == reason
         return () if known else (Event(reason, message, warning=True),)
-    if decision is not None and old.get("desired") != new.get("desired"):
+    if decision is not None and new.get("desired") not in (None, old.get("desired")):
         return (Event(PolicyEventReason.RESCALED, decision.reason),)
-    if decision is not None and old.get("wouldBe") != new.get("wouldBe"):
+    if decision is not None and new.get("wouldBe") not in (None, old.get("wouldBe")):
         return (Event(PolicyEventReason.DRY_RUN, decision.reason),)
     return ()
 
@@ -307,6 +329,11 @@ def ready_of(pool: Pool) -> Sizes:
     """Members that serve."""
     engines = sum(one.state is MemberState.READY for one in pool.engines)
     return Sizes(engines, sum(one.state is MemberState.READY for one in pool.workers))
+
+
+def serving(deployment: MoEDeployment) -> bool:
+    """Whether the target's status has engines and workers that serve; it keeps them while nobody answers."""
+    return all((deployment.status.get(pool) or {}).get("ready", 0) > 0 for pool in ("engines", "experts"))
 
 
 def reachable_imbalance(deployment: MoEDeployment) -> float | None:

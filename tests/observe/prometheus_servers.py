@@ -12,6 +12,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class SmallPrometheus(ThreadingHTTPServer):
         wanted = [(name, kind, json.loads(text)) for name, kind, text in MATCHER.findall(whole[2])]
         found = []
         for target in self.targets:
-            for sample in () if target in self.down else self._scrape(target):
+            for sample in () if target in self.down else self.scrape(target):
                 labels = {**sample.labels, "__name__": sample.name, "instance": target, "job": "flexpert"}
                 if all(_matches(labels.get(name, ""), kind, text) for name, kind, text in wanted):
                     value = at if whole[1] else sample.value
@@ -67,7 +68,8 @@ class SmallPrometheus(ThreadingHTTPServer):
                     found.append({"metric": labels, "value": [time.time(), str(value)]})
         return found
 
-    def _scrape(self, target: str) -> list[Any]:
+    def scrape(self, target: str) -> list[Any]:
+        """Samples of a target, now."""
         with urllib.request.urlopen(f"http://{target}/metrics", timeout=60) as response:
             families = list(text_string_to_metric_families(response.read().decode()))
         return [sample for family in families for sample in family.samples]
@@ -101,9 +103,13 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+def small(targets: Sequence[str]) -> AbstractContextManager[SmallPrometheus]:
+    return answering(SmallPrometheus(targets))
+
+
 @contextlib.contextmanager
-def small(targets: Sequence[str]) -> Iterator[SmallPrometheus]:
-    with SmallPrometheus(targets) as server:
+def answering(small_prometheus: SmallPrometheus) -> Iterator[SmallPrometheus]:
+    with small_prometheus as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:

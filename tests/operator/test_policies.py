@@ -3,17 +3,30 @@
 Policies are decided by a clock that runs faster than others, so that windows of minutes pass in seconds.
 """
 
+import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from played_traffic import PlayedTraffic
+from prometheus_client.parser import text_string_to_metric_families
 from simulated_cluster import NAMESPACE
-from simulated_world import Operator, World, pool_pods, run_world
+from simulated_world import SETTINGS, Operator, World, pool_pods, run_world
 
 from flexpert_operator.api import names
-from flexpert_operator.kube import POLICIES, SCALERS
+from flexpert_operator.errors import KubeConflict
+from flexpert_operator.kube import MOE_DEPLOYMENTS, POLICIES, SCALERS
+from flexpert_operator.settings import PrometheusAt
+from flexpert_proto.measuring import figures_of
+from flexpert_proto.metrics import ENGINE, INGRESS, WORKER
+from flexpert_workers.exposition import families_of, render
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "observe"))
+
+from prometheus_servers import SmallPrometheus, answering
 
 Object = dict[str, Any]
 SPEED = 20.0
@@ -80,6 +93,19 @@ def under_traffic(world: World, name: str) -> PlayedTraffic:
     return pool.figures
 
 
+def autoscaled(world: World, name: str, replicas: int) -> bool:
+    """What HorizontalPodAutoscaler does: it writes the whole Scale that it read, and reads it again on a conflict."""
+    path = MOE_DEPLOYMENTS.path(NAMESPACE, name, "scale")
+    scale = world.kube.request("GET", path)
+    assert scale["status"]["replicas"] == 2, "that it counts with"
+    scale["spec"]["replicas"] = replicas
+    try:
+        world.kube.request("PUT", path, scale)
+    except KubeConflict:
+        return False
+    return True
+
+
 class Watcher:
     """Looks at how many pods there are, and which sizes were desired, each time that it is asked."""
 
@@ -119,13 +145,14 @@ def test_a_pool_grows_under_load_within_its_budget_and_shrinks(world: World) -> 
     assert world.get("busy")["spec"]["experts"]["workers"] == 2, "a policy writes no spec"
 
 
-def test_what_somebody_scales_by_hand_does_not_count_while_a_policy_decides(world: World) -> None:
+def test_what_an_autoscaler_writes_does_not_count_while_a_policy_decides(world: World) -> None:
     traffic = under_traffic(world, "ruled")
     traffic.rate = 1.0
     world.kube.create(POLICIES, NAMESPACE, policy("ruled", "ruled", experts={"min": 2, "max": 2}))
     world.until("it decides", lambda: desired(world, "ruled") == (1, 2))
-    world.scale("ruled", 5)
+    world.until("an autoscaler wants five", lambda: autoscaled(world, "ruled", 5))
     world.until("the condition has both", lambda: "spec.experts.workers 5" in str(world.get("ruled")["status"]))
+    assert world.condition("ruled", "ScaledByPolicy") == ("True", "ScaledByPolicy")
     assert len(pool_pods(world, "ruled")) == 2
     world.kube.delete(POLICIES, NAMESPACE, "ruled")
     world.until("the spec counts again", lambda: len(pool_pods(world, "ruled")) == 5)
@@ -150,6 +177,9 @@ def test_sizes_are_held_without_figures_and_after_a_restart_of_the_operator(worl
     assert status_of(world, "held")["learnt"]["workerTokenNanoseconds"] > 500_000, "and what was fitted"
     world.until("they stay so", lambda: "safe floor" in str(status_of(world, "held")["lastDecision"]))
     assert desired(world, "held") == stood
+    world.kube.patch(POLICIES, NAMESPACE, "held", {"spec": {"stale": {"engines": 2, "experts": 6}}})
+    world.until("a safe floor that is above holds", lambda: desired(world, "held") == (2, 6))
+    world.until("pods follow", lambda: len(pool_pods(world, "held")) == 6)
 
 
 def test_a_pool_that_idles_goes_to_zero_and_a_request_that_waits_wakes_it(world: World) -> None:
@@ -195,9 +225,12 @@ def test_of_two_policies_the_older_decides_and_a_dry_run_only_tells(world: World
     world.until("it tells", lambda: status_of(world, "first").get("wouldBe", {}).get("experts") == 3)
     assert "desired" not in status_of(world, "first")
     assert reason(world, "first", "ScalingActive") == ("False", "DryRun")
+    world.until("an Event, too", lambda: "WouldRescale" in world.reasons("first"))
     assert world.condition("shared", "ScaledByPolicy") == ("", "")
     world.kube.create(POLICIES, NAMESPACE, policy("second", "shared"))
     world.until("the younger may not", lambda: reason(world, "second", "AbleToScale") == ("False", "TargetTaken"))
+    world.until("it is told", lambda: "TargetTaken" in world.reasons("second"))
+    assert "first" in status_of(world, "second")["conditions"][0]["message"], "which one may"
     world.kube.patch(POLICIES, NAMESPACE, "first", {"spec": {"dryRun": False}})
     world.until("now it acts", lambda: desired(world, "first")[1] == 3 and len(pool_pods(world, "shared")) == 3)
     world.kube.patch(POLICIES, NAMESPACE, "first", {"spec": {"pause": True, "experts": {"min": 4}}})
@@ -205,6 +238,58 @@ def test_of_two_policies_the_older_decides_and_a_dry_run_only_tells(world: World
     assert desired(world, "first")[1] == 3
     world.kube.delete(POLICIES, NAMESPACE, "first")
     world.until("the younger decides", lambda: reason(world, "second", "AbleToScale") == ("True", "ReadyForNewScale"))
+
+
+class PlayedPrometheus(SmallPrometheus):
+    """Has scraped played traffic of a pool, by the fast clock."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(["played"])
+        self.traffic = PlayedTraffic(fast_clock)
+        self._world, self._name = world, name
+
+    def evaluate(self, query: str) -> list[Object]:
+        self.scraped_at = fast_clock()
+        return super().evaluate(query)
+
+    def scrape(self, target: str) -> list[Any]:
+        sizes = (len(pool_pods(self._world, self._name, role)) for role in ("engines", "experts"))
+        figures, labels = figures_of(self.traffic(*sizes)), {"namespace": NAMESPACE, "name": self._name}
+        text, _ = render(families_of(figures, (*ENGINE, *WORKER, *INGRESS), labels), "")
+        return [one for family in text_string_to_metric_families(text.decode()) for one in family.samples]
+
+
+@pytest.fixture
+def prometheus(world: World) -> Iterator[PlayedPrometheus]:
+    """The operator reads figures from it."""
+    with answering(PlayedPrometheus(world, "scraped")) as server:
+        assert isinstance(server, PlayedPrometheus)
+        world.operator.stop()
+        world.operator = Operator(
+            world.kubeconfig, replace(SETTINGS, prometheus=PrometheusAt(server.url)), clock=world.clock
+        )
+        yield server
+        world.operator.stop()
+        world.operator = Operator(world.kubeconfig, clock=world.clock)
+
+
+def test_a_prometheus_has_the_figures_but_a_pool_that_sleeps_is_woken_without_it(
+    world: World, prometheus: PlayedPrometheus
+) -> None:
+    told = under_traffic(world, "scraped")
+    prometheus.traffic.rate = 12.0
+    spec = {
+        "engines": {"min": 0, "max": 2, "behavior": PROMPTLY},
+        "experts": {"min": 0, "max": 6, "behavior": PROMPTLY},
+    }
+    world.kube.create(POLICIES, NAMESPACE, policy("scraped", "scraped", idle={"afterSeconds": 60}, **spec))
+    world.until("it grows by what was scraped", lambda: desired(world, "scraped")[1] >= 4)
+    prometheus.traffic.rate = 0.0
+    world.until("it sleeps", lambda: desired(world, "scraped") == (0, 0))
+    prometheus.down = {"played"}
+    world.until("it is blind", lambda: reason(world, "scraped", "ScalingActive") == ("False", "StaleMetrics"))
+    told.waiting = 1.0
+    world.until("it wakes", lambda: min(desired(world, "scraped")) >= 1)
 
 
 def test_engines_are_scaled_by_a_scaler(world: World) -> None:

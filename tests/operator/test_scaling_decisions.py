@@ -9,8 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexpert_operator.api import Engines, Experts, Model, MoEDeployment, PlacementSpec, Resources, Serving
-from flexpert_operator.api.autoscaling import DeviceBudget, EngineBounds, IdleSpec, PolicySpec, TargetRef, WorkerBounds
+from flexpert_operator.api.autoscaling import (
+    DeviceBudget,
+    EngineBounds,
+    IdleSpec,
+    PolicySpec,
+    ScaleUp,
+    ScalingBehavior,
+    ScalingRate,
+    StaleSpec,
+    TargetRef,
+    WorkerBounds,
+)
 from flexpert_operator.autoscale import Counters, InvalidPolicy, Observation, PoolCount, Sizes, State
+from flexpert_operator.autoscale.policy import Select, Unit
 from flexpert_operator.autoscale.sizes import Change
 from flexpert_operator.decide import owning, policy_status, scaling
 from flexpert_operator.decide.measured import Look, observation_of
@@ -61,6 +73,35 @@ def test_the_experts_have_to_fit(deployment: MoEDeployment, facts: ModelFacts) -
 def test_bounds_are_whole_pods(deployment: MoEDeployment) -> None:
     with pytest.raises(InvalidPolicy, match=r"^spec\.experts\.min: 2 is no multiple of 4"):
         scaling.policy_of(SPEC, in_pods_of(deployment, 4), None)
+    with pytest.raises(InvalidPolicy, match=r"^spec\.experts\.max: 7 is no multiple of 2"):
+        scaling.policy_of(replace(SPEC, experts=WorkerBounds(2, 7)), in_pods_of(deployment, 2), None)
+
+
+def test_a_safe_floor_beyond_the_budget_is_refused(deployment: MoEDeployment) -> None:
+    floor = StaleSpec(engines=4, experts=7)
+    with pytest.raises(InvalidPolicy, match=r"^spec\.stale: this safe floor takes 11 devices.* allows 9"):
+        scaling.policy_of(replace(SPEC, stale=floor), deployment, None)
+    in_pods = replace(SPEC, stale=replace(floor, experts=5), experts=WorkerBounds(2, 8))
+    assert scaling.policy_of(in_pods, deployment, None).stale.experts == 5
+    with pytest.raises(InvalidPolicy, match=r"takes 10 devices"):
+        scaling.policy_of(in_pods, in_pods_of(deployment, 2), None)
+
+
+@pytest.mark.parametrize("rate", [ScalingRate(100, 60, Unit.PERCENT), None], ids=["percent of nothing", "disabled"])
+def test_a_pool_that_sleeps_wakes_whatever_behavior_says_of_growth(
+    deployment: MoEDeployment, rate: ScalingRate | None
+) -> None:
+    up = ScaleUp(policies=(rate,)) if rate is not None else ScaleUp(select_policy=Select.DISABLED)
+    bounds = {"minimum": 0, "maximum": 4, "behavior": ScalingBehavior(scale_up=up)}
+    spec = PolicySpec(TargetRef("tiny"), EngineBounds(**bounds), WorkerBounds(**bounds), idle=IdleSpec(5))
+    policy = scaling.policy_of(spec, deployment, None)
+    nobody = PoolCount(0, 0)
+    nothing = Observation(100.0, nobody, nobody, 100.0)
+    asleep = policy_status.begun(policy_status.restored({"desired": {"engines": 0, "experts": 0}}, 100.0), nothing)
+    still, state = scaling.decide_sizes(nothing, asleep, policy, deployment, None)
+    assert still.sizes == Sizes(0, 0)
+    seen = Observation(110.0, nobody, nobody, 110.0, queued=1.0, queued_tokens=20.0)
+    assert scaling.decide_sizes(seen, state, policy, deployment, None)[0].sizes == Sizes(1, 1)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -12,6 +12,9 @@ from flexpert_operator.autoscale.observation import Counters, Observation, PoolC
 from flexpert_operator.decide.observation import Pool
 from flexpert_proto.measuring import Figures
 
+WAITING = ("ingress_waiting", "ingress_waiting_tokens", "engine_waiting", "engine_waiting_tokens", "engine_running")
+"""Gauges of the requests that a pool without engines or workers cannot serve, and of their prompts."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -102,5 +105,4 @@ def mean_of(layers: tuple[float, ...]) -> float:
 def waits(pool: Pool) -> bool:
     """Whether there is a request that a pool without engines or workers cannot serve: in an ingress or in an engine."""
     figures = pool.figures
-    names = ("ingress_waiting", "engine_waiting", "engine_running")
-    return figures is not None and sum(figures.gauge(name) for name in names) > 0
+    return figures is not None and sum(figures.gauge(name) for name in WAITING) > 0

@@ -59,6 +59,7 @@ class Outcome:
         policy: That was decided by.
         observation: That was decided from.
         scale_up_s: Measured time from a decision to ready members; None where nothing has grown yet.
+        serving: Whether the target has engines and workers that serve, as its status says.
     """
 
     now: float
@@ -68,6 +69,7 @@ class Outcome:
     policy: Policy | None = None
     observation: Observation | None = None
     scale_up_s: float | None = None
+    serving: bool = True
 
 
 # ---- from a status
@@ -216,14 +218,14 @@ def conditions_of(outcome: Outcome) -> tuple[Condition, ...]:
             Condition(BUDGET_EXHAUSTED, ConditionStatus.UNKNOWN, BudgetReason.NOTHING_DECIDED, nothing),
         )
     return (
-        active_condition(outcome.decision, outcome.policy, outcome.observation),
+        active_condition(outcome.decision, outcome.policy, outcome.serving),
         Condition(ABLE_TO_SCALE, yes, AbleReason.READY, f"{outcome.policy.target} is scaled by this policy"),
         limited_condition(outcome.decision),
         budget_condition(outcome.decision, outcome.policy, outcome.observation),
     )
 
 
-def active_condition(decision: Decision, policy: Policy, observation: Observation | None) -> Condition:
+def active_condition(decision: Decision, policy: Policy, serving: bool) -> Condition:
     """Whether decisions are made from what is measured, and carried out."""
     yes, no = ConditionStatus.TRUE, ConditionStatus.FALSE
     if policy.pause:
@@ -232,9 +234,13 @@ def active_condition(decision: Decision, policy: Policy, observation: Observatio
         return Condition(
             SCALING_ACTIVE, no, ActiveReason.DRY_RUN, f"spec.dryRun is true; it would be: {decision.reason}"
         )
+    asleep = 0 in (decision.sizes.engines, decision.sizes.experts)
+    if Limit.STALE in decision.limits and not (serving or asleep):
+        why = f"{policy.target} does not serve its model yet: {decision.sizes} are asked for"
+        return Condition(SCALING_ACTIVE, no, ActiveReason.NOT_SERVING, why)
     if Limit.STALE in decision.limits:
         return Condition(SCALING_ACTIVE, no, ActiveReason.STALE_METRICS, decision.reason)
-    if 0 in (decision.sizes.engines, decision.sizes.experts):
+    if asleep:
         return Condition(SCALING_ACTIVE, yes, ActiveReason.IDLE, decision.reason)
     return Condition(SCALING_ACTIVE, yes, ActiveReason.DECIDING, decision.reason)
 

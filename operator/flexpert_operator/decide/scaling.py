@@ -136,6 +136,10 @@ def _target_problems(policy: Policy, deployment: MoEDeployment, facts: ModelFact
             f"spec.budget.devices: {policy.devices} is below {fewest}, which one engine and the {least} workers that "
             "the experts fit into take"
         )
+    safe = Sizes(policy.stale.engines, round_up(policy.stale.experts, step))
+    if policy.devices is not None and safe.devices(policy) > policy.devices:
+        takes = f"this safe floor takes {safe.devices(policy)} devices"
+        yield f"spec.stale: {takes}, spec.budget.devices allows {policy.devices}"
 
 
 def least_workers(deployment: MoEDeployment, facts: ModelFacts | None) -> int:
