@@ -1,5 +1,6 @@
 """MoEAutoscalingPolicy and MoEScaler as the API server takes them: what is refused is refused with its field."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ NOW = "2026-01-01T00:00:00Z"
 RULES = CelRules()
 TARGET = {"targetRef": {"name": "tiny-moe"}}
 NIGHT = {"start": "0 22 * * *", "durationSeconds": 3600}
+POLICY_VALUE = "spec.experts.behavior.scaleUp.policies[0].value"
+ENGINES_DOWN = "spec.engines.behavior.scaleDown"
 
 
 def admit(kind: Kind, spec: Object, old: Object | None = None) -> tuple[Object | None, list[str]]:
@@ -88,21 +91,33 @@ def test_a_full_policy_is_taken_and_read() -> None:
     assert found.engines.behavior.scale_down.stabilization_window_s is None
 
 
+CONTRADICTIONS: tuple[tuple[Object, str], ...] = (
+    ({"engines": {"min": 5, "max": 4}}, "spec.engines.max"),
+    ({"experts": {"min": 20}}, "spec.experts.max"),
+    ({"engines": {"min": 0}}, "spec.engines.min"),
+    ({"experts": {"min": 0}}, "spec.experts.min"),
+    ({"idle": {}}, "spec.idle"),
+    ({"schedule": [NIGHT, NIGHT | {"engines": 99}]}, "spec.schedule"),
+    ({"schedule": [NIGHT | {"experts": 7}], "experts": {"max": 6}}, "spec.schedule"),
+    ({"stale": {"afterSeconds": 60, "safeAfterSeconds": 30}}, "spec.stale.safeAfterSeconds"),
+    ({"stale": {"engines": 3}, "engines": {"max": 2}}, "spec.stale.engines"),
+    ({"stale": {"experts": 17}}, "spec.stale.experts"),
+)
+"""What a policy may not say together with something else, and the field that is named."""
+
+
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
-        ({"engines": {"min": 5, "max": 4}}, "spec.engines.max"),
-        ({"experts": {"min": 20}}, "spec.experts.max"),
-        ({"experts": {"min": 0}}, "spec.experts.min"),
-        ({"idle": {}}, "spec.idle"),
-        ({"schedule": [NIGHT | {"engines": 99}]}, "spec.schedule"),
+        *CONTRADICTIONS,
         ({"schedule": [NIGHT | {"start": "at night"}]}, "spec.schedule[0].start"),
         ({"schedule": [{"start": "0 22 * * *"}]}, "spec.schedule[0].durationSeconds"),
-        ({"stale": {"afterSeconds": 60, "safeAfterSeconds": 30}}, "spec.stale.safeAfterSeconds"),
-        ({"stale": {"experts": 17}}, "spec.stale.experts"),
         ({"objectives": {"percentile": 100}}, "spec.objectives.percentile"),
         ({"budget": {"devices": 0}}, "spec.budget.devices"),
+        ({"experts": {"behavior": {"scaleUp": {"policies": [{"value": 0, "periodSeconds": 60}]}}}}, POLICY_VALUE),
+        ({"engines": {"behavior": {"scaleDown": {"selectPolicy": "Most"}}}}, f"{ENGINES_DOWN}.selectPolicy"),
         ({"targetRef": {"name": "x", "kind": "Deployment"}}, "spec.targetRef.kind"),
+        ({"targetRef": {"name": "x", "apiVersion": "v1"}}, "spec.targetRef.apiVersion"),
         ({"forecast": {"mode": "Sometimes"}}, "spec.forecast.mode"),
         ({"expertz": {}}, "spec.expertz"),
     ],
@@ -113,10 +128,24 @@ def test_a_policy_that_contradicts_itself_is_refused_with_the_field(changes: Obj
     assert path in refused
 
 
+def rules(schema: Object, path: str = "spec") -> Iterator[str]:
+    """Fields to which the rules of a schema point, one for each rule."""
+    for rule in schema.get("x-kubernetes-validations", ()):
+        yield path + rule.get("fieldPath", "")
+    for name, inner in schema.get("properties", {}).items():
+        yield from rules(inner.get("items", inner), f"{path}.{name}")
+
+
+def test_each_rule_is_met_above() -> None:
+    spec = definition(POLICY, core_schema)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    assert sorted(rules(spec)) == sorted([*(path for _, path in CONTRADICTIONS), "spec.targetRef"])
+
+
 def test_a_target_stays() -> None:
     stored, _ = admit(POLICY, TARGET)
     assert admit(POLICY, {"targetRef": {"name": "other"}}, stored) == (None, ["spec.targetRef"])
     scaler, _ = admit(SCALER, TARGET)
+    assert admit(SCALER, {"targetRef": {"name": "other"}}, scaler) == (None, ["spec.targetRef"])
     assert admit(SCALER, TARGET | {"pool": "Experts"}, scaler) == (None, ["spec.pool"])
 
 
