@@ -5,11 +5,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flexpert_operator.autoscale import InvalidPolicy, Policy, Sizes, check
 from flexpert_operator.autoscale.policy import Behavior, Bounds, Direction, Forecast, Objectives
 from flexpert_operator.autoscale.queueing import Demand, need
 from flexpert_operator.cli.errors import CliError
+from flexpert_operator.cli.policy_file import AsOperated, PolicyFile, moment, read_policy
 from flexpert_operator.cli.profile import profile_from
 from flexpert_operator.simulate import Arrivals, Device, Scaler, report, simulate
 from flexpert_operator.simulate.arrivals import InvalidArrivals, Lengths, bursty, diurnal, poisson, read_csv
@@ -20,6 +22,24 @@ MOST_REQUESTS = 1_000_000
 """Simulated one by one; of more, each stands for several."""
 
 SCALERS = ("flexpert", "none", "replicas", "restart", "hpa", "oracle")
+
+HPA_DOWN_S = 300.0
+"""Stabilisation window of HPA for shrinking, where it is not said."""
+
+BEGIN = "2026-01-05T00:00:00Z"
+"""A Monday."""
+
+WISHES: dict[str, Any] = {
+    "ttft": 500.0,
+    "tpot": 50.0,
+    "percentile": 99.0,
+    "max_engines": 64,
+    "max_workers": 256,
+    "devices": None,
+    "down_window": None,
+    "forecast": None,
+}
+"""Options that describe a policy, and what they are where they are left out and there is no `--policy`."""
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,14 +54,25 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     load.add_argument("--answer", type=_positive, default=128.0, metavar="TOKENS", help="mean (128)")
     load.add_argument("--seed", type=int, default=0)
     wish = parser.add_argument_group("what is wanted")
-    wish.add_argument("--ttft", type=_positive, default=500.0, metavar="MS", help="time to first token (500)")
-    wish.add_argument("--tpot", type=_positive, default=50.0, metavar="MS", help="time per token (50)")
-    wish.add_argument("--percentile", type=float, default=99.0, help="of the requests (99)")
-    wish.add_argument("--max-engines", type=int, default=64)
-    wish.add_argument("--max-workers", type=int, default=256)
+    wish.add_argument(
+        "--policy", metavar="FILE.yaml", help="a MoEAutoscalingPolicy, maybe with its target; instead of what follows"
+    )
+    wish.add_argument(
+        "--begin",
+        type=_moment,
+        metavar="TIME",
+        help="of the first request, for the policy's schedule (a Monday, 0:00 UTC)",
+    )
+    wish.add_argument("--ttft", type=_positive, metavar="MS", help="time to first token (500)")
+    wish.add_argument("--tpot", type=_positive, metavar="MS", help="time per token (50)")
+    wish.add_argument("--percentile", type=float, help="of the requests (99)")
+    wish.add_argument("--max-engines", type=int, help="(64)")
+    wish.add_argument("--max-workers", type=int, help="(256)")
     wish.add_argument("--devices", type=int, help="budget of both together")
-    wish.add_argument("--down-window", type=float, default=300.0, metavar="SECONDS", help="stabilisation (300)")
-    wish.add_argument("--forecast", action="store_true", help="use a seasonal forecast")
+    wish.add_argument(
+        "--down-window", type=float, metavar="SECONDS", help="stabilisation (learnt; 300 for hpa and replicas)"
+    )
+    wish.add_argument("--forecast", action="store_true", default=None, help="use a seasonal forecast")
     how = parser.add_argument_group("how")
     how.add_argument("--device", metavar="FILE.json", help="device profile; see docs/autoscaling.md")
     how.add_argument(
@@ -59,11 +90,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(options: argparse.Namespace) -> int:
     """Simulate, and print what came of it."""
-    policy, device = policy_of(options), _device(options)
+    device = _device(options)
+    file = _policy_file(options, device)
+    policy = policy_of(options) if file is None else file.policy
     arrivals, weight = _arrivals(options)
     outcomes = [
-        simulate(arrivals, device, scaler, policy, weight=weight, step_s=options.step)
-        for scaler in _scalers(options, policy, device, arrivals, weight)
+        simulate(arrivals, device, scaler, policy, weight=weight, step_s=options.step, look_s=_look_s(scaler))
+        for scaler in _scalers(options, policy, device, arrivals, weight, file)
     ]
     if options.format == "json":
         print(json.dumps([report.json_of(one, policy) for one in outcomes]))
@@ -79,22 +112,39 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _policy_file(options: argparse.Namespace, device: Device) -> PolicyFile | None:
+    if options.policy is None:
+        if options.begin is not None:
+            raise CliError("--begin needs --policy: it is for the windows of its schedule")
+        return None
+    beside = [name for name in WISHES if getattr(options, name) is not None]
+    if beside:
+        raise CliError(f"--{beside[0].replace('_', '-')}: --policy {options.policy} says what is wanted")
+    return read_policy(options.policy, device)
+
+
+def _look_s(scaler: Scaler) -> float | None:
+    """Between two looks, where it is not the scaler's own."""
+    return scaler.file.spec.interval_s if isinstance(scaler, AsOperated) else None
+
+
 def policy_of(options: argparse.Namespace) -> Policy:
     """The policy that the options describe.
 
     Raises:
         CliError: They contradict each other.
     """
-    behavior = Behavior(down=Direction(stabilisation_s=options.down_window))
+    wish = {name: value if getattr(options, name) is None else getattr(options, name) for name, value in WISHES.items()}
+    behavior = Behavior(down=Direction(stabilisation_s=wish["down_window"]))
     policy = Policy(
         target="simulated",
-        engines=Bounds(1, options.max_engines),
-        experts=Bounds(1, options.max_workers),
-        devices=options.devices,
-        objectives=Objectives(options.ttft / 1000, options.tpot / 1000, options.percentile / 100),
+        engines=Bounds(1, wish["max_engines"]),
+        experts=Bounds(1, wish["max_workers"]),
+        devices=wish["devices"],
+        objectives=Objectives(wish["ttft"] / 1000, wish["tpot"] / 1000, wish["percentile"] / 100),
         engines_behavior=behavior,
         experts_behavior=behavior,
-        forecast=Forecast(_season(options)) if options.forecast else None,
+        forecast=Forecast(_season(options)) if wish["forecast"] else None,
     )
     try:
         return check(policy)
@@ -141,22 +191,26 @@ def _arrivals(options: argparse.Namespace) -> tuple[Arrivals, float]:
 
 
 def _scalers(
-    options: argparse.Namespace, policy: Policy, device: Device, arrivals: Arrivals, weight: float
+    options: argparse.Namespace,
+    policy: Policy,
+    device: Device,
+    arrivals: Arrivals,
+    weight: float,
+    file: PolicyFile | None,
 ) -> list[Scaler]:
     seconds = max(arrivals.duration_s, 1e-9)
     start = size_for(_demand(arrivals, weight, 0.0, min(60.0, seconds)), policy, device)
     mean = _demand(arrivals, weight, 0.0, seconds)
-    ours = Ours(start, policy, device.profile())
+    down_s = HPA_DOWN_S if options.down_window is None else options.down_window
+    ours = _ours(options, start, policy, device, file)
     unit = size_for(replace(mean, prompt=mean.prompt / 4, generated=mean.generated / 4), policy, device)
     ahead = device.engine_start_s + device.worker_start_s + device.fill_s(start.experts) + 30.0
     known: dict[str, Callable[[], Scaler]] = {
         "flexpert": lambda: ours,
         "none": lambda: Fixed(busiest(arrivals, weight, policy, device)),
-        "replicas": lambda: Hpa(
-            unit, policy, options.utilisation, unit, options.down_window, "replicas", device.restart_s
-        ),
+        "replicas": lambda: Hpa(unit, policy, options.utilisation, unit, down_s, "replicas", device.restart_s),
         "restart": lambda: ColdRestart(replace(ours), device.restart_s, 2 * device.restart_s),
-        "hpa": lambda: Hpa(start, policy, options.utilisation, None, options.down_window),
+        "hpa": lambda: Hpa(start, policy, options.utilisation, None, down_s),
         "oracle": lambda: Oracle(start, policy, arrivals, device, ahead, weight),
     }
     names = options.scalers.split(",")
@@ -164,6 +218,13 @@ def _scalers(
     if unknown:
         raise CliError(f"--scalers {options.scalers}: {unknown[0]!r} is not one of {', '.join(known)}")
     return [known[name]() for name in names]
+
+
+def _ours(options: argparse.Namespace, start: Sizes, policy: Policy, device: Device, file: PolicyFile | None) -> Ours:
+    if file is None:
+        return Ours(start, policy, device.profile())
+    begin_s = moment(BEGIN) if options.begin is None else options.begin
+    return AsOperated(file.start(start), policy, device.profile(), file=file, begin_s=begin_s)
 
 
 def size_for(demand: Demand, policy: Policy, device: Device) -> Sizes:
@@ -184,6 +245,13 @@ def _demand(arrivals: Arrivals, weight: float, start: float, window_s: float) ->
     factor = weight / window_s
     prompt, answer = arrivals.prompt[first:last].sum(), arrivals.answer[first:last].sum()
     return Demand(float(prompt) * factor, float(answer) * factor, (last - first) * factor)
+
+
+def _moment(text: str) -> float:
+    try:
+        return moment(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no time such as {BEGIN}") from None
 
 
 def _positive(text: str) -> float:
