@@ -4,13 +4,17 @@
 batch of frames: drawing every byte by itself costs more than the ports do.
 """
 
+import json
 import math
 import os
 import random
+import socket
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+import psutil
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
@@ -32,7 +36,25 @@ _RANGES = {
     FieldDescriptor.CPPTYPE_ENUM: (0, 2**31 - 1),
 }
 
+HTTP = (
+    b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 14\r\n\r\n" + b'{"prompt":"a"}'
+)
+
 Make = Callable[[random.Random], bytes]
+
+
+def strangers(port: int, tls: ssl.SSLContext | None = None) -> Callable[[bytes], None]:
+    """Sends each frame over a connection of its own, and hangs up."""
+
+    def send(data: bytes) -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            if tls is None:
+                connection.sendall(data)
+                return
+            with tls.wrap_socket(connection, server_hostname="127.0.0.1") as secured:
+                secured.sendall(data)
+
+    return send
 
 
 def send_all(make: Make, check: Callable[[bytes], None], number: int = NUM_FRAMES) -> None:
@@ -57,6 +79,21 @@ def send_all(make: Make, check: Callable[[bytes], None], number: int = NUM_FRAME
                 raise
 
     send_batch()
+
+
+def own_memory() -> int:
+    """Bytes of this process that are in memory."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def flat(attack: Callable[[int], None], memory: Callable[[], int] = own_memory, number: int = NUM_FRAMES) -> None:
+    """Send one half of the frames, then the other: the second one adds next to nothing to the memory; says how much."""
+    attack(number // 2)
+    before = memory()
+    attack(number - number // 2)
+    grown = memory() - before
+    print(f"{number} frames; memory grew by {grown / 2**20:.1f} MiB in the second half")
+    assert grown < GROWTH_BYTES
 
 
 def broken(*valid: bytes) -> Make:
@@ -133,6 +170,16 @@ def _value(field: FieldDescriptor, rng: random.Random) -> Any:
         return rng.random() < 0.5
     text = rng.choice(_TEXT)
     return text.encode() if field.type == FieldDescriptor.TYPE_BYTES else text
+
+
+def bodies(valid: dict[str, Any], *others: str) -> Make:
+    """JSON of a valid body in which some fields, these others among them, are of any value."""
+
+    def make(rng: random.Random) -> bytes:
+        fields = rng.sample([*valid, *others], rng.randint(1, 3))
+        return json.dumps({**valid, **{field: anything(rng) for field in fields}}, default=repr).encode()
+
+    return make
 
 
 def structures(*valid: Any) -> Make:

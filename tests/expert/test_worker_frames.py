@@ -3,7 +3,7 @@
 import contextlib
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 import zmq
-from malformed import GROWTH_BYTES, NUM_FRAMES, broken, either, send_all, structures
+from malformed import NUM_FRAMES, broken, either, flat, send_all, structures
 
 from flexpert_workers.expert.dispatch_server import _decoder as dispatch_decoder
 from flexpert_workers.messages import UNREADABLE, control
@@ -64,15 +64,6 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         assert process.poll() is None
 
 
-def flat(victim: Victim, send: Callable[[int], None]) -> None:
-    """Send one half of the frames, then the other: the second one adds nothing."""
-    send(NUM_FRAMES // 2)
-    before = victim.memory()
-    send(NUM_FRAMES - NUM_FRAMES // 2)
-    assert victim.memory() - before < GROWTH_BYTES
-    victim.still_serves()
-
-
 def test_bytes_that_are_no_message_end_their_connection(victim: Victim) -> None:
     header = stream._HEADER.pack(stream._MAGIC, 2, 8, 64, *[0] * 12)
 
@@ -82,7 +73,7 @@ def test_bytes_that_are_no_message_end_their_connection(victim: Victim) -> None:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 raw.sendall(data)
 
-    flat(victim, lambda number: send_all(broken(header + bytes(128), header), send, number))
+    flat(lambda number: send_all(broken(header + bytes(128), header), send, number), victim.memory)
 
 
 def test_dispatches_that_make_no_sense_are_refused(victim: Victim) -> None:
@@ -104,7 +95,7 @@ def test_dispatches_that_make_no_sense_are_refused(victim: Victim) -> None:
         finally:
             peer.close()
 
-    flat(victim, lambda number: send_all(header, send, number))
+    flat(lambda number: send_all(header, send, number), victim.memory)
 
 
 def readable(data: bytes) -> bool:
@@ -136,4 +127,4 @@ def test_control_requests_that_make_no_sense_are_refused(victim: Victim) -> None
             assert dealer.poll(60_000), "no answer"
             msgspec.msgpack.decode(dealer.recv(), type=control.ControlReply)
 
-        flat(victim, lambda number: send_all(frames, send, number))
+        flat(lambda number: send_all(frames, send, number), victim.memory)

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import random
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,7 +24,18 @@ from google.protobuf.message import Message
 from ingress_fake_engine import FakeEngine, Options, expected_token
 from ingress_fake_pool import FakePool
 from ingress_program import ingress_process
-from malformed import GROWTH_BYTES, NUM_FRAMES, Make, anything, broken, either, messages, send_all, structures
+from malformed import (
+    HTTP,
+    NUM_FRAMES,
+    bodies,
+    broken,
+    either,
+    flat,
+    messages,
+    send_all,
+    strangers,
+    structures,
+)
 
 from flexpert_proto import generation_pb2 as pb
 from flexpert_proto import open_inference_pb2 as oip
@@ -34,6 +44,7 @@ from flexpert_workers.engine.frontend import Frontend
 from flexpert_workers.ingress import Ingress
 from flexpert_workers.messages.generation import Cancel, GenerationReply, Ping, Pong, Sampling, Submit
 
+pytestmark = pytest.mark.timeout(max(300, NUM_FRAMES))
 Start = Callable[..., Any]
 GENERATE = "/flexpert.v1.Generation/Generate"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -112,7 +123,7 @@ RIGHT_STATUSES = {
 async def test_malformed_messages_get_the_right_status(victim: Victim, method: str, valid: tuple[Message, ...]) -> None:
     frames = either(broken(*(one.SerializeToString() for one in valid)), messages(type(valid[0]), *valid))
 
-    def attack() -> None:
+    def attack(number: int) -> None:
         with grpc.insecure_channel(f"127.0.0.1:{victim.grpc_port}") as channel:
             call = channel.unary_stream(method)
 
@@ -123,9 +134,9 @@ async def test_malformed_messages_get_the_right_status(victim: Victim, method: s
                 except grpc.RpcError as error:
                     assert error.code() in RIGHT_STATUSES, error  # noqa: PT017 - a wrong one is the failure
 
-            send_all(frames, send)
+            send_all(frames, send, number)
 
-    await asyncio.to_thread(attack)
+    await asyncio.to_thread(flat, attack, victim.memory)
 
 
 COMPLETION = {"model": "tiny", "prompt": ["import", "os"], "max_tokens": 2, "n": 1, "stop": ["a"], "logprobs": 1}
@@ -133,19 +144,9 @@ CHAT = {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]
 OTHER = ("stream", "seed", "user", "metadata", "other")
 
 
-def changed(body: dict[str, Any]) -> Make:
-    """The body with some fields of any value."""
-
-    def make(rng: random.Random) -> bytes:
-        fields = rng.sample([*body, *OTHER], rng.randint(1, 3))
-        return json.dumps({**body, **{field: anything(rng) for field in fields}}, default=repr).encode()
-
-    return make
-
-
 @pytest.mark.parametrize(("path", "body"), [("/v1/completions", COMPLETION), ("/v1/chat/completions", CHAT)])
 async def test_malformed_bodies_get_openais_errors(victim: Victim, path: str, body: dict[str, Any]) -> None:
-    def attack() -> None:
+    def attack(number: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", victim.http_port, timeout=60)
 
         def check(data: bytes) -> None:
@@ -158,58 +159,43 @@ async def test_malformed_bodies_get_openais_errors(victim: Victim, path: str, bo
                 assert error["type"] == "invalid_request_error"
                 assert error["message"]
 
-        send_all(either(broken(json.dumps(body).encode()), changed(body)), check)
+        send_all(either(broken(json.dumps(body).encode()), bodies(body, *OTHER)), check, number)
         connection.close()
 
-    await asyncio.to_thread(attack)
+    await asyncio.to_thread(flat, attack, victim.memory)
 
 
-HTTP = (
-    b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 14\r\n\r\n" + b'{"prompt":"a"}'
-)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
 
 
-async def test_what_is_no_http_ends_its_connection(victim: Victim) -> None:
-    def check(data: bytes) -> None:
-        with socket.create_connection(("127.0.0.1", victim.http_port), timeout=30) as connection:
-            connection.sendall(data)
-
-    await asyncio.to_thread(send_all, broken(HTTP), check)
-
-
-async def test_what_is_no_http2_ends_its_connection(victim: Victim) -> None:
-    def check(data: bytes) -> None:
-        with socket.create_connection(("127.0.0.1", victim.grpc_port), timeout=30) as connection:
-            connection.sendall(data)
-
-    await asyncio.to_thread(send_all, broken(PREFACE), check)
+@pytest.mark.parametrize(("frame", "port"), [(HTTP, "http_port"), (PREFACE, "grpc_port")], ids=["http", "grpc"])
+async def test_what_is_no_request_at_all_ends_its_connection(victim: Victim, frame: bytes, port: str) -> None:
+    send = strangers(getattr(victim, port))
+    await asyncio.to_thread(flat, lambda number: send_all(broken(frame), send, number), victim.memory)
 
 
 async def test_memory_is_flat(victim: Victim) -> None:
     """Rounds of requests, errors and early ends; what later rounds add is bounded."""
 
     def attack() -> None:
-        bodies = [
+        asks = [
             b'{"prompt": "import os", "max_tokens": 20, "logprobs": 5, "stream": true}',
             b'{"prompt": "import os", "top_p": 7}',
             b"\xff" * 5000,
             b'{"messages": [{"role": "user", "content": "a"}], "max_tokens": 5, "n": 4}',
         ]
-        for body in bodies:
+        for body in asks:
             post(victim.http_port, body, "/v1/chat/completions" if b"messages" in body else "/v1/completions")
         with socket.create_connection(("127.0.0.1", victim.http_port), timeout=30) as connection:
             connection.sendall(
                 b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 9000
             )
 
-    rounds = max(60, NUM_FRAMES // 25)
-    for _ in range(rounds // 2):
-        await asyncio.to_thread(attack)
-    before = victim.memory()
-    for _ in range(rounds):
-        await asyncio.to_thread(attack)
-    assert victim.memory() - before < GROWTH_BYTES
+    def rounds(number: int) -> None:
+        for _ in range(number):
+            attack()
+
+    await asyncio.to_thread(flat, rounds, victim.memory, max(120, NUM_FRAMES // 25))
 
 
 async def ended(ingress: Ingress) -> None:

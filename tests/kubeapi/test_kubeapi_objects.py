@@ -278,6 +278,21 @@ def test_rules_of_containers(bench, container, path):
     assert refused.value.details["causes"][0]["field"] == f"spec.containers[0].{path}"
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields", "path"),
+    [
+        ("secrets", {"data": {"a": "not base64!"}}, "data[a]"),
+        ("configmaps", {"binaryData": {"a": "YQ"}}, "binaryData[a]"),
+        ("secrets", {"type": "kubernetes.io/tls", "stringData": {"tls.crt": "c"}}, "data[tls.key]"),
+    ],
+)
+def test_rules_of_secrets_and_config_maps(bench, kind, fields, path):
+    with pytest.raises(Invalid) as refused:
+        bench.create(kind, {"metadata": {"name": "s"}} | fields)
+    assert [cause["field"] for cause in refused.value.details["causes"]] == [path]
+    assert "not base64!" not in str(refused.value)
+
+
 def test_what_an_update_may_not_change(bench):
     bench.create(DEPLOYMENTS, deployment())
     bench.create("pods", pod())

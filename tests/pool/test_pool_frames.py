@@ -1,17 +1,20 @@
-"""PoolControl and PoolMembership are sent what is no message, and messages that ask for what cannot be."""
+"""A pool controller's ports are sent what is no message, and messages that ask for what cannot be."""
 
 import asyncio
+import http.client
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
-import psutil
 import pytest
 from google.protobuf.message import Message
-from malformed import GROWTH_BYTES, NUM_FRAMES, broken, either, messages, send_all
+from malformed import HTTP, NUM_FRAMES, bodies, broken, either, flat, messages, send_all, strangers
 
 from flexpert_proto import pool_pb2 as pb
+from flexpert_workers.pool.metrics_server import serve_metrics
 from flexpert_workers.pool.service import serve
+from flexpert_workers.ui import serve_ui
 
 pytestmark = pytest.mark.timeout(max(300, NUM_FRAMES))
 RIGHT = {
@@ -96,15 +99,40 @@ async def test_what_is_malformed_gets_the_right_status(rig: Any) -> None:
                 frames = either(broken(valid.SerializeToString()), messages(kind, valid))
                 send_all(frames, lambda frame, method=method: sender.send(method, frame), number)
 
-    share = max(20, NUM_FRAMES // len(asked))
-    await asyncio.to_thread(attack, share // 2)
-    before = psutil.Process().memory_info().rss
-    await asyncio.to_thread(attack, share - share // 2)
-    assert psutil.Process().memory_info().rss - before < GROWTH_BYTES
+    await asyncio.to_thread(flat, attack, number=max(20, NUM_FRAMES // len(asked)))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         ask = channel.unary_unary("/flexpert.v1.PoolControl/GetPool", response_deserializer=pb.Pool.FromString)
         assert (await ask(b"", timeout=60)).incarnation == rig.controller.incarnation
     await server.stop(None)
+
+
+PLAN_BODY = {"without": ["w-1"], "replicas": 1, "moves": 3, "seconds": 0.1}
+
+
+async def test_page_and_metrics_take_any_bytes(rig: Any) -> None:
+    page, metrics = await serve_ui(rig.controller, "127.0.0.1:0"), await serve_metrics(rig.controller, "127.0.0.1:0")
+
+    def ask(method: str, port: int, path: str, body: bytes | None = None) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            connection.request(method, path, body, {"content-type": "application/json"})
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    def plan(body: bytes) -> None:
+        assert ask("POST", page.port, "/ui/api/plan", body) in (400, 409)  # there is nothing to plan here
+
+    def attack(number: int) -> None:
+        for port, path in ((page.port, b"/ui/api/plan"), (metrics.port, b"/metrics")):
+            send_all(broken(HTTP.replace(b"/v1/completions", path)), strangers(port), number)
+        send_all(either(broken(json.dumps(PLAN_BODY).encode()), bodies(PLAN_BODY, "other")), plan, number)
+
+    await asyncio.to_thread(flat, attack)
+    assert await asyncio.to_thread(ask, "GET", page.port, "/ui/api/pool") == 200
+    assert await asyncio.to_thread(ask, "GET", metrics.port, "/metrics") == 200
+    await page.stop()
+    await metrics.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -143,4 +143,6 @@ def newly_blocked_owners(body: Any, live: JsonObject | None) -> list[JsonObject]
 def _blocked_owners(obj: Any) -> list[JsonObject]:
     metadata = obj.get("metadata") if isinstance(obj, dict) else None
     references = metadata.get("ownerReferences") if isinstance(metadata, dict) else None
-    return [one for one in references or () if isinstance(one, dict) and one.get("blockOwnerDeletion")]
+    if not isinstance(references, list):
+        return []
+    return [one for one in references if isinstance(one, dict) and one.get("blockOwnerDeletion")]

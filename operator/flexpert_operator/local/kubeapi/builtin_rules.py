@@ -4,6 +4,8 @@
 API server's; the rules are those that manifests break in practice, not all there are.
 """
 
+import base64
+import binascii
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +23,8 @@ from flexpert_operator.local.kubeapi.selectors import parse_label_selector_objec
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_TYPED = {"kubernetes.io/tls": ("tls.crt", "tls.key"), "kubernetes.io/dockerconfigjson": (".dockerconfigjson",)}
+"""Keys that a Secret of this type must have."""
 _WORKLOADS = frozenset({"Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"})
 _POD_UPDATE = (
     "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"
@@ -44,9 +48,27 @@ def _by_itself(kind: str, obj: JsonObject) -> Iterator[FieldError]:
         yield from _pod_spec(dig(spec, ("template", "spec")) or {}, "spec.template.spec")
     elif kind == "Service":
         yield from _service_ports(spec.get("ports") or [])
+    elif kind == "Secret":
+        yield from _base64(obj, "data")
+        yield from (required(f"data[{key}]") for key in _TYPED.get(obj.get("type", ""), ()) if key not in _data(obj))
+    elif kind == "ConfigMap":
+        yield from _base64(obj, "binaryData")
     replicas = spec.get("replicas")
     if kind in _WORKLOADS and isinstance(replicas, int) and replicas < 0:
         yield invalid_value("spec.replicas", replicas, "must be greater than or equal to 0")
+
+
+def _data(obj: JsonObject) -> JsonObject:
+    return obj.get("data") or {}
+
+
+def _base64(obj: JsonObject, field: str) -> Iterator[FieldError]:
+    """Values that are not base64; none is shown, since they are secret."""
+    for key, text in (obj.get(field) or {}).items():
+        try:
+            base64.b64decode(text or "", validate=True)
+        except binascii.Error:
+            yield invalid_value(f"{field}[{key}]", "", "illegal base64 data")
 
 
 def _as_update(kind: str, obj: JsonObject, old: JsonObject) -> Iterator[FieldError]:

@@ -135,6 +135,10 @@ class Timeout(ApiError):
     code, reason = 504, "Timeout"
 
 
+WRONG_TYPE = "FieldValueTypeInvalid"
+"""Reason of a field whose value is of another JSON type than the schema's."""
+
+
 @dataclass(frozen=True, slots=True)
 class FieldError:
     """One thing that is wrong with an object.
@@ -168,7 +172,7 @@ def invalid_value(path: str, value: Any, detail: str) -> FieldError:
 def wrong_type(path: str, actual: str, wanted: str) -> FieldError:
     """A value of another JSON type than the schema's."""
     detail = f'{path} in body must be of type {wanted}: "{actual}"'
-    return FieldError(path, "FieldValueTypeInvalid", f'Invalid value: "{actual}": {detail}', blocking=True)
+    return FieldError(path, WRONG_TYPE, f'Invalid value: "{actual}": {detail}', blocking=True)
 
 
 def required(path: str, detail: str = "") -> FieldError:

@@ -12,6 +12,7 @@ from flexpert_operator.local.kubeapi.builtin_kinds import CRDS
 from flexpert_operator.local.kubeapi.builtin_models import structural
 from flexpert_operator.local.kubeapi.cel import CelRules
 from flexpert_operator.local.kubeapi.errors import (
+    WRONG_TYPE,
     BadRequest,
     Conflict,
     FieldError,
@@ -44,7 +45,8 @@ def decode(resource: ResourceType, body: JsonObject) -> Decoded:
     """The object in a body, pruned to what its schema knows.
 
     Raises:
-        BadRequest: it is of another kind or version than the URL, or its metadata is not an object.
+        BadRequest: it is of another kind or version than the URL, or it, for a kind of one's own its metadata, has a
+            value of another JSON type than it should.
     """
     if not isinstance(body, dict) or not isinstance(body.get("metadata", {}), dict | None):
         raise BadRequest(f"the object provided is not a {resource.kind}")
@@ -60,6 +62,11 @@ def decode(resource: ResourceType, body: JsonObject) -> Decoded:
     meta_schema = structural("V1ObjectMeta")
     unknown = [f"metadata.{name}" for name in unknown_fields(meta_schema, obj["metadata"])]
     obj["metadata"] = prune(meta_schema, obj["metadata"])
+    errors = validate(meta_schema, obj["metadata"], "metadata")
+    errors += [] if resource.is_custom else validate(resource.schema, obj)
+    for error in errors:
+        if error.reason == WRONG_TYPE:
+            raise BadRequest(f"the object provided is not a {resource.kind}: {error.path}: {error.body}")
     rest = {name: value for name, value in obj.items() if name != "metadata"}
     unknown = unknown_fields(resource.schema, rest) + unknown
     return Decoded(prune(resource.schema, obj), tuple(unknown))
