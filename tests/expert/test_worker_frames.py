@@ -54,9 +54,9 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     config = harness.make_config("w", model.source, harness.short_dir(tmp_path_factory))
     with harness.worker_process(config) as (process, said):
         where = said()["control_endpoint"]
-        client = harness.client_of(where)
-        assert harness.prepare(client, "op", harness.all_experts()).done
-        state = client.request(control.Describe(), 30)
+        with harness.client_of(where) as client:
+            assert harness.prepare(client, "op", harness.all_experts()).done
+            state = client.request(control.Describe(), 30)
         found = Victim(process.pid, state.digest, state.incarnation, state.endpoint, where)
         found.still_serves()
         yield found

@@ -11,6 +11,7 @@ import zmq
 
 from flexpert_workers.messages import control
 from flexpert_workers.transport import ConnectionMonitor, PeerEvent, connect
+from flexpert_workers.transport.monitor import NEVER_MS
 
 _decoder: msgspec.msgpack.Decoder[control.ControlReply] = msgspec.msgpack.Decoder(control.ControlReply)
 
@@ -77,6 +78,7 @@ class ControlClient:
     def _connect(self) -> "tuple[zmq.Socket[Any], ConnectionMonitor]":
         sock = self._context.socket(zmq.DEALER)
         sock.linger = 0
+        sock.reconnect_ivl = NEVER_MS
         self._connection = (sock, ConnectionMonitor(sock))
         connect(sock, self.endpoint)
         return self._connection

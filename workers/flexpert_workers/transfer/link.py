@@ -11,11 +11,10 @@ from flexpert_proto.credentials import CredentialsError
 from flexpert_workers.messages import UNREADABLE, transfer
 from flexpert_workers.transfer.channel import Channel
 from flexpert_workers.transport.endpoints import connect
-from flexpert_workers.transport.monitor import ConnectionMonitor, PeerEvent
+from flexpert_workers.transport.monitor import NEVER_MS, ConnectionMonitor, PeerEvent
 from flexpert_workers.transport.sockets import is_readable
 
 _decoder: msgspec.msgpack.Decoder[transfer.TransferReply] = msgspec.msgpack.Decoder(transfer.TransferReply)
-_NEVER_MS = 24 * 3600 * 1000
 
 
 class LinkBroken(Exception):
@@ -113,7 +112,7 @@ class Link:
     def _connect(self) -> "tuple[zmq.Socket[Any], ConnectionMonitor]":
         sock = self._context.socket(zmq.DEALER)
         sock.linger = 0
-        sock.reconnect_ivl = _NEVER_MS  # a link that broke is made anew by its owner, if at all
+        sock.reconnect_ivl = NEVER_MS
         self._connection = (sock, ConnectionMonitor(sock))
         self._gone = False
         try:

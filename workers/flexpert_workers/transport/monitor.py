@@ -2,15 +2,22 @@
 
 A process that dies closes its connections, and the kernel says so within milliseconds: no time-out is needed for it.
 ZeroMQ would reconnect silently, so whoever owns the socket closes it when it sees `LOST` and makes a new one.
+
+Where news cannot be delivered ZeroMQ's own thread waits, and with it every socket of the context. So what watches is
+never gone before what is watched, and whoever does not read news all the time has no news of reconnecting: `NEVER_MS`.
 """
 
 import enum
+import weakref
 from typing import Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from flexpert_workers.transport.sockets import is_readable
+
+NEVER_MS = 24 * 3600 * 1000
+"""For `reconnect_ivl` of a socket whose owner makes a new one, if at all."""
 
 
 class PeerEvent(enum.Enum):
@@ -38,8 +45,8 @@ class ConnectionMonitor:
     """
 
     def __init__(self, sock: "zmq.Socket[Any]") -> None:
-        self._watched = sock
         self.socket: zmq.Socket[Any] = sock.get_monitor_socket(sum(event.value for event in _MEANING))
+        self._end = weakref.finalize(self, _end, sock, self.socket)
 
     def events(self) -> list[PeerEvent]:
         """The events since the last call, in order; does not wait."""
@@ -51,5 +58,11 @@ class ConnectionMonitor:
 
     def close(self) -> None:
         """Stop watching."""
-        self._watched.disable_monitor()
-        self.socket.close(linger=0)
+        self._end()
+
+
+def _end(watched: "zmq.Socket[Any]", news: "zmq.Socket[Any]") -> None:
+    """In this order, and also when both are dropped together: see above."""
+    if not watched.closed:
+        watched.disable_monitor()
+    news.close(linger=0)
