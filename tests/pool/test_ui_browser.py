@@ -23,7 +23,7 @@ HOT = [80, 10, 5, 5, 10, 10, 70, 10]
 SMALLEST = {"width": 320, "height": 640}
 BRIGHTNESS = """([row, column]) => {
   const canvas = document.querySelector('#heat-canvas'), scale = devicePixelRatio;
-  const x = 34 + (column + 0.1) * 64, y = 4 + (row + 0.25) * 28;
+  const x = 34 + (column + 0.1) * 64, y = 20 + (row + 0.25) * 28;
   return [...canvas.getContext('2d').getImageData(x * scale, y * scale, 1, 1).data].slice(0, 3).reduce((a, b) => a + b);
 }"""
 
@@ -35,11 +35,11 @@ async def browser() -> AsyncIterator[Any]:
 
 
 async def figure(page: Window, term: str) -> str:
-    """What is said of one of the figures at the top."""
-    pairs = await page.page.eval_on_selector_all(
-        "#figures > div", "all => all.map(one => [...one.children].map(x => x.textContent))"
+    """What is said of one of the figures at the top: its value, and what is written below it."""
+    said = await page.page.eval_on_selector_all(
+        "#now dl > div", "all => all.map(one => [...one.children].map(x => x.textContent))"
     )
-    return str(dict(pairs)[term])
+    return {name: f"{value} {further}".strip() for name, value, further in said}[term]
 
 
 async def figure_is(page: Window, term: str, true: Callable[[str], bool]) -> None:
@@ -66,6 +66,11 @@ async def tree(page: Window) -> set[tuple[str, str]]:
         for node in nodes
         if not node.get("ignored") and "role" in node
     }
+
+
+async def chart(page: Window) -> str:
+    """What is said of the timeline instead of its picture."""
+    return str(await page.page.get_attribute("#chart svg", "aria-label"))
 
 
 async def load(rig: Any, tokens: list[int]) -> None:
@@ -122,9 +127,9 @@ async def shows_epochs_and_moves(page: Window, rig: Any, names: list[str]) -> No
     for worker in rig.workers.up():
         worker.gate.clear()
     moving = asyncio.create_task(rig.reconfigure("swap", rig.spread(names[::-1]), Cause.REBALANCE))
-    await page.until("document.querySelector('#moves-summary').textContent.includes('coming')")
+    await page.until("document.querySelector('#moves-summary').textContent.includes('arriving')")
     rows = await page.rows("moves")
-    assert {row[3] for row in rows} == {"coming"}
+    assert {row[3] for row in rows} == {"arriving"}
     assert {(row[1], row[2]) for row in rows} <= {(a, b) for a in names for b in names}
     assert await page.page.get_attribute("#phases [aria-current]", "aria-current") == "step"
     assert await page.text("#phases [aria-current]") == "prepare"
@@ -135,6 +140,9 @@ async def shows_epochs_and_moves(page: Window, rig: Any, names: list[str]) -> No
     await figure_is(page, "Epoch", lambda text: text == "1.2")
     await page.until("document.querySelector('#announcement').textContent.includes('1.2')")
     await page.until("document.querySelectorAll('#history > tr').length === 2")
+    bands = "[...document.querySelectorAll('#chart .band title')].map(one => one.textContent.split(' ')[1]).join()"
+    await page.until(f"{bands} === '1.1,1.2'")
+    assert "2 reconfigurations, now epoch 1.2, 3 workers ready, 8 replicas" in await chart(page)
     assert (await page.rows("history"))[0][1:4] == ["1.2", "rebalance", "succeeded"]
 
 
@@ -142,12 +150,15 @@ async def shows_engines_and_latencies(page: Window, rig: Any) -> None:
     rig.controller.engines.register(Engine("e-1", Condition.READY, running=3, kv_use=0.25, generated_tokens=7))
     await page.until("document.querySelectorAll('#engines > tr').length === 1")
     assert (await page.rows("engines"))[0][:5] == ["e-1", "ready", "3", "0", "25 %"]
-    assert await figure(page, "To first token, p50 / p99") == "none lately"
+    assert await figure(page, "To first token") == "– none lately"
     recorder = Recorder(INGRESS)
     for _ in range(10):
         recorder.buckets["ingress_ttft_seconds"].observe(0.04)
     rig.controller.figures.note("ingress-1", recorder.read({}, {}))
-    await figure_is(page, "To first token, p50 / p99", lambda text: text == "40 ms / 50 ms")
+    await figure_is(page, "To first token", lambda text: text == "40 ms p99 50 ms")
+    await page.until("document.querySelector('#chart svg').ariaLabel.includes('40 ms to the first token')")
+    titles = await page.page.eval_on_selector_all("#chart .title", "all => all.map(one => one.textContent)")
+    assert {"Replicas of experts", "Tokens per second", "Time to first token", "Time between tokens"} <= set(titles)
 
 
 async def is_used_by_keyboard(page: Window) -> None:
@@ -206,9 +217,8 @@ async def tries_a_plan(page: Window, rig: Any) -> None:
     await page.page.keyboard.press("Enter")
     await page.until("document.querySelector('#plan-status').textContent.includes('Nothing was changed')")
     assert len(await page.rows("plan-peaks")) == 3
-    assert float(await page.text("#plan-figures > div:nth-child(2) dd")) <= float(
-        await page.text("#plan-figures > div:nth-child(1) dd")
-    )
+    now, then = [float(await page.text(f"#plan-figures > div:nth-child({one}) dd")) for one in (1, 2)]
+    assert then <= now
     await page.page.check("#plan-shown")
     assert "planned" in await page.text("#heat-about")
     await page.page.uncheck("#plan-shown")

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from flexpert_workers.ui import serve_ui
 MODEL = ModelFacts("pvc://models/olmoe", "", "Auto", "digest", "OlmoeForCausalLM", 16, 64, 8, 12 << 20)
 SPEC = PoolSpec("uid-1", "olmoe", "default", MODEL.source, engine_replicas=2, workers=6, standby_workers=1)
 SLOTS = [Slot(f"slot-{n}", pod=f"olmoe-experts-{n}", node=f"node-{n // 2}") for n in range(7)]
-COLOURS = 128
+COLOURS = 256
 BEAT_S = 0.1
+TOKENS_PER_S = 430
 
 
 class Scene:
@@ -34,7 +36,7 @@ class Scene:
         popular = [1.5 / (1 + place) ** 0.6 for place in range(MODEL.experts)]
         self._heat = [heat for _ in range(MODEL.layers) for heat in self._drawn.sample(popular, MODEL.experts)]
         self._measured = Recorder((*INGRESS, *ENGINE))
-        self._generated = [0, 0]
+        self._generated, self._at = [0, 0], time.monotonic()
 
     async def serve(self) -> None:
         """Compute tokens, for ever."""
@@ -48,6 +50,7 @@ class Scene:
                 self._measured.buckets["ingress_ttft_seconds"].observe(self._drawn.lognormvariate(-2, 0.5))
                 self._measured.buckets["ingress_tpot_seconds"].observe(self._drawn.lognormvariate(-3.7, 0.3))
                 self._measured.buckets["ingress_queue_seconds"].observe(self._drawn.lognormvariate(-5, 0.6))
+                self._measured.buckets["engine_step_seconds"].observe(self._drawn.lognormvariate(-3.8, 0.2))
                 self._measured.buckets["engine_step_tokens"].observe(self._drawn.randrange(20, 90))
             self.rig.controller.figures.note("ingress-1", self._measured.read({}, {}))
             await asyncio.sleep(BEAT_S)
@@ -68,7 +71,9 @@ class Scene:
         return {expert: then[expert] if number % 9 == 0 else now[expert] for number, expert in enumerate(sorted(now))}
 
     def _engines(self) -> list[Engine]:
-        self._generated = [count + self._drawn.randrange(36, 52) for count in self._generated]
+        before, self._at = self._at, time.monotonic()
+        lately = TOKENS_PER_S * (self._at - before)
+        self._generated = [count + round(lately * self._drawn.uniform(0.8, 1.2)) for count in self._generated]
         plain = Engine("", Condition.READY, epoch=self.rig.controller.keeper.epoch)
         return [
             replace(
@@ -91,7 +96,8 @@ async def take(page: Window, path: Path, selector: str | None = None) -> None:
     """A picture of the page, or of a part of it, in few colours."""
     shot = page.page.locator(selector) if selector else page.page
     await shot.screenshot(path=path)
-    Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    picture = Image.open(path).convert("RGB")
+    picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 async def main(folder: Path) -> None:
@@ -118,19 +124,22 @@ async def main(folder: Path) -> None:
                 await light.page.keyboard.press(key)
             await take(light, folder / "ui-light.png")
             await rig.reconfigure("rebalance-77e0c3f9.0", scene.partly(2), Cause.REBALANCE)
+            await light.page.wait_for_timeout(18_000)
             back = rig.request("rebalance-91ab40de.0", scene.placement(0), Cause.REBALANCE)
             workers.workers[back.moves[0].target].gate.clear()
             controller.reconfigure(back)
-            await dark.until("document.querySelector('#moves-summary').textContent.includes('coming')")
+            await dark.until("document.querySelector('#moves-summary').textContent.includes('arriving')")
             await dark.page.wait_for_timeout(2000)
             await take(dark, folder / "ui-dark.png")
             await take(dark, folder / "ui-moves.png", "#reconfiguration")
             for worker in workers.up():
                 worker.gate.set()
             await rig.finished(back.operation)
-            await light.page.wait_for_timeout(3000)
+            await light.page.wait_for_timeout(20_000)
             await take(light, folder / "ui-timeline.png", "#timeline")
             await light.page.fill("#plan-seconds", "3")
+            await light.page.click("#plan-form summary")
+            await light.page.check("#plan-without label:nth-of-type(2) input")
             await light.page.click("#plan-form button")
             await light.until("!document.querySelector('#plan-result').hidden")
             await take(light, folder / "ui-plan.png", "#plan")

@@ -27,7 +27,11 @@ Section = Mapping[str, object] | list[object] | None
 
 _NOTHING = np.zeros(0, dtype=np.int64)
 _TIMES = ("ttft_seconds", "tpot_seconds", "queue_seconds")
-_HISTOGRAMS = (*(f"{who}_{time}" for who in ("ingress", "engine") for time in _TIMES), "engine_step_tokens")
+_HISTOGRAMS = (
+    *(f"{who}_{time}" for who in ("ingress", "engine") for time in _TIMES),
+    "engine_step_seconds",
+    "engine_step_tokens",
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,12 +28,16 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** Bring a list of terms up to date: [[term, description], …]. */
+/** Bring a list of terms up to date: [[term, value, further words or nothing, tone or nothing], …]. */
 export function setTerms(list, terms) {
-  fit(list, terms.length, () => element("div", {}, element("dt"), element("dd")));
-  terms.forEach(([term, description], number) => {
-    setText(list.children[number].firstChild, term);
-    setText(list.children[number].lastChild, description);
+  fit(list, terms.length, () => element("div", {}, element("dt"), element("dd"), element("dd")));
+  terms.forEach(([term, value, further = "", tone = ""], number) => {
+    const [name, first, second] = list.children[number].children;
+    setText(name, term);
+    setText(first, value);
+    setText(second, further);
+    second.hidden = !further;
+    if ((first.dataset.tone ?? "") !== tone) first.dataset.tone = tone;
   });
 }
 

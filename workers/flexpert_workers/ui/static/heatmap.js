@@ -13,7 +13,8 @@ const CIVIDIS = [
   [254, 232, 56],
 ];
 const LEFT = 34;
-const TOP = 4;
+const TOP = 20;
+const FONT = "11px system-ui, sans-serif";
 
 /** Red, green and blue of a load, on a scale of square roots up to `top`. */
 export function colour(load, top) {
@@ -24,7 +25,7 @@ export function colour(load, top) {
 
 /** The scale, with loads written beneath it. */
 export function legend(parent, top) {
-  const [width, steps] = [260, 52];
+  const [width, steps] = [330, 52];
   const picture = svg("svg", { width, height: 34, viewBox: `0 0 ${width} 34`, role: "img" });
   picture.setAttribute("aria-label", `Scale from 0, dark, to ${top.toFixed(1)} times the layer's mean, light`);
   for (let step = 0; step < steps; step++) {
@@ -37,13 +38,14 @@ export function legend(parent, top) {
     const anchor = part === 0 ? "start" : part === 1 ? "end" : "middle";
     picture.append(svg("text", { x: 240 * part, y: 28, "text-anchor": anchor }, `${(top * part ** 2).toFixed(1)} ×`));
   }
+  picture.append(svg("text", { x: 246, y: 11 }, "× the mean"));
   parent.replaceChildren(picture);
 }
 
 /**
  * A grid of `rows` × `columns` loads. The figure that `show` takes has them, and what to say and mark of each cell:
- * {rows, columns, top, load(row, column), say(row, column), marks(row, column)}; a load of NaN is no cell, marks are
- * letters: o outlined, m moving, x lost, r several replicas.
+ * {rows, columns, top, name(column), load(row, column), say(row, column), marks(row, column)}; a load of NaN is no
+ * cell, marks are letters: o outlined, m moving, x lost, r several replicas.
  */
 export class HeatMap {
   constructor(frame, canvas, readout) {
@@ -130,19 +132,25 @@ export class HeatMap {
     this.ink = style.getPropertyValue("--ink");
     this.quiet = style.getPropertyValue("--quiet");
     this.ground = style.getPropertyValue("--ground");
-    this.drawLabels(rows, height);
+    this.drawLabels(rows, columns, width, height);
     for (let row = 0; row < rows; row++) {
       for (let column = 0; column < columns; column++) this.drawCell(row, column, width, height);
     }
     if (this.cursor) this.drawCursor(width, height);
   }
 
-  drawLabels(rows, height) {
-    const every = Math.max(1, Math.ceil(12 / height));
+  drawLabels(rows, columns, width, height) {
     this.pen.fillStyle = this.quiet;
-    this.pen.font = "11px system-ui, sans-serif";
+    this.pen.font = FONT;
     this.pen.textBaseline = "middle";
-    for (let row = 0; row < rows; row += every) this.pen.fillText(`L${row}`, 2, TOP + (row + 0.5) * height);
+    const down = Math.ceil(12 / height);
+    for (let row = 0; row < rows; row += down) this.pen.fillText(`L${row}`, 2, TOP + (row + 0.5) * height);
+    const widest = this.pen.measureText(this.figure.name(columns - 1)).width + 8;
+    const across = 2 ** Math.ceil(Math.log2(Math.max(1, widest / width)));
+    this.pen.textAlign = "center";
+    for (let column = 0; column < columns; column += across)
+      this.pen.fillText(this.figure.name(column), LEFT + (column + 0.5) * width, TOP - 9);
+    this.pen.textAlign = "start";
   }
 
   drawCell(row, column, width, height) {
@@ -166,7 +174,7 @@ export class HeatMap {
 
   drawText(text, [x, y, width, height], fill) {
     this.pen.fillStyle = fill;
-    this.pen.font = "11px system-ui, sans-serif";
+    this.pen.font = FONT;
     this.pen.textAlign = "center";
     this.pen.fillText(text, x + width / 2, y + height / 2 + 1);
     this.pen.textAlign = "start";

@@ -52,8 +52,7 @@ export class LoadView {
     const since = recent ? "Tokens of the last 30 s" : `Tokens since ${clock(this.store.state.loads.since)}`;
     const planned =
       placement === this.store.state.placement ? "" : " The placement is the planned one, not the one in force.";
-    const marks = "A corner: several replicas; dashed: moving; solid: the outlined worker's; crossed: lost.";
-    return `${since}; light is loaded. ${marks}${planned}`;
+    return `${since}; the lighter a cell, the more load.${planned}`;
   }
 
   byExpert({ model, placement, tokens, heat, state }) {
@@ -66,6 +65,7 @@ export class LoadView {
       rows: model.layers,
       columns: model.experts,
       top: top(heat),
+      name: (index) => `${index}`,
       load: (layer, index) => heat[layer * model.experts + index],
       say: (layer, index) => {
         const expert = layer * model.experts + index;
@@ -95,6 +95,7 @@ export class LoadView {
       rows: width ? model.layers : 0,
       columns: width,
       top: top(busy),
+      name: (worker) => placement.workers[worker],
       load,
       say: (layer, worker) => {
         const said = Number.isNaN(load(layer, worker))

@@ -65,6 +65,11 @@ export function imbalance(busy, width) {
   return highest.length ? highest.reduce((sum, load) => sum + load, 0) / highest.length : null;
 }
 
+/** How many live copies of experts the placement in force has. */
+export function replicasOf({ placement }) {
+  return placement.replicas.reduce((count, row) => count + row.length / 2, 0);
+}
+
 /** Who holds an expert, in words: "w-1 (60 %), w-2 (40 %)". */
 export function holders(expert, placement) {
   const row = placement.replicas[expert] ?? [];

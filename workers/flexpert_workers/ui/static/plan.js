@@ -77,18 +77,16 @@ export class PlanForm {
     this.result = result;
     const { prediction } = result;
     const refused = prediction.refusal ? ` The pool would refuse it: ${prediction.refusal}.` : "";
-    setText(byId("plan-status"), `${whole(result.moves.length)} moves would be needed. Nothing was changed.${refused}`);
-    const balance = (value) => (value === null ? "nothing placed" : value.toFixed(3));
+    setText(byId("plan-status"), `${needed(result)} Nothing was changed.${refused}`);
+    const commits = prediction.waves === 1 ? "1 commit" : `${whole(prediction.waves)} commits`;
+    const balance = (value) => (value === null ? "–" : value.toFixed(3));
     setTerms(byId("plan-figures"), [
-      ["Imbalance now", balance(result.before)],
-      ["Imbalance then", balance(result.after)],
-      ["At most from the best", `${(100 * result.gap).toFixed(2)} %`],
-      ["Moves", whole(result.moves.length)],
-      ["Without a copy", whole(prediction.attachedExperts)],
+      ["Imbalance now", balance(result.before), result.before === null ? "nothing placed" : "× the mean"],
+      ["Imbalance then", balance(result.after), `at most ${(100 * result.gap).toFixed(1)} % from the best`],
+      ["Moves", whole(result.moves.length), `${whole(prediction.attachedExperts)} without a copy`],
       ["Replicas dropped", whole(result.drops)],
       ["Bytes copied", bytes(prediction.movedBytes)],
-      ["Would take", seconds(prediction.seconds)],
-      ["Commits", whole(prediction.waves)],
+      ["Would take", seconds(prediction.seconds), commits],
     ]);
     byId("plan-notes").replaceChildren(...result.notes.map((note) => element("li", {}, note)));
     this.showPeaks(result);
@@ -118,6 +116,7 @@ export class PlanForm {
 
   showMoves({ moves }) {
     const { model } = this.state;
+    byId("plan-moves-table").hidden = !moves.length;
     setText(
       byId("plan-moves-caption"),
       moves.length > MOST_MOVES ? `The first ${MOST_MOVES} moves that it would take` : "Moves that it would take",
@@ -133,4 +132,9 @@ export class PlanForm {
         ]),
     );
   }
+}
+
+function needed({ moves, drops }) {
+  if (moves.length) return `${whole(moves.length)} moves would be needed.`;
+  return drops ? "No expert would move." : "No expert would move; at most the shares of replicas would change.";
 }

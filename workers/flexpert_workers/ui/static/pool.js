@@ -1,7 +1,7 @@
 // Key figures, workers, engines, and what happened: the parts of the page that are lists and tables.
 
 import { byId, bytes, clock, seconds, setRows, setTerms, setText, whole, words } from "./dom.js";
-import { shares } from "./loads.js";
+import { replicasOf, shares } from "./loads.js";
 
 const TONES = { READY: "good", SUCCEEDED: "good", LOST: "bad", FAILED: "bad", ROLLED_BACK: "bad" };
 
@@ -9,8 +9,9 @@ function state(name) {
   return { text: words(name), tone: TONES[name] ?? "wait" };
 }
 
-function span(latency) {
-  return latency ? `${seconds(latency.half)} / ${seconds(latency.most)}` : "none lately";
+function latency(store, term, name) {
+  const lately = store.latency(name);
+  return lately ? [term, seconds(lately.half), `p99 ${seconds(lately.most)}`] : [term, "–", "none lately"];
 }
 
 /** The name, what is served, and why not if it is not. */
@@ -28,28 +29,38 @@ function served({ architecture, source, layers, experts, expertsPerToken }) {
 
 /** The figures at the top. */
 export function showFigures(store, imbalance) {
-  const { pool, workers, engines, placement } = store.state;
-  const ready = workers.filter((worker) => worker.state === "READY").length;
-  const standby = workers.filter((worker) => worker.state === "STANDBY").length;
+  const { pool, workers, engines } = store.state;
   const sum = (rows, field) => rows.reduce((total, row) => total + row[field], 0);
   const live = workers.filter((worker) => worker.state !== "LOST");
-  const batch = store.batch();
   const serving = engines.filter((engine) => engine.state === "READY");
-  setTerms(byId("figures"), [
-    ["Epoch", pool.epoch],
-    ["Workers ready", `${ready} of ${pool.wantedWorkers ?? live.length}${standby ? `, ${standby} standby` : ""}`],
-    ["Engines ready", `${serving.length} of ${pool.wantedEngines}`],
-    ["Replicas", whole(placement.replicas.reduce((count, row) => count + row.length / 2, 0))],
-    ["Experts lost", whole(pool.lost.length)],
-    ["Imbalance", imbalance === null ? "no load" : `${imbalance.toFixed(2)} × mean`],
-    ["Expert memory", `${bytes(sum(live, "residentBytes"))} of ${bytes(sum(live, "memoryBytes"))}`],
+  const [ready, standby] = ["READY", "STANDBY"].map((state) => live.filter((one) => one.state === state).length);
+  const wanted = pool.wantedWorkers ?? live.length;
+  const batch = store.batch();
+  setTerms(byId("traffic"), [
     ["Tokens/s", whole(store.tokensPerSecond())],
     ["Requests running", whole(sum(serving, "running"))],
     ["Requests waiting", whole(sum(serving, "waiting"))],
-    ["To first token, p50 / p99", span(store.latency("ttft_seconds"))],
-    ["Between tokens, p50 / p99", span(store.latency("tpot_seconds"))],
-    ["In the queue, p50 / p99", span(store.latency("queue_seconds"))],
-    ["Tokens a step, p50", batch ? whole(batch.half) : "none lately"],
+    ["Tokens a step", batch ? whole(batch.half) : "–", batch ? `p99 ${whole(batch.most)}` : "none lately"],
+  ]);
+  setTerms(byId("latency"), [
+    latency(store, "To first token", "ttft_seconds"),
+    latency(store, "Between tokens", "tpot_seconds"),
+    latency(store, "In the queue", "queue_seconds"),
+    latency(store, "A step", "step_seconds"),
+  ]);
+  setTerms(byId("members"), [
+    ["Workers ready", `${ready} of ${wanted}`, standby ? `and ${standby} standby` : "", ready < wanted ? "wait" : ""],
+    ["Engines ready", `${serving.length} of ${pool.wantedEngines}`],
+    ["Epoch", pool.epoch],
+    ["KV cache", serving.length ? `${Math.round((100 * sum(serving, "kvUse")) / serving.length)} %` : "–", "in use"],
+  ]);
+  const balance = imbalance === null ? ["–", "no load"] : [`${imbalance.toFixed(2)} ×`, "the mean"];
+  const [resident, memory] = [sum(live, "residentBytes"), sum(live, "memoryBytes")];
+  setTerms(byId("holdings"), [
+    ["Replicas", whole(replicasOf(store.state))],
+    ["Experts lost", whole(pool.lost.length), "", pool.lost.length ? "bad" : ""],
+    ["Imbalance", ...balance],
+    ["Memory", bytes(resident), `of ${bytes(memory)}`],
   ]);
 }
 

@@ -1,13 +1,13 @@
 // The reconfiguration that runs or ran last: its phase, what each worker is given, every move and how far it is.
 
-import { byId, bytes, element, seconds, setRows, setText, whole, words } from "./dom.js";
+import { byId, bytes, element, seconds, setRows, setTerms, setText, whole, words } from "./dom.js";
 import { expertName } from "./loads.js";
 
 const PHASES = ["PREPARE", "COMMIT", "RETIRE", "SUCCEEDED"];
 const STAGES = {
   w: { text: "waiting", tone: "" },
-  c: { text: "coming", tone: "wait" },
-  t: { text: "come", tone: "wait" },
+  c: { text: "arriving", tone: "wait" },
+  t: { text: "arrived", tone: "" },
   s: { text: "serving", tone: "good" },
   u: { text: "undone", tone: "bad" },
 };
@@ -19,6 +19,7 @@ export function showReconfiguration(state) {
   if (!operation) return;
   setText(byId("operation"), sentence(state));
   showPhases(operation);
+  showFacts(operation);
   const known = state.moves && state.progress && state.moves.operation === operation.id && state.model;
   byId("moving").hidden = !known || !state.moves.moves.length;
   if (known) showMoves(state);
@@ -40,15 +41,20 @@ export function moving(state) {
 }
 
 function sentence({ operation, progress, moves }) {
-  const ran = operation.finishedAt === null ? "runs" : `took ${seconds(operation.finishedAt - operation.startedAt)}`;
+  const { id, cause, phase, startedAt, finishedAt, message } = operation;
+  const ran = finishedAt === null ? "under way" : `took ${seconds(finishedAt - startedAt)}`;
   const wave = moves?.waves > 1 && progress ? `, wave ${progress.wave} of ${moves.waves}` : "";
-  const said = [
-    `${operation.id}, for ${words(operation.cause)}: ${words(operation.phase)}${wave}; ${ran}`,
-    `${whole(operation.movedExperts)} experts moved, ${whole(operation.attachedExperts)} of them without a copy`,
-    `${bytes(operation.movedBytes)} copied`,
-    operation.epoch ? `epoch ${operation.baseEpoch} → ${operation.epoch}` : `from epoch ${operation.baseEpoch}`,
-  ];
-  return `${said.join(". ")}. ${operation.message}`.trim();
+  return `${id}, for ${words(cause)}: ${words(phase)}${wave}; ${ran}. ${message}`.trim();
+}
+
+function showFacts(operation) {
+  const { predictedSeconds, movedExperts, attachedExperts, baseEpoch, epoch } = operation;
+  setTerms(byId("operation-facts"), [
+    ["Experts moved", whole(movedExperts), `${whole(attachedExperts)} without a copy`],
+    ["Copied", bytes(operation.movedBytes)],
+    ["Epoch", epoch || baseEpoch, epoch ? `after ${baseEpoch}` : "until it commits"],
+    ["Predicted", predictedSeconds === null ? "–" : seconds(predictedSeconds)],
+  ]);
 }
 
 function showPhases(operation) {
@@ -56,12 +62,15 @@ function showPhases(operation) {
   list.hidden = false;
   const undone = !PHASES.includes(operation.phase) && operation.phase !== "PENDING";
   const names = undone ? [...PHASES.slice(0, 2), operation.phase] : PHASES;
+  const now = names.indexOf(operation.phase);
   if (list.children.length !== names.length) list.replaceChildren(...names.map(() => element("li")));
   names.forEach((name, number) => {
+    const item = list.children[number];
     const took = operation.phaseSeconds[name.toLowerCase()];
-    setText(list.children[number], words(name) + (took === undefined ? "" : `: ${seconds(took)}`));
-    if (name === operation.phase) list.children[number].setAttribute("aria-current", "step");
-    else list.children[number].removeAttribute("aria-current");
+    setText(item, words(name) + (took === undefined || number >= now ? "" : `: ${seconds(took)}`));
+    item.toggleAttribute("data-done", number < now && !undone);
+    if (number === now) item.setAttribute("aria-current", "step");
+    else item.removeAttribute("aria-current");
   });
 }
 
@@ -74,7 +83,7 @@ function showMoves({ model, moves, progress }) {
       { number: whole(told.come) },
       { number: whole(told.coming) },
       { number: bytes(told.bytes) },
-      { bar: [told.come, told.coming], label: `experts come to ${id}` },
+      { bar: [told.come, told.coming], label: `experts that have arrived at ${id}` },
     ]),
   );
   const counts = [...progress.stages].reduce((sums, stage) => ({ ...sums, [stage]: (sums[stage] ?? 0) + 1 }), {});

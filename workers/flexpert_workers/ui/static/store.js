@@ -1,5 +1,7 @@
 // The state of the pool as the controller tells it, and what follows from it over time: recent loads, tokens a second.
 
+import { replicasOf } from "./loads.js";
+
 const RECENT_S = 30;
 const KEPT_S = 900;
 const MEASURED_S = 60;
@@ -8,10 +10,9 @@ const MEASURED_S = 60;
 export class Store {
   constructor(onState, onConnection) {
     this.state = null;
-    this.samples = []; // {time, ready, standby, engines, tokens a second}, one a second, of the last quarter of an hour
+    this.samples = []; // {time, ready, engines, replicas, rate, ttft, tpot}, one a second, of a quarter of an hour
     this.recent = new Float64Array(0); // tokens per expert of the last RECENT_S
     this.rates = new Map(); // engine → tokens a second
-    this.openedAt = 0;
     this.added = []; // {time, tokens} that `recent` sums up
     this.measured = []; // {time, figures} of the last MEASURED_S, the oldest first
     this.told = new Map(); // engine → {time, tokens} that its rate was taken from
@@ -30,7 +31,6 @@ export class Store {
   /** Everything is told, at first and after every loss of the connection. */
   begin(state) {
     this.state = state;
-    this.openedAt ||= state.time;
     this.recent = new Float64Array(state.loads.tokens.length);
     this.added = [];
     this.observe();
@@ -73,14 +73,15 @@ export class Store {
     this.measure(time);
     const last = this.samples.at(-1);
     if (last && time - last.time < 1) this.samples.pop();
-    const counted = (state) => workers.filter((worker) => worker.state === state).length;
+    const ready = (members) => members.filter((member) => member.state === "READY").length;
     this.samples.push({
       time: last && time - last.time < 1 ? last.time : time,
-      ready: counted("READY"),
-      standby: counted("STANDBY"),
-      engines: engines.filter((engine) => engine.state === "READY").length,
+      ready: ready(workers),
+      engines: ready(engines),
+      replicas: replicasOf(this.state),
       rate: this.tokensPerSecond(),
       ttft: this.latency("ttft_seconds"),
+      tpot: this.latency("tpot_seconds"),
     });
     while (this.samples[0].time < time - KEPT_S) this.samples.shift();
   }
