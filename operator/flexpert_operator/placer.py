@@ -3,6 +3,7 @@
 `reconciler` owns one and calls it once a reconciliation. What it remembers is only there to save work.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from flexpert_operator.decide.sizing import Size
 from flexpert_operator.errors import PlanRefused
 from flexpert_operator.pool_client import PoolClient
 from flexpert_placement.types import InfeasiblePlacement, PlacementProblem, PlacementResult
+from flexpert_proto import logs
+
+log = logging.getLogger(__name__)
 
 Solve = Callable[[PlacementProblem], PlacementResult]
 
@@ -87,7 +91,7 @@ class Placer:
             result = self._solve(request.problem)
             wanted = placing.reconfiguration(deployment, pool, request, result)
             if wanted is not None:
-                self._pool.reconfigure(wanted)
+                self._reconfigure(wanted)
         except InfeasiblePlacement as infeasible:
             self._known = Known(question, observed.now, Problem("ExpertsDoNotFit", str(infeasible)))
             return Placed(problem=self._known.problem)
@@ -137,7 +141,13 @@ class Placer:
         decision = rebalancing.judge(spec, history, known, comparison, cost)
         if decision.action is rebalancing.Action.REBALANCE:
             try:
-                self._pool.reconfigure(wanted)
+                self._reconfigure(wanted)
             except PlanRefused as refusal:
                 decision = rebalancing.stay(Reason.REFUSED, str(refusal), history)
         return Placed(solution, decision=decision)
+
+    def _reconfigure(self, wanted: placing.Reconfiguration) -> None:
+        """Have a plan carried out; raises `PlanRefused`."""
+        with logs.saying(operation=wanted.operation_id):
+            log.info("asks for a reconfiguration (%s) of %d moves", wanted.cause.lower(), len(wanted.plan.moves))
+            self._pool.reconfigure(wanted)

@@ -5,17 +5,21 @@ other. The owner attaches what it has, and copies the rest from peers, else from
 """
 
 import contextlib
+import logging
 import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from flexpert_proto import logs
 from flexpert_workers import threads
 from flexpert_workers.errors import FlexpertError
 from flexpert_workers.expert.store import ExpertStore
 from flexpert_workers.memory.backend import ExpertKey
 from flexpert_workers.memory.loans import Loan, Origin, PageLender, Want
 from flexpert_workers.messages.control import Prepare, PrepareStatus
+
+_log = logging.getLogger(__name__)
 
 _REMEMBERED_OPERATIONS = 32
 _UNDO_TIMEOUT_S = 10.0
@@ -133,17 +137,25 @@ class Preparer:
     def _run(self) -> None:
         threads.yield_to_serving()
         while (operation := self._queue.get()) is not None:
-            error = self._carry_out(operation)
-            self._store.unreserve(set(operation.wanted) - set(operation.brought))
+            with logs.saying(operation=operation.request.operation):
+                self._finish(operation, self._carry_out(operation))
+
+    def _finish(self, operation: _Operation, error: str) -> None:
+        """It is done; an error leaves nothing of it."""
+        self._store.unreserve(set(operation.wanted) - set(operation.brought))
+        if error:
+            _log.warning("%s", error)
+            self._store.drop(operation.brought, timeout_s=_UNDO_TIMEOUT_S)
+        else:
+            origins = (operation.origins[origin] for origin in (Origin.ATTACHED, Origin.PEER, Origin.FILE))
+            _log.info("prepared experts: %d attached, %d copied from peers, %d read from the file", *origins)
+        with self._changed:
+            operation.error = error
+            operation.done = True
             if error:
-                self._store.drop(operation.brought, timeout_s=_UNDO_TIMEOUT_S)
-            with self._changed:
-                operation.error = error
-                operation.done = True
-                if error:
-                    operation.brought.clear()
-                    operation.origins = dict.fromkeys(Origin, 0)
-                self._changed.notify_all()
+                operation.brought.clear()
+                operation.origins = dict.fromkeys(Origin, 0)
+            self._changed.notify_all()
 
     def _carry_out(self, operation: _Operation) -> str:
         """Bring every wanted expert; the reason in a sentence when that failed."""

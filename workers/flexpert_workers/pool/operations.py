@@ -253,7 +253,6 @@ class Operations:
         try:
             with logs.saying(operation=waves.request.operation):
                 ended = await waves.run()
-                log.info("operation %s: %s %s", ended.id, ended.phase, ended.message)
             if waves.request.recorded:
                 self.totals.add(ended)
             if waves.busiest_bytes:
@@ -266,10 +265,19 @@ class Operations:
         if recorded:
             for observe in self.observers:
                 observe(operation)
+            _log_phase(self._known.get(operation.id), operation)
             self._known[operation.id] = self.last = operation
             while len(self._known) > _REMEMBERED:
                 del self._known[next(iter(self._known))]
         self._on_change()
+
+
+def _log_phase(before: Operation | None, now: Operation) -> None:
+    """A line for every phase, under the operation's id."""
+    if before is None or (before.phase, before.wave) != (now.phase, now.wave):
+        with logs.saying(operation=now.id):
+            wave = f", wave {now.wave}" if now.wave > 1 else ""
+            log.info("operation %s (%s): %s%s %s", now.id, now.cause.lower(), now.phase.lower(), wave, now.message)
 
 
 def check_base(request: Request, keeper: TableKeeper) -> None:
