@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 import urllib.request
+from typing import Any
 
 import pytest
 from faults_clients import MAX_TOKENS, PROMPTS, Clients
@@ -11,11 +12,13 @@ from faults_pool import NAME, NAMESPACE, PATIENCE_S
 from faults_world import World
 
 from flexpert_operator.api import names
+from flexpert_operator.decide.status import from_rfc3339
 from flexpert_operator.kube import POLICIES
 from flexpert_proto.client import GenerationClient
 
 BUDGET = 5
-BOUNDS = {"min": 0, "behavior": {"scaleDown": {"stabilizationWindowSeconds": 5}}}
+WINDOW_S = 5
+BOUNDS = {"min": 0, "behavior": {"scaleDown": {"stabilizationWindowSeconds": WINDOW_S}}}
 POLICY = {
     "apiVersion": names.API_VERSION,
     "kind": names.POLICY_KIND,
@@ -84,6 +87,17 @@ def first_token(world: World) -> float:
     return taken
 
 
+def assert_calm(changes: list[dict[str, Any]]) -> None:
+    """No pool shrinks within the window after it has grown, so that it turns at most once within a window."""
+    for pool in ("engines", "experts"):
+        grew_at = 0.0
+        for change in changes:
+            at = from_rfc3339(change["time"])
+            if change[pool] < 0:
+                assert at - grew_at >= WINDOW_S - 1, f"{pool}, in whole seconds: {changes}"
+            grew_at = at if change[pool] > 0 else grew_at
+
+
 def play_bursts(world: World) -> str:
     """Two bursts with a pause; what was seen, in words."""
     world.pool.clients.stop()
@@ -103,4 +117,5 @@ def play_bursts(world: World) -> str:
     turns = [after > before for before, after in itertools.pairwise(totals) if after != before]
     reversals = sum(one != other for one, other in itertools.pairwise(turns))
     assert reversals <= 2, f"up, down to zero, and up: {sizes.seen}"
+    assert_calm(world.kube.get(POLICIES, NAMESPACE, NAME)["status"]["changes"])
     return f"first token: {warm_s:.2f} s while it serves, {idle_s:.1f} s after it idled; {sizes.seen}"
