@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from flexpert_proto.measuring import Figures, Histogram
 from flexpert_proto.metrics import BY_NAME, Kind
 
 TIMEOUT_S = 5.0
+SILENCE_S = 5.0
+"""For which one that did not answer is not asked again: a thousand policies do not wait for it one after the other."""
 LAYERS = "flexpert_layer_imbalance_ratio"
 CLOCK = "flexpert_(engine|ingress)_up_seconds_total"
 """These series' scrapes tell when figures are of: both kinds of targets have one."""
@@ -53,11 +55,14 @@ class Prometheus:
     Args:
         url: Its address, as http://prometheus.monitoring:9090.
         token_file: File with a bearer token, read at every query; None: none is sent.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, url: str, token_file: Path | None = None) -> None:
+    def __init__(self, url: str, token_file: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._url = url.rstrip("/")
         self._token_file = token_file
+        self._clock = clock
+        self._silent_until = -math.inf
 
     def query(self, expression: str) -> list[tuple[Mapping[str, str], float]]:
         """(labels, value) of each series of an instant vector.
@@ -65,6 +70,8 @@ class Prometheus:
         Raises:
             PrometheusUnavailable: There is no such answer.
         """
+        if self._clock() < self._silent_until:
+            raise PrometheusUnavailable(f"{self._url} has just not answered")
         body = urllib.parse.urlencode({"query": expression}).encode()
         request = urllib.request.Request(f"{self._url}/api/v1/query", data=body)
         try:
@@ -75,7 +82,10 @@ class Prometheus:
         except urllib.error.HTTPError as refused:
             said = refused.read(500).decode(errors="replace")
             raise PrometheusUnavailable(f"{self._url} answers {refused.code}: {said}") from refused
-        except (OSError, ValueError) as failure:
+        except OSError as failure:
+            self._silent_until = self._clock() + SILENCE_S
+            raise PrometheusUnavailable(f"{self._url}: {failure}") from failure
+        except ValueError as failure:
             raise PrometheusUnavailable(f"{self._url}: {failure}") from failure
 
 

@@ -6,6 +6,7 @@ Where Debian's `prometheus` is installed (or FLEXPERT_PROMETHEUS names one) both
 import json
 import re
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from flexpert_operator.decide.rebalancing import Decision
 from flexpert_operator.metrics import Metrics
 from flexpert_operator.policies import look_at
 from flexpert_operator.pool_client import pool_of
-from flexpert_operator.prometheus import Measured, Prometheus, PrometheusFigures, PrometheusUnavailable
+from flexpert_operator.prometheus import SILENCE_S, Measured, Prometheus, PrometheusFigures, PrometheusUnavailable
 from flexpert_proto.measuring import figures_of
 from flexpert_proto.metrics import ENGINE, INGRESS, WORKER, Kind
 
@@ -237,6 +238,21 @@ def test_what_is_no_prometheus_is_told(pool: ObservedPool, tmp_path: Path) -> No
     for url in (gone, f"http://127.0.0.1:{pool.metrics_port}"):
         with pytest.raises(PrometheusUnavailable, match=re.escape(url)):
             Prometheus(url).query('{job="a"}')
+
+
+def test_one_that_hangs_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [0.0], []
+
+    def hangs(request: urllib.request.Request, timeout: float) -> None:
+        asked.append(now[0])
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(urllib.request, "urlopen", hangs)
+    prometheus = Prometheus("http://prometheus:9090", clock=lambda: now[0])
+    for now[0], why in ((0.0, "timed out"), (1.0, "just not answered"), (SILENCE_S, "timed out")):
+        with pytest.raises(PrometheusUnavailable, match=why):
+            prometheus.query('{job="a"}')
+    assert asked == [0.0, SILENCE_S]
 
 
 @needs_prometheus
