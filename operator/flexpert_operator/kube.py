@@ -128,7 +128,9 @@ class Kube:
         except ApiException as refusal:
             raise translate(refusal) from refusal
         except urllib3.exceptions.HTTPError as failure:
-            raise KubeUnavailable(f"{method} {path}: {failure}") from failure
+            why = getattr(failure, "reason", None) or failure
+            host = self._api.configuration.host
+            raise KubeUnavailable(f"no answer from the API server {host} to {method} {path}: {why}") from failure
         if not 200 <= answer.status < 300:
             raise translate(ApiException(http_resp=answer))
         return bytes(data)

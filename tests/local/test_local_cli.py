@@ -170,6 +170,8 @@ def test_a_cluster_that_does_not_answer(flexpert: Run, api: KubeApiServer, tmp_p
     path.write_text(json.dumps(config))
     status, _, error = flexpert("status", "--kubeconfig", str(path))
     assert (status, error.count("\n")) == (1, 1)
+    assert "no answer from the API server https://127.0.0.1:1 to GET" in error
+    assert error.endswith("Connection refused\n")
 
 
 def test_the_namespace_is_that_of_the_context(flexpert: Run, kube: Kube, api: KubeApiServer, tmp_path: Path) -> None:
@@ -218,6 +220,11 @@ def test_status_of_all_and_of_one(flexpert: Run, kube: Kube, tmp_path: Path) -> 
     assert "Serving" in out
     assert json.loads(flexpert("status", "tiny", "-o", "json")[1])["experts"]["replicas"] == 65
     assert flexpert("status", "other")[::2] == (1, "flexpert: no MoEDeployment other in namespace default\n")
+
+
+def test_status_of_what_no_operator_has_seen(flexpert: Run, tmp_path: Path, kube: Kube) -> None:
+    flexpert("apply", "-f", write(tmp_path, MANIFEST))
+    assert "no operator has looked at it yet" in flexpert("status")[1]
 
 
 def test_status_shows_why_it_is_degraded(flexpert: Run, kube: Kube, tmp_path: Path) -> None:

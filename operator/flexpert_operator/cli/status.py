@@ -70,7 +70,7 @@ def _trouble(conditions: dict[str, Any]) -> str | None:
     degraded, ready = conditions.get("Degraded", {}), conditions.get("Ready", {})
     if degraded.get("status") == "True":
         return f"{degraded['reason']}: {degraded['message']}"
-    return None if ready.get("status") == "True" else ready.get("message")
+    return None if ready.get("status") == "True" else ready.get("message", "no operator has looked at it yet")
 
 
 def summary(deployment: dict[str, Any]) -> dict[str, Any]:
