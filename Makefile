@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 TEST_PROCESSES ?= 2
 
-.PHONY: setup test faults load demo check generate format images images-cuda release-images kind-test bench bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator bench-autoscale clean
+.PHONY: setup test faults load demo check generate format images images-cuda release-images locks kind-test bench bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator bench-autoscale clean
 
 setup: $(STAMP)
 
@@ -65,7 +65,7 @@ images:
 	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG) .
 
 images-cuda:
-	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG)-cuda --build-arg EXTRAS=worker,tracing,cuda --build-arg TORCH_INDEX= .
+	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG)-cuda --build-arg TORCH_INDEX= .
 
 # To a registry, with an SBOM, and every file of the time of the commit. Needs BuildKit 0.13 or newer.
 release-images: OUTPUT = --output type=registry,rewrite-timestamp=true --sbom=true --provenance=mode=max
@@ -75,7 +75,21 @@ release-images:
 	@test -z "$$(git status --porcelain)" || { echo "commit first: an image is of a commit" >&2; exit 2; }
 	$(BUILD) --file operator/Dockerfile --tag $(REGISTRY)/operator:$(TAG) .
 	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG) .
-	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG)-cuda --build-arg EXTRAS=worker,cuda --build-arg TORCH_INDEX= .
+	$(BUILD) --file workers/Dockerfile --tag $(REGISTRY)/flexpert:$(TAG)-cuda --build-arg TORCH_INDEX= .
+
+# What images install, with the hashes of all its wheels and archives: after requirements.lock or pyproject.toml changed. Needs uv.
+# The lists are the same for Arm. What only GPUs need has a file of its own; botocore wants an older python-dateutil than the rest.
+LOCK = UV_CUSTOM_COMPILE_COMMAND="make locks" uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_36 \
+	--generate-hashes --no-annotate --default-index https://pypi.org/simple
+locks:
+	mkdir -p build
+	$(LOCK) --constraints requirements.lock --extra operator pyproject.toml --output-file operator/requirements.lock
+	grep -v '^python-dateutil==' requirements.lock > build/constraints.txt
+	$(LOCK) --constraints build/constraints.txt --extra worker --extra tracing --extra stores --extra cuda pyproject.toml \
+		--output-file build/workers.lock
+	awk '/^[^ ]/ {gpu = /^(torch|triton|cuda-|cupy-|nvidia-)/} !gpu' build/workers.lock > workers/requirements.lock
+	awk '/^[^ ]/ {gpu = /^(#|torch|triton|cuda-|cupy-|nvidia-)/} gpu' build/workers.lock > workers/requirements-cuda.lock
+	echo hatchling | $(LOCK) --constraints requirements.lock - --output-file requirements-build.lock
 
 # A cluster of three nodes with KubeRay: apply, stream, scale, lose a pod and a node, upgrade. Needs docker, kind, kubectl, helm.
 kind-test: $(STAMP)

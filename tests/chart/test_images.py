@@ -45,7 +45,7 @@ def test_what_is_copied_is_in_the_context(dockerfile: Path) -> None:
 def test_what_the_wheel_is_built_from_is_copied(dockerfile: Path) -> None:
     wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
     needed = [*wheel["packages"], *wheel["force-include"], *PROJECT["project"]["license-files"]]
-    needed += ["pyproject.toml", PROJECT["project"]["readme"], "requirements.lock"]
+    needed += ["pyproject.toml", PROJECT["project"]["readme"], "requirements-build.lock"]
     for path in needed:
         assert any(path == one or path.startswith(f"{one}/") for one in copied(dockerfile)), path
 
@@ -86,9 +86,11 @@ def test_whatever_runs_knows_the_commits_time(dockerfile: Path) -> None:
 
 def test_what_is_installed_is_what_is_locked(dockerfile: Path) -> None:
     for name, text in instructions(dockerfile):
-        if name == "RUN" and "pip install" in text:
-            assert "PIP_CONSTRAINT=requirements.lock" in text
-            assert "PIP_BUILD_CONSTRAINT=requirements.lock" in text
+        for command in re.findall(r"pip install[^;&]*", text) if name == "RUN" else ():
+            assert "--no-deps" in command, "nobody comes along unasked"
+            own = command.rstrip().endswith("--no-build-isolation .")
+            torch = '--index-url "${TORCH_INDEX}" --constraint requirements.lock torch' in command
+            assert "--require-hashes" in command or own or torch, command
         if name == "RUN" and "apt-get install" in text:
             assert "snapshot.debian.org" in text
             for left_over in ("/var/lib/apt/lists", "/var/log/apt", "/var/log/dpkg.log", "/var/cache/ldconfig"):
@@ -98,13 +100,52 @@ def test_what_is_installed_is_what_is_locked(dockerfile: Path) -> None:
 
 def test_the_lock_names_one_version_of_all_that_images_need() -> None:
     lines = (ROOT / "requirements.lock").read_text().splitlines()
-    locked = {canonical(re.split(r"==| @ ", line)[0]) for line in lines if line and not line.startswith("#")}
     assert [line for line in lines if line and not re.match(r"#|[A-Za-z0-9._-]+(\[[a-z,]+\])?==[^\s;]+", line)] == []
     extras = PROJECT["project"]["optional-dependencies"]
-    for needed in [*PROJECT["project"]["dependencies"], *extras["operator"], *extras["worker"]]:
-        assert canonical(re.split(r"[\[>=<;~! ]", needed)[0]) in locked, needed
-    for builder in PROJECT["build-system"]["requires"]:
-        assert canonical(builder) in locked
+    needed = [*PROJECT["project"]["dependencies"], *extras["operator"], *extras["worker"]]
+    assert {named(one) for one in [*needed, *PROJECT["build-system"]["requires"]]} <= set(versions("requirements.lock"))
+
+
+@pytest.mark.parametrize(
+    ("locks", "extras"),
+    [
+        (["operator/requirements.lock"], ["operator"]),
+        (["workers/requirements.lock", "workers/requirements-cuda.lock"], ["worker", "tracing", "stores", "cuda"]),
+        (["requirements-build.lock"], None),
+    ],
+)
+def test_images_install_by_hash_what_they_need_in_the_versions_that_were_tested(
+    locks: list[str], extras: list[str] | None
+) -> None:
+    found = {name: version for lock in locks for name, version in versions(lock).items()}
+    asked = PROJECT["build-system"]["requires"]
+    if extras is not None:
+        optional = PROJECT["project"]["optional-dependencies"]
+        asked = [*PROJECT["project"]["dependencies"], *(one for extra in extras for one in optional[extra])]
+    assert {named(one) for one in asked} <= set(found), "make locks"
+    tested = versions("requirements.lock")
+    other = {name for name, version in found.items() if tested.get(name, version) != version}
+    assert other <= {"python-dateutil"}, "make locks"
+    for lock in locks:
+        entries = re.split(r"^(?=[A-Za-z0-9])", (ROOT / lock).read_text(), flags=re.MULTILINE)[1:]
+        assert [one for one in entries if not re.match(r"\S+==\S+ \\\n    --hash=sha256:[0-9a-f]{64}", one)] == []
+
+
+def test_without_gpus_nothing_is_installed_that_only_gpus_need() -> None:
+    gpu = re.compile(r"torch|triton|cuda-|cupy-|nvidia-")
+    assert not [name for name in versions("workers/requirements.lock") if gpu.match(name)]
+    assert all(gpu.match(name) for name in versions("workers/requirements-cuda.lock"))
+
+
+def versions(lock: str) -> dict[str, str]:
+    """What a lock names."""
+    found = re.findall(r"^([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([^\s;]+)", (ROOT / lock).read_text(), flags=re.MULTILINE)
+    return {canonical(name): version for name, version in found}
+
+
+def named(requirement: str) -> str:
+    """The name in a requirement."""
+    return canonical(re.split(r"[\[>=<;~! ]", requirement)[0])
 
 
 def canonical(name: str) -> str:
@@ -135,4 +176,4 @@ def test_the_operators_image_has_no_torch_and_no_ray() -> None:
     needed = " ".join([*PROJECT["project"]["dependencies"], *extras["operator"]])
     assert "torch" not in needed
     assert "ray" not in needed
-    assert "'.[operator]'" in (ROOT / "operator" / "Dockerfile").read_text()
+    assert not {"torch", "ray"} & set(versions("operator/requirements.lock"))
