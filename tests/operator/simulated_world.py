@@ -22,7 +22,7 @@ from simulated_cluster import NAMESPACE, SimulatedCluster
 from simulated_pool import SimulatedPool
 
 from flexpert_operator.handlers import Scope, assemble
-from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, RAY_CLUSTERS, Kube, Resource, api_client
+from flexpert_operator.kube import MOE_DEPLOYMENTS, PODS, POLICIES, RAY_CLUSTERS, Kube, Resource, api_client
 from flexpert_operator.local.kubeapi import KubeApiServer
 from flexpert_operator.local.up import install_crds
 from flexpert_operator.metrics import Metrics
@@ -102,7 +102,8 @@ class World:
             if holds():
                 return
             self._pause.wait(0.02)
-        pytest.fail(f"never came: {what}\n{yaml.safe_dump(self.kube.list(MOE_DEPLOYMENTS, NAMESPACE, ''))}")
+        there = [one for kind in (MOE_DEPLOYMENTS, POLICIES) for one in self.kube.list(kind, NAMESPACE, "")]
+        pytest.fail(f"never came: {what}\n{yaml.safe_dump([{**one, 'metadata': None} for one in there])}")
 
     def clean(self) -> None:
         """Delete what a test leaves: an operator that looks after twenty objects at once is slower at each."""

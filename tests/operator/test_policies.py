@@ -3,16 +3,15 @@
 Policies are decided by a clock that runs faster than others, so that windows of minutes pass in seconds.
 """
 
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from played_traffic import PlayedTraffic
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_servers import SmallPrometheus, answering
 from simulated_cluster import NAMESPACE
 from simulated_world import SETTINGS, Operator, World, pool_pods, run_world
 
@@ -23,10 +22,6 @@ from flexpert_operator.settings import PrometheusAt
 from flexpert_proto.measuring import figures_of
 from flexpert_proto.metrics import ENGINE, INGRESS, WORKER
 from flexpert_workers.exposition import families_of, render
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "observe"))
-
-from prometheus_servers import SmallPrometheus, answering
 
 Object = dict[str, Any]
 SPEED = 20.0
