@@ -1,14 +1,9 @@
 """A model from a small hub on this machine: fetched once by what Ray starts on the nodes, and then served."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "sources"))
-
 from hub_server import COMMIT, NAME, NEWER, Hub, serving
 from test_end_to_end import Cluster, cluster  # noqa: F401  a fixture
 
