@@ -223,11 +223,9 @@ def _notes(instance: Instance, dense: Dense) -> tuple[str, ...]:
         notes.append("all memory is used: more would allow more replicas")
     moves = (dense.held & ~instance.current).sum(axis=(0, 1))
     if instance.current.any() and moves.any():
-        size = instance.problem.expert_bytes
         busiest = int(np.argmax(moves))
-        notes.append(
-            f"{int(moves.sum())} replicas are copied; {ids[busiest]} gets most, {int(moves[busiest]) * size} bytes"
-        )
+        most = int(moves[busiest]) * instance.problem.expert_bytes / 2**20
+        notes.append(f"{int(moves.sum())} replicas are copied; {ids[busiest]} gets most, {most:.1f} MiB")
     if instance.problem.caution and instance.traffic.deviation is not None:
         notes.append(
             f"every load counts {instance.problem.caution:g} standard deviations above its mean: makespan and bound "
