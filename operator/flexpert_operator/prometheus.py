@@ -104,9 +104,10 @@ class PrometheusFigures:
             PrometheusUnavailable: See there.
         """
         kinds = "engine|worker|ingress|layer"
-        series = self._prometheus.query(f'{{__name__=~"flexpert_({kinds})_.+",{self._matchers}}}')
+        # The times first: a scrape between the two questions makes figures newer than is said, never older.
         scraped = self._prometheus.query(f'timestamp({{__name__=~"{CLOCK}",{self._matchers}}})')
         times = [at for _, at in scraped if math.isfinite(at)]
+        series = self._prometheus.query(f'{{__name__=~"flexpert_({kinds})_.+",{self._matchers}}}')
         if not series or not times:
             return None
         gauges: dict[str, float] = {}

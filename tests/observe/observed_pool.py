@@ -104,12 +104,16 @@ class ObservedPool:
     """The pool; `start` returns when it generates, `close` ends all of it.
 
     Args: where spans go, of each part; None: nowhere.
+
+    Attributes:
+        num_generated: Requests that `generate` has made.
     """
 
     def __init__(
         self, ingress: Tracing | None = None, engine: Tracing | None = None, controller: Tracing | None = None
     ) -> None:
         self._tracing, self._controller_tracing = ingress, controller
+        self.num_generated = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="observed pool")
         self._workers, self._engines = ThreadWorkers(2), ThreadEngines(engine)
@@ -168,9 +172,11 @@ class ObservedPool:
         assert operation.phase == pool_pb2.SUCCEEDED, operation.message
         return operation
 
-    def generate(self, prompt: str, max_tokens: int, **headers: str) -> str:
+    def generate(self, prompt: str, max_tokens: int) -> str:
         with GenerationClient(f"127.0.0.1:{self.ingress.grpc_port}") as client:
-            return client.generate(prompt, max_tokens=max_tokens, temperature=0.0, ignore_eos=True).text
+            text = client.generate(prompt, max_tokens=max_tokens, temperature=0.0, ignore_eos=True).text
+        self.num_generated += 1
+        return text
 
     def http(self, port: int, path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=WAIT_S) as response:

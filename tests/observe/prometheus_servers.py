@@ -21,7 +21,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 MATCHER = re.compile(r'(\w+)(=~|=)("(?:[^"\\]|\\.)*")')
-START_S = 60.0
+START_S = 300.0
 
 
 def real_prometheus() -> str | None:
@@ -120,13 +120,13 @@ def answering(small_prometheus: SmallPrometheus) -> Iterator[SmallPrometheus]:
 
 
 class RealPrometheus:
-    """Prometheus itself, which scrapes every half a second."""
+    """Prometheus itself, which scrapes every two seconds."""
 
     def __init__(self, program: str, folder: Path, targets: Sequence[str]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
         jobs = [{"job_name": "flexpert", "honor_labels": True, "static_configs": [{"targets": list(targets)}]}]
-        intervals = {"scrape_interval": "500ms", "scrape_timeout": "500ms"}
+        intervals = {"scrape_interval": "2s", "scrape_timeout": "2s"}
         (folder / "prometheus.yml").write_text(yaml.safe_dump({"global": intervals, "scrape_configs": jobs}))
         command = [
             program,

@@ -146,21 +146,31 @@ def assert_tells_the_same(pool: ObservedPool, measured: Measured | None) -> None
 
 def grown(pool: ObservedPool, reader: PrometheusFigures) -> Measured:
     """What was counted in a look at one request, once Prometheus has seen all of it."""
-    before = reader.look()
-    assert before is not None
+
+    def all_told() -> bool:
+        told = figures_of(pool.pool(with_figures=True).figures)
+        counted = (told.counter(f"{one}_finished_requests") for one in ("engine", "ingress"))
+        return all(count == pool.num_generated for count in counted)
+
+    def seen() -> Measured:
+        """Once it has seen the end of every request so far: parts tell once a second, and Prometheus scrapes."""
+        pool.eventually(all_told)
+        since, found = time.time(), []
+
+        def scraped_since() -> bool:
+            now = reader.look()
+            assert now is not None
+            found[:] = [now]
+            return now.at > since
+
+        pool.eventually(scraped_since)
+        return found[0]
+
+    before = seen()
     pool.generate("class A:\n", 16)
-    found: list[Measured] = []
-
-    def complete() -> bool:
-        now = reader.look()
-        assert now is not None
-        since = now.figures.minus(before.figures)
-        found[:] = [Measured(now.at, since, now.layer_imbalance)]
-        return all(since.counter(f"{one}_finished_requests") >= 1 for one in ("engine", "ingress"))
-
-    pool.eventually(complete)
-    assert found[0].at > before.at
-    return found[0]
+    after = seen()
+    assert after.at > before.at
+    return Measured(after.at, after.figures.minus(before.figures), after.layer_imbalance)
 
 
 def test_figures_are_read_by_the_query_api(pool: ObservedPool) -> None:
