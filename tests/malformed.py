@@ -4,6 +4,7 @@
 batch of frames: drawing every byte by itself costs more than the ports do.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -43,18 +44,22 @@ HTTP = (
 Make = Callable[[random.Random], bytes]
 
 
-def strangers(port: int, tls: ssl.SSLContext | None = None) -> Callable[[bytes], None]:
-    """Sends each frame over a connection of its own, and hangs up."""
+def send_and_leave(port: int, data: bytes) -> None:
+    """Send, say that nothing more comes, and wait until the other side hangs up too."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(65536):
+            pass
 
-    def send(data: bytes) -> None:
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-            if tls is None:
-                connection.sendall(data)
-                return
-            with tls.wrap_socket(connection, server_hostname="127.0.0.1") as secured:
-                secured.sendall(data)
 
-    return send
+def send_over_tls(port: int, data: bytes, context: ssl.SSLContext) -> None:
+    """Send over TLS, and hang up."""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=60) as connection,
+        context.wrap_socket(connection, server_hostname="127.0.0.1") as secured,
+    ):
+        secured.sendall(data)
 
 
 def send_all(make: Make, check: Callable[[bytes], None], number: int = NUM_FRAMES) -> None:

@@ -33,7 +33,7 @@ from malformed import (
     flat,
     messages,
     send_all,
-    strangers,
+    send_and_leave,
     structures,
 )
 
@@ -89,7 +89,7 @@ def post(port: int, body: bytes, path: str = "/v1/completions") -> tuple[int, by
 
 
 def talk(port: int, data: bytes) -> bytes:
-    """Send, say that nothing more comes, and read until the other side ends it."""
+    """Send, and read until the other side ends it."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(data)
         parts = []
@@ -170,8 +170,10 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("00000004000000000
 
 @pytest.mark.parametrize(("frame", "port"), [(HTTP, "http_port"), (PREFACE, "grpc_port")], ids=["http", "grpc"])
 async def test_what_is_no_request_at_all_ends_its_connection(victim: Victim, frame: bytes, port: str) -> None:
-    send = strangers(getattr(victim, port))
-    await asyncio.to_thread(flat, lambda number: send_all(broken(frame), send, number), victim.memory)
+    def attack(number: int) -> None:
+        send_all(broken(frame), lambda data: send_and_leave(getattr(victim, port), data), number)
+
+    await asyncio.to_thread(flat, attack, victim.memory)
 
 
 async def test_memory_is_flat(victim: Victim) -> None:

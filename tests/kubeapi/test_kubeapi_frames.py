@@ -9,7 +9,7 @@ import ssl
 from typing import Any
 
 import pytest
-from malformed import HTTP, NUM_FRAMES, anything, bodies, broken, either, flat, send_all, strangers
+from malformed import HTTP, NUM_FRAMES, anything, bodies, broken, either, flat, send_all, send_over_tls
 
 from flexpert_operator.local.kubeapi.kubeconfig import shown_certificate
 
@@ -55,7 +55,7 @@ def test_any_bytes_and_objects_are_answered_or_cut_off(server: Any, caplog: pyte
             assert json.loads(said)["kind"] == "Status"
 
     def attack(number: int) -> None:
-        send_all(broken(raw), strangers(port, context), number)
+        send_all(broken(raw), lambda frame: send_over_tls(port, frame, context), number)
         for path, valid in TRIES.items():
             frames = either(broken(json.dumps(valid).encode()), bodies(valid, "spec", "stringData", "immutable"), deep)
             send_all(frames, lambda body, path=path: post(path, body), number)

@@ -4,7 +4,7 @@ import time
 import urllib.request
 
 import pytest
-from malformed import HTTP, NUM_FRAMES, broken, flat, send_all, strangers
+from malformed import HTTP, NUM_FRAMES, broken, flat, send_all, send_and_leave
 
 from flexpert_operator.health import Pulse, serve_health
 from flexpert_operator.metrics import Metrics
@@ -22,7 +22,7 @@ def test_probes_and_metrics_take_any_bytes() -> None:
 
     def attack(number: int) -> None:
         for port in ports:
-            send_all(broken(HTTP, GET), strangers(port), number)
+            send_all(broken(HTTP, GET), lambda frame, port=port: send_and_leave(port, frame), number)
 
     flat(attack)
     for port, path in zip(ports, ("healthz", "metrics"), strict=True):

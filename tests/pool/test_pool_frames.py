@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message import Message
-from malformed import HTTP, NUM_FRAMES, bodies, broken, either, flat, messages, send_all, strangers
+from malformed import HTTP, NUM_FRAMES, bodies, broken, either, flat, messages, send_all, send_and_leave
 
 from flexpert_proto import pool_pb2 as pb
 from flexpert_workers.pool.metrics_server import serve_metrics
@@ -125,7 +125,8 @@ async def test_page_and_metrics_take_any_bytes(rig: Any) -> None:
 
     def attack(number: int) -> None:
         for port, path in ((page.port, b"/ui/api/plan"), (metrics.port, b"/metrics")):
-            send_all(broken(HTTP.replace(b"/v1/completions", path)), strangers(port), number)
+            frames = broken(HTTP.replace(b"/v1/completions", path))
+            send_all(frames, lambda frame, port=port: send_and_leave(port, frame), number)
         send_all(either(broken(json.dumps(PLAN_BODY).encode()), bodies(PLAN_BODY, "other")), plan, number)
 
     await asyncio.to_thread(flat, attack)
