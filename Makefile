@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 TEST_PROCESSES ?= 2
 
-.PHONY: setup test faults load demo check generate format images images-cuda release-images locks kind-test bench bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator bench-autoscale clean
+.PHONY: setup test faults load demo check generate format images images-cuda release-images locks kind-test bench bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator bench-autoscale bench-autoscale-live clean
 
 setup: $(STAMP)
 
@@ -95,7 +95,7 @@ locks:
 kind-test: $(STAMP)
 	FLEXPERT_KIND=1 $(BIN)/python -m pytest tests/e2e
 
-bench: bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator bench-autoscale
+bench: bench-engine bench-memory bench-elastic bench-placement bench-serving bench-operator bench-autoscale bench-autoscale-live
 
 bench-engine: $(STAMP)
 	$(BIN)/python benchmarks/bench_engine.py
@@ -118,6 +118,10 @@ bench-operator: $(STAMP)
 
 bench-autoscale: $(STAMP)
 	$(THREADS) $(BIN)/python benchmarks/bench_autoscale.py $(if $(TRACE),--trace $(TRACE))
+
+# The simulator beside a live pool on the same requests; about ten minutes, and it wants the machine for itself.
+bench-autoscale-live: $(STAMP)
+	$(THREADS) $(BIN)/python benchmarks/autoscale_live.py
 
 clean:
 	rm -rf build .flexpert .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

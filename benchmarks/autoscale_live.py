@@ -1,13 +1,12 @@
 """The simulator beside a live pool of processes: the same arrivals and decisions; attainment and device-seconds.
 
-`python benchmarks/autoscale_live.py` starts a pool with one worker, measures its device profile as `flexpert simulate
+`make bench-autoscale-live` starts a pool with one worker, measures its device profile as `flexpert simulate
 --profile-from` does, plays a short trace with a rush in the middle while `autoscale.decide` sizes the workers, and runs
-the simulator on the requests that came. Writes `build/bench/autoscale_live.json`.
+the simulator on the requests that came; five times. Writes `build/bench/autoscale_live.json`.
 """
 
 import argparse
 import asyncio
-import json
 import math
 import os
 import random
@@ -46,7 +45,7 @@ from flexpert_workers.pool.state import Slot
 HERE = Path(__file__).parent
 EXPERTS, MOST_WORKERS, SEQUENCES = 16, 2, 256
 LENGTHS = Lengths(prompt=24.0, answer=24.0, sigma=0.3)
-PROFILE_S, CALM_S, RUSH_S = 24.0, 25.0, 35.0
+WARM_UP_S, PROFILE_S, CALM_S, RUSH_S = 4.0, 24.0, 25.0, 35.0
 LOOK_S, DOWN_S, PATIENCE_S = 3.0, 10.0, 30.0
 BASE = Device(prefill_tokens=512, sequences=SEQUENCES, layers=NUM_LAYERS, experts=EXPERTS, expert_bytes=EXPERT_BYTES)
 
@@ -63,6 +62,22 @@ class Played:
     starts_s: list[float] = field(default_factory=list)
     device_s: float = 0.0
     changes: int = 0
+
+
+class Devices:
+    """Device-seconds of the engine and of workers, from when they are ordered until they have gone."""
+
+    def __init__(self, workers: int, ends: float) -> None:
+        self.workers = workers
+        self._ends = ends
+        self._since = time.monotonic()
+        self.seconds = 0.0
+
+    def note(self, workers: int) -> None:
+        """So many workers hold devices from now on."""
+        now = min(time.monotonic(), self._ends)
+        self.seconds += max(now - self._since, 0.0) * (1 + self.workers)
+        self._since, self.workers = now, workers
 
 
 class Live:
@@ -107,33 +122,47 @@ class Live:
     async def _size(self, policy: Policy, profile: Profile, played: Played, seconds: float) -> None:
         """Look, decide and carry out, until the arrivals end."""
         state, before = State.initial(profile), None
-        began = last = time.monotonic()
+        began = time.monotonic()
+        devices, wanted = Devices(len(self._workers), began + seconds), len(self._workers)
+        resizing = asyncio.create_task(self._resize(wanted, played, devices))
         async with grpc.aio.insecure_channel(f"{HOST}:{self._pool.port}") as channel:
             stub = PoolControlStub(channel)
             while (now := time.monotonic()) - began < seconds:
-                played.device_s += (now - last) * (1 + len(self._workers))
-                last = now
                 look = Look(time.time(), pool_of(await stub.GetPool(pb.GetPoolRequest(with_figures=True))))
-                workers = PoolCount(len(self._workers), len(self._workers))
+                workers = PoolCount(len(self._workers), devices.workers)
                 scale_up_s = statistics.median(played.starts_s) if played.starts_s else BASE.worker_start_s
                 seen = observation_of(look.at, look, before, PoolCount(1, 1), workers, None, scale_up_s)
                 decision, state = decide(seen, state, policy)
                 before = look
-                played.changes += decision.sizes.experts != len(self._workers)
-                await self._resize(decision.sizes.experts, played)
+                played.changes += decision.sizes.experts != wanted
+                wanted = decision.sizes.experts
+                if resizing.done():
+                    await resizing
+                    resizing = asyncio.create_task(self._resize(wanted, played, devices))
                 await asyncio.sleep(max(now + LOOK_S - time.monotonic(), 0.0))
-            played.device_s += (began + seconds - last) * (1 + len(self._workers))
+        await resizing
+        devices.note(0)
+        played.device_s = devices.seconds
 
-    async def _resize(self, workers: int, played: Played) -> None:
+    async def _resize(self, workers: int, played: Played, devices: Devices) -> None:
         while len(self._workers) < workers:
             self._slots += 1
             name = f"more-{self._slots}"
+            devices.note(len(self._workers) + 1)
             change = await self._pool.grow(len(self._workers) + 1, Slot(name, SHARED_POD), peers=True)
             self._workers.append(name)
             played.starts_s.append(change.finished - change.begun)
         while len(self._workers) > workers:
             await self._pool.shrink(self._workers[-1])
             self._workers.pop()
+            devices.note(len(self._workers))
+
+
+def calibration(seed: int, seconds: float) -> Arrivals:
+    """Loads that differ, with long prompts and short ones, so that a line can be fitted to each."""
+    drawn = varying(lambda at: np.where(at % 8 > 4, 6.0, 1.0).astype(np.float64), 6.0, seconds, LENGTHS, seed)
+    prompt = np.where(drawn.at % 6 > 3, 4 * drawn.prompt, np.maximum(drawn.prompt // 4, 1))
+    return replace(drawn, prompt=prompt)
 
 
 def trace(service: Device, seed: int) -> tuple[Arrivals, Objectives]:
@@ -167,15 +196,9 @@ async def measure(checkpoint: Path, seed: int) -> dict[str, Any]:
             _, address = ingress_process(pool.port, stack)
             await pool.start(1)
             live = Live(pool, address)
+            await live.play(calibration(seed + 1, WARM_UP_S), None, BASE.profile())
             measuring = asyncio.create_task(asyncio.to_thread(profile_from, f"{HOST}:{pool.port}", PROFILE_S, BASE))
-            # loads that differ, so that lines can be fitted
-            await live.play(
-                varying(
-                    lambda at: np.where(at % 8 > 4, 6.0, 1.0).astype(np.float64), 6.0, PROFILE_S, LENGTHS, seed + 1
-                ),
-                None,
-                BASE.profile(),
-            )
+            await live.play(calibration(seed + 1, PROFILE_S), None, BASE.profile())
             device = await measuring
             arrivals, objectives = trace(device, seed)
             now = Behavior(down=Direction(stabilisation_s=DOWN_S))
@@ -221,6 +244,19 @@ def compared(device: Device, policy: Policy, seconds: float, played: Played) -> 
     }
 
 
+def said(row: dict[str, Any]) -> str:
+    """A row for people."""
+    lines = [f"{row['requests']} requests"]
+    for which in ("live", "simulated"):
+        one = row[which]
+        lines.append(
+            f"  {which:9} attained {100 * one['attainment']:5.1f} %  device-seconds {one['device_s']:5.0f}  "
+            f"TTFT p50 {1000 * one['ttft_p50_s']:4.0f} ms  TPOT p50 {1000 * one['tpot_p50_s']:3.0f} ms  "
+            f"p90 {1000 * one['tpot_p90_s']:3.0f} ms  changes {one['changes']}"
+        )
+    return "\n".join(lines)
+
+
 def aims_of(rows: list[dict[str, Any]]) -> list[Aim]:
     """How far the simulator is off."""
 
@@ -236,7 +272,7 @@ def aims_of(rows: list[dict[str, Any]]) -> list[Aim]:
 def main() -> None:
     """Write the checkpoint, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     os.environ.update(threads.environment(1))
     rows = []
@@ -247,7 +283,7 @@ def main() -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         for repeat in range(options.repeats):
             rows.append(asyncio.run(measure(checkpoint, repeat)))
-            print(json.dumps(rows[-1], indent=1), flush=True)
+            print(said(rows[-1]), flush=True)
     write_report("autoscale_live", aims_of(rows), rows, "cpu", ["torch", "transformers", "numpy"])
 
 

@@ -28,6 +28,8 @@ SPEED = 20.0
 BEGAN = time.time()
 BUDGET = 7
 PROMPTLY = {"scaleDown": {"stabilizationWindowSeconds": 60}}
+PATIENT = {"afterSeconds": 300, "safeAfterSeconds": 300}
+"""By the fast clock figures are old where the machine stops for a moment."""
 
 
 def fast_clock() -> float:
@@ -60,6 +62,7 @@ def policy(name: str, target: str, **spec: Any) -> Object:
             "experts": {"max": 6, "behavior": PROMPTLY},
             "objectives": {"tpotMilliseconds": 50, "percentile": 90},
             "intervalSeconds": 1,
+            "stale": PATIENT,
         }
         | spec,
     }
@@ -157,7 +160,7 @@ def test_what_an_autoscaler_writes_does_not_count_while_a_policy_decides(world: 
 def test_sizes_are_held_without_figures_and_after_a_restart_of_the_operator(world: World) -> None:
     traffic = under_traffic(world, "held")
     traffic.rate = 12.0
-    world.kube.create(POLICIES, NAMESPACE, policy("held", "held", stale={"safeAfterSeconds": 60}))
+    world.kube.create(POLICIES, NAMESPACE, policy("held", "held"))
     world.until("it grows", lambda: desired(world, "held")[1] >= 4)
     world.until("settled", lambda: world.is_settled("held"))
     world.operator.stop()
@@ -167,6 +170,7 @@ def test_sizes_are_held_without_figures_and_after_a_restart_of_the_operator(worl
     assert desired(world, "held")[1] >= before[1], "an operator that knows nothing yet shrinks nothing"
     assert status_of(world, "held")["changes"], "what grew lately stands in the status"
     world.cluster.pools["held"].figures = None
+    world.kube.patch(POLICIES, NAMESPACE, "held", {"spec": {"stale": {"afterSeconds": 45, "safeAfterSeconds": 60}}})
     world.until("figures are stale", lambda: reason(world, "held", "ScalingActive") == ("False", "StaleMetrics"))
     stood = desired(world, "held")
     assert status_of(world, "held")["learnt"]["workerTokenNanoseconds"] > 500_000, "and what was fitted"
@@ -281,6 +285,7 @@ def test_a_prometheus_has_the_figures_but_a_pool_that_sleeps_is_woken_without_it
     world.until("it grows by what was scraped", lambda: desired(world, "scraped")[1] >= 4)
     prometheus.traffic.rate = 0.0
     world.until("it sleeps", lambda: desired(world, "scraped") == (0, 0))
+    world.kube.patch(POLICIES, NAMESPACE, "scraped", {"spec": {"stale": {"afterSeconds": 45}}})
     prometheus.down = {"played"}
     world.until("it is blind", lambda: reason(world, "scraped", "ScalingActive") == ("False", "StaleMetrics"))
     told.waiting = 1.0
