@@ -149,7 +149,7 @@ class PolicyKeeper:
         self, policy: MoEAutoscalingPolicy, rules: Policy, deployment: MoEDeployment, look: Look | None, now: float
     ) -> policy_status.Outcome:
         state = self._remembered(policy, rules, deployment, now)
-        observation = self._observe(deployment, look, state, now)
+        observation = self._observe(deployment, look, state, rules, now)
         state = policy_status.begun(state, observation)
         self._measure_growth(observation, now)
         decision, after = scaling.decide_sizes(observation, state, rules, deployment, self._facts)
@@ -174,7 +174,9 @@ class PolicyKeeper:
             self._state = replace(self._state, sizes=first)
         return self._state
 
-    def _observe(self, deployment: MoEDeployment, look: Look | None, state: State, now: float) -> Observation:
+    def _observe(
+        self, deployment: MoEDeployment, look: Look | None, state: State, rules: Policy, now: float
+    ) -> Observation:
         held = self._held(deployment)
         changed = max((one.at for one in state.changes), default=0.0)
         if state.sizes is not None and 0 <= now - changed < ACTING_S:
@@ -188,6 +190,7 @@ class PolicyKeeper:
             PoolCount(ready.experts, held.experts),
             reachable_imbalance(deployment),
             self._scale_up_s or DEFAULT_SCALE_UP_S,
+            rules.objectives,
         )
 
     def _held(self, deployment: MoEDeployment) -> Sizes:

@@ -22,7 +22,7 @@ from flexpert_operator.api.autoscaling import (
     WorkerBounds,
 )
 from flexpert_operator.autoscale import Counters, InvalidPolicy, Observation, PoolCount, Sizes, State
-from flexpert_operator.autoscale.policy import Select, Unit
+from flexpert_operator.autoscale.policy import Objectives, Select, Unit
 from flexpert_operator.autoscale.sizes import Change
 from flexpert_operator.decide import owning, policy_status, scaling
 from flexpert_operator.decide.measured import Look, observation_of
@@ -161,6 +161,26 @@ def test_an_observation_is_of_what_happened_since_the_last_look() -> None:
     assert found.step_sequences == pytest.approx(16.0), "eight in a step of each of two engines"
     assert (found.engine_step_s, found.expert_step_s) == (pytest.approx(0.02), pytest.approx(0.03))
     assert (found.imbalance, found.reachable_imbalance) == (pytest.approx(1.3), 1.2)
+
+
+def test_requests_are_judged_by_the_histograms_of_the_times_that_have_an_objective() -> None:
+    def look(at: float, within: int, late: int) -> Look:
+        times = {
+            "ingress_ttft_seconds": Histogram((0.5, 1.0), (within, late, 0)),
+            "ingress_tpot_seconds": Histogram((0.05, 0.1), (within, 0, late)),
+            "ingress_queue_seconds": Histogram((0.1,), (0, within + late)),
+        }
+        return Look(at, Pool("p", figures=Figures("one", 0.0, at, {}, {}, times)))
+
+    def judged(before: Look | None, objectives: Objectives | None) -> tuple[float, float]:
+        found = observation_of(20.0, look(20.0, 180, 20), before, *counts, None, 30.0, objectives)
+        return found.judged, found.late
+
+    counts, before = (PoolCount(1, 1), PoolCount(2, 2)), look(10.0, 90, 8)
+    assert judged(before, Objectives(ttft_s=0.5)) == (102, pytest.approx(12.0))
+    assert judged(before, Objectives(ttft_s=0.5, tpot_s=0.05)) == (102, pytest.approx(24.0)), "each miss counts"
+    assert judged(before, Objectives(ttft_s=0.5, queue_wait_s=0.1)) == (102, 102), "no more than there are"
+    assert judged(before, Objectives()) == judged(before, None) == judged(None, Objectives(ttft_s=0.5)) == (0, 0)
 
 
 def test_without_figures_there_is_nothing_measured() -> None:

@@ -114,11 +114,13 @@ def _is_fresh(observation: Observation, policy: Policy) -> bool:
 def _learnt(observation: Observation, state: State, policy: Policy) -> State:
     if not _is_fresh(observation, policy) or not is_sound(observation):
         return state if state.fresh_at is not None else replace(state, fresh_at=observation.at)
+    percentile = policy.objectives.percentile
     newer = state.traffic.at is None or observation.looked_at > state.traffic.at
     return replace(
         state,
         fit=state.fit.updated(observation) if newer else state.fit,
         traffic=state.traffic.updated(observation, policy.forecast),
+        kept=state.kept.updated(observation, percentile) if newer and not policy.dry_run else state.kept,
         fresh_at=observation.at,
     )
 
@@ -147,11 +149,12 @@ def _wanted(observation: Observation, state: State, policy: Policy, present: Siz
         return _Wanted(none, none, f"idle for {policy.idle.after_s if policy.idle else 0:.0f} s")
     reachable = max(finite(observation.reachable_imbalance, 1.0, 1.0), 1.0)
     service, most = state.fit.service(), (policy.engines.maximum, policy.experts.maximum)
-    lasts = found = need(service, demand, policy, reachable, most, present.engines)
+    aimed = replace(policy, objectives=state.kept.aimed(policy.objectives))
+    lasts = found = need(service, demand, aimed, reachable, most, present.engines)
     backlog = state.traffic.backlog(observation)
     if not backlog.is_none:
         demand += backlog
-        found = need(service, demand, policy, reachable, most, present.engines)
+        found = need(service, demand, aimed, reachable, most, present.engines)
     sizes, lasting = (_bounded(_at_least(Sizes(one.engines, one.experts), least), policy) for one in (found, lasts))
     hot = finite(observation.imbalance, 1.0, 1.0) > HOT * reachable and sizes.experts <= observation.experts.ready
     limits = frozenset() if found.is_enough else frozenset({_what_lacks(found, policy)})

@@ -58,6 +58,8 @@ class Observation:
         imbalance: The busiest worker's load over the average one.
         reachable_imbalance: The same under the placement that the planner would choose for these workers.
         scale_up_s: Measured time from a decision to a ready engine or worker, the longer one.
+        judged: Requests of which it was seen since the last look whether they got what the objectives ask for.
+        late: Those that did not.
     """
 
     at: float
@@ -78,6 +80,8 @@ class Observation:
     imbalance: float = 1.0
     reachable_imbalance: float = 1.0
     scale_up_s: float = 30.0
+    judged: float = 0.0
+    late: float = 0.0
 
     @property
     def looked_at(self) -> float:

@@ -6,6 +6,7 @@ from enum import StrEnum
 from flexpert_operator.autoscale.calm import Return
 from flexpert_operator.autoscale.demand import Traffic
 from flexpert_operator.autoscale.fit import Profile, ServiceFit
+from flexpert_operator.autoscale.kept import Kept
 from flexpert_operator.autoscale.sizes import Change, Sizes, Wish
 
 
@@ -51,6 +52,7 @@ class State:
         wishes: Sizes wanted lately.
         changes: Sizes changed lately.
         returns: How needs came back lately.
+        kept: How the objectives were kept lately.
     """
 
     fit: ServiceFit
@@ -61,6 +63,7 @@ class State:
     wishes: tuple[Wish, ...] = ()
     changes: tuple[Change, ...] = ()
     returns: tuple[Return, ...] = ()
+    kept: Kept = field(default_factory=Kept)
 
     @classmethod
     def initial(cls, profile: Profile | None = None) -> "State":

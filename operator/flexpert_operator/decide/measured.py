@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from flexpert_operator.autoscale.observation import Counters, Observation, PoolCount
+from flexpert_operator.autoscale.policy import Objectives
 from flexpert_operator.decide.observation import Pool
 from flexpert_proto.measuring import Figures
 
@@ -32,6 +33,7 @@ def observation_of(
     experts: PoolCount,
     reachable: float | None,
     scale_up_s: float,
+    objectives: Objectives | None = None,
 ) -> Observation:
     """What a decision is made from.
 
@@ -43,6 +45,7 @@ def observation_of(
         experts: The same of workers.
         reachable: Imbalance under the placement that the planner would choose; None where it was not asked.
         scale_up_s: Measured time from a decision to ready members.
+        objectives: By which requests are judged; None judges none.
     """
     figures = look.pool.figures if look is not None else None
     if look is None or figures is None:
@@ -52,6 +55,7 @@ def observation_of(
     steps = since.histogram("engine_step_seconds")
     dispatch_s = since.histogram("engine_dispatch_seconds").mean
     imbalance = mean_of(look.pool.layer_imbalance)
+    judged, late = judged_of(since, objectives) if earlier is not None and objectives is not None else (0.0, 0.0)
     return Observation(
         at=now,
         engines=engines,
@@ -76,7 +80,24 @@ def observation_of(
         imbalance=imbalance,
         reachable_imbalance=min(imbalance, reachable) if reachable is not None else imbalance,
         scale_up_s=scale_up_s,
+        judged=judged,
+        late=late,
     )
+
+
+def judged_of(since: Figures, objectives: Objectives) -> tuple[float, float]:
+    """Requests of which a time was measured that has an objective, and how many missed one: each miss counts."""
+    judged = late = 0.0
+    for name, limit_s in (
+        ("ingress_ttft_seconds", objectives.ttft_s),
+        ("ingress_tpot_seconds", objectives.tpot_s),
+        ("ingress_queue_seconds", objectives.queue_wait_s),
+    ):
+        measured = since.histogram(name)
+        if limit_s is not None and measured.count:
+            judged = max(judged, measured.count)
+            late += measured.count * (1.0 - measured.share_within(limit_s))
+    return judged, min(late, judged)
 
 
 def running_of(since: Figures) -> float:

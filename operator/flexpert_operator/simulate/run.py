@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexpert_operator.autoscale import Observation, Policy, Sizes
+from flexpert_operator.autoscale.policy import Objectives
 from flexpert_operator.simulate.arrivals import Arrivals
 from flexpert_operator.simulate.device import Device
 from flexpert_operator.simulate.pools import Pool
@@ -107,7 +108,7 @@ class _World:
         self, arrivals: Arrivals, device: Device, scaler: Scaler, policy: Policy, weight: float, warm_up_s: float
     ) -> None:
         self._arrivals, self._device, self._scaler, self._policy = arrivals, device, scaler, policy
-        self._warm_up_s = warm_up_s
+        self._weight, self._warm_up_s = weight, warm_up_s
         self.serving = Serving(arrivals, device, weight)
         self._sizes = scaler.start
         self._engines, self._workers = Pool(self._sizes.engines), Pool(self._sizes.experts)
@@ -171,6 +172,7 @@ class _World:
 
     def _observation(self, at: float) -> Observation:
         serving, sums, device = self.serving, self.serving.measured, self._device
+        judged, late = _judged(sums, self._policy.objectives, self._weight)
         serving.measured = Measured()
         workers = max(self._workers.ready, 1)
         nothing = sums.steps <= 0
@@ -194,6 +196,8 @@ class _World:
             imbalance=device.imbalance(workers),
             reachable_imbalance=device.imbalance(workers),
             scale_up_s=max(device.engine_start_s, device.worker_start_s + device.fill_s(workers)),
+            judged=judged,
+            late=late,
         )
 
     def outcome(self) -> Outcome:
@@ -222,3 +226,13 @@ class _World:
             at=arrivals.at[counts],
             reasons=tuple(self._reasons),
         )
+
+
+def _judged(sums: Measured, objectives: Objectives, weight: float) -> tuple[float, float]:
+    """Requests of which a time was measured that has an objective, and how many missed one: each miss counts."""
+    judged = late = 0.0
+    for times_s, limit_s in ((sums.ttft_s, objectives.ttft_s), (sums.tpot_s, objectives.tpot_s)):
+        if limit_s is not None:
+            judged = max(judged, len(times_s))
+            late += sum(one > limit_s for one in times_s)
+    return weight * judged, weight * min(late, judged)

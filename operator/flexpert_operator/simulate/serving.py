@@ -8,7 +8,7 @@ one counter of prompt tokens read, `_read`, tells when a prompt is done. So a st
 import heapq
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 @dataclass
 class Measured:
-    """Sums since the last look, by which means are taken."""
+    """Sums since the last look, by which means are taken, and the times of the requests that got their tokens."""
 
     seconds: float = 0.0
     running: float = 0.0
@@ -31,6 +31,8 @@ class Measured:
     prefill: float = 0.0
     engine_s: float = 0.0
     expert_s: float = 0.0
+    ttft_s: list[float] = field(default_factory=list)
+    tpot_s: list[float] = field(default_factory=list)
 
 
 class Serving:
@@ -129,7 +131,8 @@ class Serving:
         ends = self._ends
         while ends and ends[0][0] <= self._decoded:
             end, request = heapq.heappop(ends)
-            self.ended_at[request] = at + max(end - decoded, 0.0) * step_s
+            ended = self.ended_at[request] = at + max(end - decoded, 0.0) * step_s
+            self.measured.tpot_s.append((ended - self.first_at[request]) / (self._answer[request] - 1))
             self._finished += 1
             self._answers += self._answer[request]
 
@@ -143,6 +146,7 @@ class Serving:
             chunks = max(-(-(end - before) // chunk), 1.0)
             first = max(at, self._at[request]) + (chunks + 0.5) * step_s
             self.first_at[request] = first
+            self.measured.ttft_s.append(first - self._at[request])
             if self._answer[request] > 1:
                 heapq.heappush(self._ends, (self._decoded + self._answer[request] - 1, request))
             else:
