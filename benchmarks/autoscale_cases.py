@@ -37,12 +37,16 @@ SETTINGS: dict[str, list[Setting]] = {
     "replicas": [{"target": target, "down_s": 300.0} for target in (0.4, 0.55, 0.7)],
     "restart": [{"between_s": seconds} for seconds in (240.0, 900.0)],
     "hpa": [
+        {"target": target, "sequences": sequences, "down_s": seconds}
+        for target, sequences, seconds in product((0.62, 0.7, 0.78, 0.86), (64.0, 96.0), (60.0, 300.0))
+    ],
+    "hpa_tokens": [
         {"target": target, "engine_target": engines, "down_s": seconds}
         for target, engines, seconds in product((0.25, 0.3, 0.35, 0.4), (0.25, 0.35), (60.0, 300.0))
     ],
     "oracle": [
         {"headroom": headroom, "ahead_s": seconds}
-        for headroom, seconds in product((0.95, 1.0, 1.1), (30.0, 60.0, 120.0))
+        for headroom, seconds in product((0.95, 1.0, 1.05, 1.1, 1.15), (15.0, 30.0))
     ],
 }
 
@@ -156,13 +160,14 @@ def _restart(case: Case, setting: Setting) -> Scaler:
 
 
 def _hpa(case: Case, setting: Setting) -> Scaler:
-    return Hpa(
-        case.start,
-        case.policy,
-        setting["target"],
-        down_s=setting["down_s"],
-        engine_target=setting["engine_target"],
-    )
+    target, sequences = setting["target"], setting["sequences"]
+    return Hpa(case.start, case.policy, target, down_s=setting["down_s"], sequences=sequences)
+
+
+def _hpa_tokens(case: Case, setting: Setting) -> Scaler:
+    target, engine_target = setting["target"], setting["engine_target"]
+    down_s, name = setting["down_s"], "hpa_tokens"
+    return Hpa(case.start, case.policy, target, down_s=down_s, name=name, engine_target=engine_target)
 
 
 def _oracle(case: Case, setting: Setting) -> Scaler:
@@ -175,6 +180,7 @@ SCALERS: dict[str, Callable[[Case, Setting], Scaler]] = {
     "replicas": _replicas,
     "restart": _restart,
     "hpa": _hpa,
+    "hpa_tokens": _hpa_tokens,
     "oracle": _oracle,
 }
 

@@ -128,17 +128,19 @@ class ColdRestart:
 
 @dataclass
 class Hpa:
-    """HPA v2 on the utilisation of each pool by itself, or of whole replicas of `unit`.
+    """HPA v2 on each pool by itself, or on whole replicas of `unit`; an External metric with AverageValue.
 
-    It sees what was measured a look ago: kubelets renew figures every 15 s or so, and metrics-server or a Prometheus
-    takes them every 15 s again. Utilisation is the part of the time that tokens take, which grows as load does; the
-    busy time that cgroups or DCGM tell says less, as a loop of steps is always busy.
+    It looks every 15 s and sees what was measured a look ago, which is as quick as scraping every 15 s can be: DCGM's
+    exporter renews its figures every 30 s where nobody says otherwise. Nothing limits how fast it grows.
 
     Args:
         start: Sizes.
         policy: Its bounds and budget.
         target: Utilisation of workers, or of a replica, that is aimed at.
         engine_target: The same of engines; None is as `target`.
+        sequences: Of an engine, that are aimed at instead; then utilisation of workers is the part of the time in which
+            they have work, as devices and `flexpert_worker_busy_seconds` tell it. None: utilisation is that which
+            tokens take of the time. It grows as load does, and no device tells it.
         unit: Sizes of a replica where engines and workers come together; None sizes the pools by themselves.
         down_s: Stabilisation window for shrinking.
     """
@@ -151,6 +153,7 @@ class Hpa:
     down_s: float = 300.0
     name: str = "hpa"
     engine_target: float | None = None
+    sequences: float | None = None
     start_s: float | None = None
     restarts: bool = False
     tolerance: float = 0.1
@@ -161,16 +164,17 @@ class Hpa:
     def decide(self, observation: Observation) -> tuple[Sizes, str]:
         """ceil(size · utilisation / target), the highest of the window when it shrinks."""
         present = self._sizes or self.start
-        seen = _utilisation(observation)
+        seen = _busy(observation, self.sequences) if self.sequences is not None else _utilisation(observation)
         (by_engines, by_workers), self._seen = self._seen or seen, seen
         engines, workers = observation.engines.ready, observation.experts.ready
+        engine_target = 1.0 if self.sequences is not None else self.engine_target or self.target
         if self.unit is not None:
             ready = min(engines // self.unit.engines, workers // self.unit.experts)
             wanted = self._scaled(present.engines // self.unit.engines, ready, by_engines + by_workers, self.target)
             wish = Sizes(wanted * self.unit.engines, wanted * self.unit.experts)
         else:
             wish = Sizes(
-                self._scaled(present.engines, engines, by_engines, self.engine_target or self.target),
+                self._scaled(present.engines, engines, by_engines, engine_target),
                 self._scaled(present.experts, workers, by_workers, self.target),
             )
         kept = [one for one in self._wished or [(observation.at, present)] if one[0] > observation.at - self.down_s]
@@ -183,7 +187,7 @@ class Hpa:
         return self._sizes, f"utilisation {by_engines:.2f} and {by_workers:.2f}"
 
     def _scaled(self, size: int, ready: int, utilisation: float, target: float) -> int:
-        """Members that are not ready yet count as idle, as HPA has it."""
+        """The sum over members that serve, divided by the target, as HPA has it for External metrics."""
         ratio = utilisation * min(ready, size) / max(size, 1) / target
         return size if abs(ratio - 1) <= self.tolerance else max(math.ceil(size * ratio), 1)
 
@@ -201,6 +205,15 @@ def _utilisation(observation: Observation) -> tuple[float, float]:
     if not math.isfinite(observation.engine_utilisation + observation.worker_utilisation):
         return (1.0, 1.0) if observation.queued > 0 else (0.0, 0.0)
     return observation.engine_utilisation, observation.worker_utilisation
+
+
+def _busy(observation: Observation, sequences: float) -> tuple[float, float]:
+    """Sequences of an engine over what is aimed at, and the part of the time in which workers have work."""
+    engines = observation.running / max(observation.engines.ready, 1) / sequences
+    engine_s, expert_s = observation.engine_step_s, observation.expert_step_s
+    if not math.isfinite(engine_s + expert_s):
+        return engines, 1.0 if observation.queued > 0 else 0.0
+    return engines, expert_s / (engine_s + expert_s)
 
 
 @dataclass
