@@ -149,10 +149,11 @@ def test_without_kuberay_it_is_told_and_pools_come_once_it_is_installed(world: W
         world.until("it is tried again", lambda: world.reconciliations("early") >= looks + 4)
         assert world.get("early")["metadata"]["resourceVersion"] == version, "it is not told again and again"
         assert world.condition("early", "Ready")[0] == "False"
-    world.until("it is served", lambda: world.is_settled("early"))
-    assert world.condition("early", "Degraded") == ("False", "AsExpected")
+    well = ("False", "AsExpected")
+    world.until("it is served", lambda: world.is_settled("early") and world.condition("early", "Degraded") == well)
     with without_kuberay(world):
         lost = ("True", "KubeRayNotInstalled")
         world.until("it is told of a pool that was served", lambda: world.condition("early", "Degraded") == lost)
-    world.until("it is served again", lambda: world.is_settled("early"))
-    assert world.condition("early", "Degraded") == ("False", "AsExpected")
+    world.until(
+        "it is told no more", lambda: world.is_settled("early") and world.condition("early", "Degraded") == well
+    )
