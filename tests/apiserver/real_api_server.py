@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from flexpert_operator.kube import Kube, api_client
 from flexpert_operator.local.kubeapi import write_kubeconfig
 
-START_S = 120
+START_S = 240
 STOP_S = 20
 HOST = "127.0.0.1"
 ASSETS = ("etcd", "kube-apiserver")

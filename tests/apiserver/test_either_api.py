@@ -21,7 +21,7 @@ from flexpert_operator.api import names, parse_deployment
 from flexpert_operator.decide.difference import covers
 from flexpert_operator.errors import KubeConflict, KubeExpired, KubeNotFound, KubeRefused
 from flexpert_operator.informers import Informer, WatchClient
-from flexpert_operator.kube import MOE_DEPLOYMENTS, NETWORK_POLICIES, SERVICES, Kube, Object, api_client
+from flexpert_operator.kube import MOE_DEPLOYMENTS, NETWORK_POLICIES, SERVICES, Kube, Object, Resource, api_client
 from flexpert_operator.local.up import install_crds
 from flexpert_operator.object_store import ObjectStore
 from flexpert_operator.settings import PoolNetwork
@@ -272,6 +272,22 @@ async def test_a_version_of_which_there_is_no_history_is_expired(server: EitherS
 def restart(server: EitherServer) -> None:
     with server.killed(forgets=True):
         pass
+
+
+@pytest.mark.parametrize("group", [names.RAY_GROUP, "nobody.example.com"])
+async def test_a_kind_that_is_not_served_is_not_found(
+    server: EitherServer, kube: Kube, tmp_path: Path, group: str
+) -> None:
+    """By this the operator knows that KubeRay is not installed."""
+    resource = Resource(group, "v1", "unknowns")
+    unknown = {"apiVersion": f"{group}/v1", "kind": "Unknown", "metadata": {"name": "one"}}
+    with pytest.raises(KubeNotFound):
+        await asyncio.to_thread(kube.create, resource, NAMESPACE, unknown)
+    async with WatchClient(api_client(server.write_kubeconfig(tmp_path / "informer")).configuration) as connection:
+        with pytest.raises(KubeNotFound):
+            await connection.page(resource.path(NAMESPACE), {"limit": "1"})
+        with pytest.raises(KubeNotFound):
+            await anext(connection.watch(resource.path(NAMESPACE), {"resourceVersion": "1"}))
 
 
 async def test_an_informer_outlives_the_server(server: EitherServer, kube: Kube, tmp_path: Path) -> None:
