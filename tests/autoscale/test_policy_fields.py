@@ -272,3 +272,11 @@ def test_a_window_is_as_long_as_it_says_also_where_clocks_are_changed_within_it(
 def test_the_highest_floor_of_windows_that_overlap_holds() -> None:
     windows = (Window("0 8 * * *", 7200.0, 1, 8), Window("0 9 * * *", 7200.0, 3, 2))
     assert floors(windows, NINE + 60.0) == Sizes(3, 8)
+
+
+def test_a_pool_that_no_size_makes_quick_enough_shrinks_once_nothing_comes(follow: Follow) -> None:
+    pool = follow(policy(PROMPTLY, {"objectives": {"tpotMilliseconds": 1}, "budget": {"devices": 9}}))
+    list(pool.looks([20.0] * 5))
+    assert pool.sizes.devices(pool.policy) == 9
+    list(pool.looks([0.0] * 8))
+    assert pool.sizes == Sizes(1, 1)
