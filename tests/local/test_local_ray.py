@@ -85,7 +85,8 @@ def run_driver(laptop: Laptop) -> dict[str, Any]:
         command, env={**os.environ, **values}, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    [said] = [line for line in done.stdout.splitlines() if line.startswith("{")]  # Ray may say something too
+    found: dict[str, Any] = json.loads(said)
     return found
 
 

@@ -71,7 +71,7 @@ class PaperCluster:
         """As the controller tells it."""
         holders = sorted(self.placed)
         placement = {
-            ExpertId(layer, index): {holders[(layer + index) % len(holders)]: 1.0}
+            ExpertId(layer, index): {holders[(layer * FACTS.experts + index) % len(holders)]: 1.0}
             for layer in range(FACTS.layers)
             for index in range(FACTS.experts)
             if holders

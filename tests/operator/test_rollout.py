@@ -221,7 +221,7 @@ def test_whatever_happens_no_pod_goes_with_experts_on_it(seed: int, workers: int
         paper.run(rng.randint(1, 12))
     paper.room = 20
     paper.rules = replace(paper.rules, experts="x5")
-    paper.run(60)
+    paper.run(400)  # past the time after which a growth that failed is tried again
     unharmed(paper)
     total = paper.deployment.experts.pods + paper.deployment.experts.standby_pods
     assert paper.revisions() == ["x5"] * total

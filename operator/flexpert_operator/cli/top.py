@@ -6,12 +6,14 @@ A controller that restarts, or an API server that is away, is told on the screen
 import argparse
 import json
 import shutil
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -52,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
     """Show it: once, again and again as text where this is no terminal, else on the whole screen."""
     reach = reach_of(options)
     deployment = access.find_deployment(reach.kube, options.namespace, options.name)
-    with Watcher(reach, deployment) as watcher:
-        views = watcher.views(max(options.interval, _SHORTEST_S))
+    with interrupted() as told, Watcher(reach, deployment) as watcher:
+        views = watcher.views(max(options.interval, _SHORTEST_S), told)
         if options.once:
             _print(options, _second(views))
         elif options.output == "json" or not sys.stdout.isatty():
@@ -62,6 +64,22 @@ def run(options: argparse.Namespace) -> int:
         else:
             _show(views)
     return 0
+
+
+@contextmanager
+def interrupted() -> Iterator[threading.Event]:
+    """Set by Ctrl-C, beside KeyboardInterrupt: that is lost where Python is just destroying an object."""
+    told = threading.Event()
+
+    def tell(_number: int, _frame: FrameType | None) -> None:
+        told.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, tell)
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _second(views: Iterator[View]) -> View:
@@ -117,16 +135,17 @@ class Watcher:
     def __exit__(self, *_: object) -> None:
         self._dialled.close()
 
-    def views(self, interval_s: float) -> Iterator[View]:
-        """A view every `interval_s`, the first at once.
+    def views(self, interval_s: float, told: threading.Event) -> Iterator[View]:
+        """A view every `interval_s`, the first at once, until it is `told` to end.
 
         Raises:
             CliError: Nobody answers from the first on, and so there is nothing to show.
+            KeyboardInterrupt: It was told.
         """
-        pause = threading.Event()
-        while True:
+        while not told.is_set():
             yield self.look()
-            pause.wait(interval_s)
+            told.wait(interval_s)
+        raise KeyboardInterrupt
 
     def look(self) -> View:
         """Look once; raises as `views` does."""
