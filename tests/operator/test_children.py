@@ -7,8 +7,8 @@ import pytest
 
 from flexpert_operator import manifests
 from flexpert_operator.api import MoEDeployment
-from flexpert_operator.api.names import RESTORED_ANNOTATION, WRITTEN_ANNOTATION
-from flexpert_operator.children import check_shrink, surplus_selectors, with_digest
+from flexpert_operator.api.names import HEAD_ANNOTATION, RESTORED_ANNOTATION, WRITTEN_ANNOTATION
+from flexpert_operator.children import check_shrink, has_other_head, surplus_selectors, with_digest
 from flexpert_operator.decide import drift
 from flexpert_operator.decide.sizing import GroupSize
 from flexpert_operator.decide.sizing_state import Sizing
@@ -114,3 +114,12 @@ def test_what_is_dropped_was_written_so_and_is_nobody_elses_doing(cluster: Calla
     assert drift.dropped(live, with_digest(cluster(3))) == (), "something else is to be written first"
     assert "older than 1.6" in drift.why_dropped("tiny", ["spec.authOptions"])
     assert "older than 1.7" in drift.why_dropped("tiny", ["spec.gcsFaultToleranceOptions.storage"])
+
+
+def test_a_head_that_another_spec_asks_for_is_seen(deployment: MoEDeployment, cluster: Callable[..., Object]) -> None:
+    live = cluster(3)
+    assert not has_other_head(live, cluster(2, "c"))
+    newer = manifests.ray_cluster(deployment, "newer", GroupSize(1), GroupSize(3), Sizing(), None)
+    assert has_other_head(live, newer), "it is kept as it is until a second RayCluster follows it"
+    del live["metadata"]["annotations"][HEAD_ANNOTATION]
+    assert not has_other_head(live, newer), "nobody wrote down what it was made with"
