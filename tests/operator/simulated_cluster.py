@@ -161,9 +161,11 @@ class SimulatedCluster:
         }
 
     def _schedule(self, name: str, pods: list[Object]) -> None:
-        """Pending pods get the room that there is."""
+        """Pending pods get the room that there is, also those that found none when they were made."""
+        if name in self.unschedulable:
+            return
         pending = [pod for pod in pods if pod.get("status", {}).get("conditions") == UNSCHEDULABLE["conditions"]]
-        free = self.room.get(name, 0) - (len(pods) - len(pending))
+        free = self.room.get(name, len(pods)) - (len(pods) - len(pending))
         for pod in pending[: max(free, 0)]:
             self._set_status(pod["metadata"]["name"], self._started(pod))
 

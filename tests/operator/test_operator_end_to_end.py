@@ -92,9 +92,6 @@ def test_standbys_take_growth_and_losses_at_once(world: World) -> None:
     world.until("three hold experts though no pod comes", lambda: len(pool.holders()) == 3)
     world.until("a standby is missing", lambda: world.condition("warm", "Progressing") == ("True", "Replenishing"))
     world.cluster.unschedulable.clear()
-    stuck = [pod["metadata"]["name"] for pod in pool_pods(world, "warm") if pod["status"]["phase"] == "Pending"]
-    for name in stuck:
-        world.kube.delete(PODS, NAMESPACE, name)
     world.until("another stands by", lambda: world.is_settled("warm"))
     world.scale("warm", 2)
     world.until("two and a standby", lambda: world.is_settled("warm") and len(pool.holders()) == 2)
