@@ -152,8 +152,8 @@ def ensure_ray_cluster(
     """Create the RayCluster, or replace its spec if it is still as it was read; raises as `ensure_children` does."""
     namespace, name, gcs = deployment.namespace, part.cluster, settings.gcs
     body = manifests.ray_cluster(deployment, settings.image, size.engines, size.experts, size.sizing, model, gcs, name)
-    frozen = live is not None and (part.frozen or has_other_head(live, body))
-    wanted = with_digest(manifests.as_it_is(body, live) if live is not None and frozen else body)
+    other = manifests.has_other_head(live, body["metadata"]["annotations"][names.HEAD_ANNOTATION])
+    wanted = with_digest(manifests.as_it_is(body, live) if live is not None and other else body)
     if live is None:
         wanted["metadata"]["annotations"][names.WRITTEN_ANNOTATION] = "1"
         note_generation(kube, create_ray_cluster(kube, namespace, wanted))
@@ -172,14 +172,6 @@ def ensure_ray_cluster(
     note_generation(kube, kube.replace(RAY_CLUSTERS, namespace, name, drift.replacement(live, wanted)))
     said = Event("RayClusterRestored", f"somebody else changed RayCluster {name}: it is put right", warning=True)
     return (*((said,) if restored else ()), *scale_events(live, wanted))
-
-
-def has_other_head(live: Object, wanted: Mapping[str, Any]) -> bool:
-    """Whether it was made with another head, which is never changed in place: the spec is newer than the decision
-    about this RayCluster's part, and the next one is about a succession.
-    """
-    was = (live["metadata"].get("annotations") or {}).get(names.HEAD_ANNOTATION)
-    return bool(was) and was != wanted["metadata"]["annotations"][names.HEAD_ANNOTATION]
 
 
 def create_ray_cluster(kube: CachedKube, namespace: str, wanted: Mapping[str, Any]) -> Object:

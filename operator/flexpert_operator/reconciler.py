@@ -154,10 +154,10 @@ class Reconciler:
         seen = read_cluster(self._kube, deployment, self._cluster, self._around.nodes.why_leaving)
         if seen.raw is None and not is_still_there(self._kube, body):
             return None
-        observed, size = self._size(deployment, seen, part)
+        observed, size = self._size(deployment, seen)
         if resizes(seen.raw, size):
             seen = read_cluster(self._kube.live, deployment, self._cluster, self._around.nodes.why_leaving)
-            observed, size = self._size(deployment, seen, part)
+            observed, size = self._size(deployment, seen)
         problem = model.model_problem(deployment, observed) or model.fetch_problem(observed.pool) or size.problem
         serving = model.model_to_serve(deployment, observed)
         shown = replace(deployment, model=serving or deployment.model)
@@ -199,10 +199,11 @@ class Reconciler:
         self.trouble = stuck or ("; ".join(hindrances) if any(one.failing or one.unschedulable for one in pods) else "")
         return self._settings.busy_s
 
-    def _size(self, deployment: MoEDeployment, seen: Seen, part: Part) -> tuple[Observation, Size]:
+    def _size(self, deployment: MoEDeployment, seen: Seen) -> tuple[Observation, Size]:
         observed, own = self._observe(deployment, seen), self._settings
         shown = replace(deployment, model=model.model_to_serve(deployment, observed) or deployment.model)
-        rules = rollout.Rules() if part.frozen else rules_of(shown, own)
+        other = manifests.has_other_head(seen.raw, manifests.head_revision(shown, own.image, own.gcs))
+        rules = rollout.Rules() if other else rules_of(shown, own)
         return observed, decide_size(deployment, observed, own.provision_deadline_s, own.retry_s, rules)
 
     def _ensure(

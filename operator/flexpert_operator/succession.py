@@ -100,7 +100,7 @@ class Succession:
             why += "goes on serving; set back or mend what was changed in spec.head or the operator's image"
             problem = Problem(DegradedReason.ROLLOUT_STUCK, why)
         progress = f"RayCluster {plan.successor}, with the new head, is to follow {plan.active}"
-        return Part(plan.active, frozen=True, progress=progress, problem=problem)
+        return Part(plan.active, progress=progress, problem=problem)
 
     def _switch(self, body: Object, plan: Plan, successor: str) -> None:
         """From now on the successor serves: the next reconciliation moves the Services.

@@ -1,19 +1,22 @@
 """Shrinks on stale knowledge: a pod that nobody named must never go. The API is a table of pods here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from flexpert_operator import manifests
 from flexpert_operator.api import MoEDeployment
-from flexpert_operator.api.names import HEAD_ANNOTATION, RESTORED_ANNOTATION, WRITTEN_ANNOTATION
-from flexpert_operator.children import check_shrink, has_other_head, surplus_selectors, with_digest
+from flexpert_operator.api.names import RESTORED_ANNOTATION, WRITTEN_ANNOTATION
+from flexpert_operator.cached import CachedKube
+from flexpert_operator.children import check_shrink, ensure_ray_cluster, surplus_selectors, with_digest
 from flexpert_operator.decide import drift
-from flexpert_operator.decide.sizing import GroupSize
+from flexpert_operator.decide.sizing import GroupSize, Size
 from flexpert_operator.decide.sizing_state import Sizing
+from flexpert_operator.decide.succession import Part
 from flexpert_operator.errors import KubeConflict
 from flexpert_operator.kube import Kube, Resource
+from flexpert_operator.settings import Settings
 
 Object = dict[str, Any]
 
@@ -116,10 +119,28 @@ def test_what_is_dropped_was_written_so_and_is_nobody_elses_doing(cluster: Calla
     assert "older than 1.7" in drift.why_dropped("tiny", ["spec.gcsFaultToleranceOptions.storage"])
 
 
-def test_a_head_that_another_spec_asks_for_is_seen(deployment: MoEDeployment, cluster: Callable[..., Object]) -> None:
-    live = cluster(3)
-    assert not has_other_head(live, cluster(2, "c"))
-    newer = manifests.ray_cluster(deployment, "newer", GroupSize(1), GroupSize(3), Sizing(), None)
-    assert has_other_head(live, newer), "it is kept as it is until a second RayCluster follows it"
-    del live["metadata"]["annotations"][HEAD_ANNOTATION]
-    assert not has_other_head(live, newer), "nobody wrote down what it was made with"
+class Writes(CachedKube):
+    """Notes the specs that are written, each a generation."""
+
+    def __init__(self) -> None:
+        self.live = PodsOnly()
+        self.specs: list[Object] = []
+
+    def replace(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
+        self.specs.append(body["spec"])
+        metadata = body["metadata"]
+        return {**body, "metadata": {**metadata, "generation": metadata["generation"] + 1}}
+
+
+@pytest.mark.parametrize("replicas", [3, 4])
+def test_another_head_is_not_written_in_place(
+    deployment: MoEDeployment, cluster: Callable[..., Object], replicas: int
+) -> None:
+    """The spec may change between the decision about a RayCluster's part and its being written."""
+    live, kube = written(with_digest(cluster(3)), 1, 1), Writes()
+    size = Size(GroupSize(1), GroupSize(replicas), replicas, Sizing())
+    ensure_ray_cluster(kube, Settings(image="newer"), deployment, live, size, None, Part(live["metadata"]["name"]))
+    made = cluster(replicas)["spec"]
+    assert [(spec["headGroupSpec"], spec["workerGroupSpecs"]) for spec in kube.specs] == [
+        (made["headGroupSpec"], made["workerGroupSpecs"])
+    ] * (replicas != 3)

@@ -55,14 +55,12 @@ class Part:
     Attributes:
         cluster: Its name.
         serves: Whether it is the one that serves; only that one's state is the status.
-        frozen: Whether its templates stay as they are, because another one follows it.
         progress: What is to be said of a succession, or empty.
         problem: Why a succession does not go on, or None.
     """
 
     cluster: str
     serves: bool = True
-    frozen: bool = False
     progress: str = ""
     problem: Problem | None = None
 

@@ -118,6 +118,14 @@ def head_revision(deployment: MoEDeployment, image: str, gcs: GcsStore | None) -
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:10]
 
 
+def has_other_head(live: Mapping[str, Any] | None, revision: str) -> bool:
+    """Whether a RayCluster was made with another head. That is never changed in place: another RayCluster follows it,
+    and until that serves the templates of this one stay as they are.
+    """
+    was = (live["metadata"].get("annotations") or {}).get(names.HEAD_ANNOTATION) if live is not None else None
+    return was not in (None, revision)
+
+
 def as_it_is(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
     """A RayCluster with the sizes of `wanted`, and head and templates as they are in `live`."""
     spec, groups = live["spec"], {group["groupName"]: group for group in live["spec"].get("workerGroupSpecs", ())}
