@@ -18,8 +18,10 @@ from flexpert_operator.api.spec import Model, MoEDeployment, parse_deployment
 from flexpert_operator.cached import CachedKube
 from flexpert_operator.children import delete_children, ensure_children
 from flexpert_operator.decide import difference, drains, model, placing, progress, rollout, status, terms, waking
+from flexpert_operator.decide.budget import Budget
 from flexpert_operator.decide.loads import SmoothedLoads
 from flexpert_operator.decide.observation import Event, Observation, Pool, Problem
+from flexpert_operator.decide.owning import Owned
 from flexpert_operator.decide.persistence import persistence_condition
 from flexpert_operator.decide.requests import requests_problem
 from flexpert_operator.decide.sizing import Size, decide_size, resizes
@@ -154,10 +156,10 @@ class Reconciler:
         seen = read_cluster(self._kube, deployment, self._cluster, self._around.nodes.why_leaving)
         if seen.raw is None and not is_still_there(self._kube, body):
             return None
-        observed, size = self._size(deployment, seen)
+        observed, size = self._size(owned, seen)
         if resizes(seen.raw, size):
             seen = read_cluster(self._kube.live, deployment, self._cluster, self._around.nodes.why_leaving)
-            observed, size = self._size(deployment, seen)
+            observed, size = self._size(owned, seen)
         problem = model.model_problem(deployment, observed) or model.fetch_problem(observed.pool) or size.problem
         serving = model.model_to_serve(deployment, observed)
         shown = replace(deployment, model=serving or deployment.model)
@@ -199,11 +201,12 @@ class Reconciler:
         self.trouble = stuck or ("; ".join(hindrances) if any(one.failing or one.unschedulable for one in pods) else "")
         return self._settings.busy_s
 
-    def _size(self, deployment: MoEDeployment, seen: Seen) -> tuple[Observation, Size]:
-        observed, own = self._observe(deployment, seen), self._settings
+    def _size(self, owned: Owned, seen: Seen) -> tuple[Observation, Size]:
+        deployment, own = owned.deployment, self._settings
+        observed = self._observe(deployment, seen)
         shown = replace(deployment, model=model.model_to_serve(deployment, observed) or deployment.model)
         other = manifests.has_other_head(seen.raw, manifests.head_revision(shown, own.image, own.gcs))
-        rules = rollout.Rules() if other else rules_of(shown, own)
+        rules = rollout.Rules() if other else rules_of(shown, own, owned.budget)
         return observed, decide_size(deployment, observed, own.provision_deadline_s, own.retry_s, rules)
 
     def _ensure(
@@ -374,7 +377,7 @@ class Reconciler:
         return pool.requests_in_flight > 0
 
 
-def rules_of(deployment: MoEDeployment, settings: Settings) -> rollout.Rules:
+def rules_of(deployment: MoEDeployment, settings: Settings, budget: Budget | None = None) -> rollout.Rules:
     """Which templates the pods of a MoEDeployment should have, and how those that do not are replaced."""
     revisions = manifests.template_revisions(deployment, settings.image)
     return rollout.Rules(
@@ -383,6 +386,7 @@ def rules_of(deployment: MoEDeployment, settings: Settings) -> rollout.Rules:
         max_surge=settings.max_surge,
         headroom_wait_s=settings.headroom_wait_s,
         provision_deadline_s=settings.provision_deadline_s,
+        budget=budget,
     )
 
 

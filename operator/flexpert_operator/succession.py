@@ -20,6 +20,7 @@ from flexpert_operator.decide.terms import forgotten
 from flexpert_operator.kube import MOE_DEPLOYMENTS, RAY_CLUSTERS, Object
 from flexpert_operator.observe import served_model
 from flexpert_operator.reconciler import Reconciler, Tell
+from flexpert_operator.scaling_objects import with_sizes
 from flexpert_operator.settings import Settings
 
 MakeTender = Callable[[str], Reconciler]
@@ -89,6 +90,10 @@ class Succession:
     def _succeed(self, body: Object, plan: Plan) -> Part:
         """Bring the successor up, and have it serve once it can."""
         assert plan.successor is not None
+        progress = f"RayCluster {plan.successor}, with the new head, is to follow {plan.active}"
+        unaffordable = self._why_unaffordable(body, plan.successor)
+        if unaffordable:
+            return Part(plan.active, progress=progress, problem=Problem(DegradedReason.ROLLOUT_BLOCKED, unaffordable))
         tender = self._tender(plan.successor)
         if not plan.returns:
             tender.reconcile(Part(plan.successor, serves=False))
@@ -99,8 +104,22 @@ class Succession:
             why = f"RayCluster {plan.successor}, with the new head, does not come up: {tender.trouble}. {plan.active} "
             why += "goes on serving; set back or mend what was changed in spec.head or the operator's image"
             problem = Problem(DegradedReason.ROLLOUT_STUCK, why)
-        progress = f"RayCluster {plan.successor}, with the new head, is to follow {plan.active}"
         return Part(plan.active, progress=progress, problem=problem)
+
+    def _why_unaffordable(self, body: Object, successor: str) -> str:
+        """Why there is no budget for a second RayCluster; empty where there is, or where that is there already."""
+        if self._kube.find(RAY_CLUSTERS, self._namespace, successor) is not None:
+            return ""
+        owned = with_sizes(self._kube, parse_deployment(body))
+        budget = owned.budget
+        takes = 2 * budget.taken_by(owned.deployment) if budget is not None else 0
+        if budget is None or takes <= budget.devices:
+            return ""
+        return (
+            f"another head needs a second RayCluster beside the first, {takes} devices in all, and the policy's budget "
+            f"has {budget.devices}. Raise it until the head is replaced, or set back what was changed in spec.head or "
+            "the operator's image"
+        )
 
     def _switch(self, body: Object, plan: Plan, successor: str) -> None:
         """From now on the successor serves: the next reconciliation moves the Services.

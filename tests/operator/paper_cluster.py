@@ -40,6 +40,7 @@ class PaperCluster:
         rules: Templates of now.
         broken: Revisions whose pods do not come up.
         room: Expert pods that find a node.
+        lingers: Steps for which a deleted pod is still there.
         random_deletions: Pods that went without being named.
         killed_holders: Pods that went with experts on them.
         causes: Of the reconfigurations, in order.
@@ -49,6 +50,7 @@ class PaperCluster:
     rules: Rules = field(default_factory=lambda: Rules("e1", "x1", headroom_wait_s=5, provision_deadline_s=50))
     broken: set[str] = field(default_factory=set)
     room: int = 100
+    lingers: int = 0
     now: float = 1000.0
     experts: list[Pod] = field(default_factory=list)
     engines: list[Pod] = field(default_factory=list)
@@ -62,6 +64,9 @@ class PaperCluster:
     killed_holders: list[str] = field(default_factory=list)
     causes: list[Cause] = field(default_factory=list)
     most_pods: int = 0
+    most_held: int = 0
+    last_step: dict[str, int] = field(default_factory=dict)
+    steps: int = 0
     fewest_holders: int = 10**6
     fewest_engines: int = 10**6
     size: Size | None = None
@@ -128,6 +133,7 @@ class PaperCluster:
         self.place(observed, size)
         self.play_kuberay()
         self.now += STEP_S
+        self.steps += 1
 
     def place(self, observed: Observation, size: Size) -> None:
         """As the placer: where there is a cause, all experts go to the workers that are to stay."""
@@ -147,7 +153,7 @@ class PaperCluster:
         """Pods come and go, and the controller casts their workers."""
         self.experts = self.sized(self.experts, "experts", self.rules.experts)
         self.engines = self.sized(self.engines, "engines", self.rules.engines)
-        running = [pod for pod in self.experts if pod.ready]
+        running = [pod for pod in self.experts if pod.ready and not pod.terminating]
         names = {pod.name for pod in running}
         for worker in list(self.workers.values()):
             if worker.pod not in names:
@@ -166,11 +172,13 @@ class PaperCluster:
             self.workers[one.id] = replace(one, state=MemberState.READY if serves else MemberState.STANDBY)
         if self.size is not None and self.sizing.settled:
             self.most_pods = max(self.most_pods, len(self.experts))
+            self.most_held = max(self.most_held, len(self.experts) + len(self.engines))
             self.fewest_engines = min(self.fewest_engines, sum(pod.ready for pod in self.engines))
 
     def sized(self, pods: list[Pod], role: str, revision: str) -> list[Pod]:
         size = self.sizes[role]
-        staying = [pod for pod in pods if pod.name not in size.workers_to_delete]
+        going = self.going(pods, size.workers_to_delete)
+        staying = [pod for pod in pods if not pod.terminating and pod.name not in size.workers_to_delete]
         self.random_deletions += [pod.name for pod in staying[: max(len(staying) - size.replicas, 0)]]
         staying = staying[max(len(staying) - size.replicas, 0) :]
         while len(staying) < size.replicas:
@@ -183,7 +191,15 @@ class PaperCluster:
             fits = role == "engines" or taken < self.room
             taken += fits
             staying[number] = self.started(pod) if fits else replace(pod, unschedulable=True, message="no node")
-        return staying
+        return [*going, *staying]
+
+    def going(self, pods: list[Pod], named: tuple[str, ...]) -> list[Pod]:
+        """Deleted pods that are still there."""
+        for pod in pods:
+            if pod.name in named:
+                self.last_step.setdefault(pod.name, self.steps + self.lingers)
+        deleted = [pod for pod in pods if self.last_step.get(pod.name, 0) > self.steps]
+        return [replace(pod, terminating=True, ready=False) for pod in deleted]
 
     def started(self, pod: Pod) -> Pod:
         if pod.revision in self.broken:

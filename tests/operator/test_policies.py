@@ -143,6 +143,33 @@ def test_a_pool_grows_under_load_within_its_budget_and_shrinks(world: World) -> 
     assert world.get("busy")["spec"]["experts"]["workers"] == 2, "a policy writes no spec"
 
 
+def test_a_rollout_and_another_head_keep_the_budget(world: World) -> None:
+    traffic, seen = under_traffic(world, "exact"), Watcher(world, "exact")
+    traffic.rate = 1.0
+    one, two = ({"min": number, "max": number} for number in (1, 2))
+    world.kube.create(POLICIES, NAMESPACE, policy("exact", "exact", engines=one, experts=two, budget={"devices": 3}))
+    world.until("it decides", lambda: desired(world, "exact") == (1, 2))
+    before = {pod["metadata"]["name"] for pod in pool_pods(world, "exact")}
+    world.patch("exact", {"experts": {"resources": {"limits": {"cpu": "2"}}}})
+
+    def is_replaced() -> bool:
+        now = {pod["metadata"]["name"] for pod in pool_pods(world, "exact")}
+        return seen.look() == 2 == len(now) and before.isdisjoint(now) and world.is_settled("exact")
+
+    world.until("all pods are new", is_replaced)
+    assert seen.most == 3, "an older one made place for each"
+    assert not world.cluster.pools["exact"].killed_holders
+    world.patch("exact", {"head": {"env": [{"name": "SOME", "value": "thing"}]}})
+    world.until("it is said", lambda: world.condition("exact", "Degraded") == ("True", "RolloutBlocked"))
+    assert "6 devices in all, and the policy's budget has 3" in str(world.get("exact")["status"]["conditions"])
+    assert (seen.look(), seen.most) == (2, 3)
+    world.kube.patch(POLICIES, NAMESPACE, "exact", {"spec": {"budget": {"devices": 6}}})
+    world.until(
+        "a second RayCluster has followed", lambda: any(one.startswith("exact-") for one in world.cluster.pools)
+    )
+    world.until("it serves", lambda: world.condition("exact", "Degraded")[0] == "False" and world.is_settled("exact"))
+
+
 def test_what_an_autoscaler_writes_does_not_count_while_a_policy_decides(world: World) -> None:
     traffic = under_traffic(world, "ruled")
     traffic.rate = 1.0

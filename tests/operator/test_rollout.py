@@ -11,6 +11,7 @@ from paper_cluster import PaperCluster
 
 from flexpert_operator.api import Engines, Experts, Model, MoEDeployment, PlacementSpec, Serving
 from flexpert_operator.decide import rollout
+from flexpert_operator.decide.budget import Budget
 from flexpert_operator.decide.observation import Cause
 
 
@@ -193,6 +194,67 @@ def test_engines_of_a_broken_template_leave_the_others_alone() -> None:
     paper.run()
     assert [pod.name for pod in paper.engines] == before
     unharmed(paper)
+
+
+@pytest.mark.parametrize(("spare", "held", "holders"), [(0, 3, 2), (1, 4, 3)])
+def test_a_budget_without_room_has_an_older_pod_make_place(spare: int, held: int, holders: int) -> None:
+    """Also a pod that is on its way out holds its devices."""
+    paper = running(3)
+    paper.lingers = 4
+    paper.rules = replace(paper.rules, experts="x2", budget=Budget(2 * 4 + 2 * spare, engine_pod=2, expert_pod=2))
+    paper.run(120)
+    unharmed(paper)
+    assert paper.revisions() == ["x2"] * 3
+    assert (paper.most_held, paper.fewest_holders) == (1 + held, holders)
+    assert not paper.sizing.rolling
+
+
+def test_a_budget_without_room_for_another_pod_or_its_experts_is_told() -> None:
+    paper = running(1)
+    paper.rules = replace(paper.rules, experts="x2", engines="e2", budget=Budget(2, 1, 1))
+    paper.run()
+    assert (paper.revisions(), paper.revisions("engines")) == (["x1"], ["e1"])
+    assert paper.size is not None
+    assert paper.size.problem is not None
+    assert paper.size.problem.reason == "RolloutBlocked"
+    assert "the policy's budget of 2 devices" in paper.size.problem.message
+    paper.rules = replace(paper.rules, budget=Budget(3, 1, 1))
+    paper.run()
+    unharmed(paper)
+    assert (paper.revisions(), paper.revisions("engines")) == (["x2"], ["e2"])
+    assert paper.most_held == 3
+
+
+def test_a_pool_without_devices_takes_nothing_of_the_budget() -> None:
+    paper = running(2)
+    paper.rules = replace(paper.rules, engines="e2", budget=Budget(2, engine_pod=0, expert_pod=1))
+    paper.run()
+    assert paper.revisions("engines") == ["e2"]
+    assert paper.fewest_engines == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    workers=st.integers(2, 5),
+    engines=st.integers(2, 3),
+    spare=st.integers(0, 3),
+    surge=st.integers(1, 3),
+    standby=st.integers(0, 1),
+    lingers=st.integers(0, 3),
+)
+def test_a_rollout_of_both_groups_keeps_the_budget(
+    workers: int, engines: int, spare: int, surge: int, standby: int, lingers: int
+) -> None:
+    paper = running(workers, engines=engines, standby=standby)
+    paper.lingers = lingers
+    budget = Budget(workers + standby + engines + spare, 1, 1)
+    paper.rules = replace(paper.rules, experts="x2", engines="e2", max_surge=surge, budget=budget)
+    paper.run(200)
+    unharmed(paper)
+    assert paper.revisions() == ["x2"] * (workers + standby)
+    assert paper.revisions("engines") == ["e2"] * engines
+    assert paper.most_held <= budget.devices
+    assert paper.fewest_engines >= engines - 1
 
 
 def test_how_far_it_is() -> None:

@@ -146,7 +146,8 @@ class DeviceBudget:
         int | None,
         Field(
             "Most devices of engines and workers together, those that are still going included. A device is a GPU "
-            "that their resources ask for; where neither asks for any, each engine and each worker counts as one.",
+            "that their resources ask for; where neither asks for any, each engine and each worker counts as one. "
+            "Rollouts keep it too; only what follows a pod on a node that is drained is asked for at once.",
             minimum=1,
             maximum=65536,
             absent="no budget",

@@ -117,8 +117,9 @@ class DegradedReason(Documented):
     )
     ROLLOUT_BLOCKED = (
         "RolloutBlocked",
-        "No node takes a pod of a changed template, and no older pod can go before it is there. The message says what "
-        "to do.",
+        "No node takes a pod of a changed template, or the policy's budget has no devices for it, and no older pod can "
+        "go before it is there; or the budget has none for the second RayCluster that another head needs. The message "
+        "says what to do.",
     )
     REQUESTS_EXCEED_LIMITS = (
         "RequestsExceedLimits",

@@ -15,7 +15,9 @@ from flexpert_operator.api.reasons import ScaledReason
 from flexpert_operator.api.scaler import MoEScaler, ScaledPool
 from flexpert_operator.api.spec import MoEDeployment
 from flexpert_operator.autoscale.sizes import Sizes
+from flexpert_operator.decide.budget import Budget
 from flexpert_operator.decide.model import round_up
+from flexpert_operator.decide.scaling import devices_of
 
 T = TypeVar("T")
 
@@ -26,10 +28,12 @@ class Owned:
 
     Attributes:
         condition: That the spec's sizes do not count, and whose do; None where they count.
+        budget: That its pods have to keep; None where there is none.
     """
 
     deployment: MoEDeployment
     condition: Condition | None = None
+    budget: Budget | None = None
 
 
 def first_of(claims: Iterable[Parsed[T]]) -> Parsed[T] | None:
@@ -81,9 +85,10 @@ def owned(deployment: MoEDeployment, policies: Iterable[MoEAutoscalingPolicy], s
         scalers: Those that target it.
     """
     policy, known = first_of(policies), tuple(scalers)
-    desired = desired_sizes(policy)
+    desired, budget = desired_sizes(policy), None
     if policy is not None and desired is not None:
         reason, who, sizes = ScaledReason.SCALED_BY_POLICY, f"MoEAutoscalingPolicy {policy.name}", desired
+        budget = budget_of(policy, deployment)
     elif known:
         names = sorted(one.name for pool in ScaledPool if (one := scaler_of(known, pool)) is not None)
         reason, who = ScaledReason.SCALED_BY_SCALER, f"MoEScaler {' and '.join(names)}"
@@ -93,4 +98,12 @@ def owned(deployment: MoEDeployment, policies: Iterable[MoEAutoscalingPolicy], s
     found = resized(deployment, sizes)
     ignored = f"spec.engines.replicas {deployment.engines.replicas}, spec.experts.workers {deployment.experts.workers}"
     message = f"{who} decides: {spec_sizes(found)}; the spec's own sizes do not count: {ignored}"
-    return Owned(found, Condition(SCALED_BY_POLICY, ConditionStatus.TRUE, reason, message))
+    return Owned(found, Condition(SCALED_BY_POLICY, ConditionStatus.TRUE, reason, message), budget)
+
+
+def budget_of(policy: MoEAutoscalingPolicy, deployment: MoEDeployment) -> Budget | None:
+    """The budget of a policy, for pods; None where it has none."""
+    if policy.spec.budget.devices is None:
+        return None
+    engine, worker = devices_of(deployment)
+    return Budget(policy.spec.budget.devices, engine, worker * deployment.experts.workers_per_pod)

@@ -3,14 +3,15 @@
 A changed template applies to new pods only, so a rollout is: ask for one pod more (`surge`), wait until it is up, empty
 one of the older ones, take it away, and again. Nothing is remembered of a rollout but the pods' revision labels: a new
 pod that does not come up stops it, with the older pods serving on, and a template that is set back makes the new pods
-the older ones. Where no node has room for one pod more, an older one makes place for it first, if the other workers
-have room for its experts.
+the older ones. Where no node or no budget has room for one pod more, an older one makes place for it first, if the
+other workers have room for its experts.
 """
 
 from dataclasses import dataclass
 
 from flexpert_operator.api.reasons import DegradedReason
 from flexpert_operator.api.spec import MoEDeployment
+from flexpert_operator.decide.budget import Budget, is_going
 from flexpert_operator.decide.observation import Group, MemberState, Observation, Pod, Pool, Problem, Worker
 from flexpert_operator.decide.placing import has_room
 
@@ -25,6 +26,7 @@ class Rules:
         max_surge: Pods of a group that are replaced at a time.
         headroom_wait_s: Time that a new pod has to find a node, before an older one makes place for it.
         provision_deadline_s: Time that a new pod has to come up, before it is said that it does not.
+        budget: What pods may hold at once; None: anything.
     """
 
     engines: str = ""
@@ -32,6 +34,7 @@ class Rules:
     max_surge: int = 1
     headroom_wait_s: float = 120.0
     provision_deadline_s: float = 600.0
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Step:
         rolled: Those of the victims that go because of their template.
         surge: Pods to have beside the wanted ones.
         chosen: Of `old`, those to be emptied from now on.
+        most: Replicas that the budget lets the group have; None: any number.
     """
 
     old: tuple[str, ...] = ()
     rolled: tuple[str, ...] = ()
     surge: int = 0
     chosen: tuple[str, ...] = ()
+    most: int | None = None
 
     @property
     def goes_on(self) -> bool:
@@ -81,25 +86,29 @@ def decide_experts(
     if observed.cluster is None:
         return Step()
     group, pool = observed.cluster.experts, observed.pool
+    most = rules.budget.most_experts(group, observed.cluster.engines) if rules.budget is not None else None
     stale = outdated(group, rules.experts)
     rolled = tuple(pod.name for pod in stale if pod.name in victims)
     old = tuple(pod for pod in stale if pod.name not in victims)
     free = max(rules.max_surge - len(rolled), 0)
     names, there = tuple(pod.name for pod in old), max(group.replicas - len(victims) - wanted, 0)
+    room = free if most is None else min(free, max(most - wanted - len(victims), 0))
     if pool is None or not free:
-        return Step(names, rolled, min(len(old), free, there))
+        return Step(names, rolled, min(len(old), free, there), most=most)
     per_pod = deployment.experts.workers_per_pod
     staying = [pod for pod in group.present if pod.name not in victims and not pod.leaving]
     up = [pod.name for pod in staying if is_up(pool, pod.name, per_pod)]
-    surge = min(len(old), free if len(up) >= wanted else there)
+    surge = min(len(old), room, free if len(up) >= wanted else there)
     broken = [name for name in names if name not in up and not holds_any(pool, name)][:free]
     ready = sorted((name for name in names if name in up), key=lambda name: held_bytes(pool, name))
     spare = max(min(len(up) - wanted, free - len(broken)), 0)
     chosen = (*broken, *ready[:spare])
-    if not chosen and not rolled and ready and len(up) >= wanted and lacks_a_node(staying, rules, observed.now):
+    cramped = not room and not is_going(group) and not is_going(observed.cluster.engines)
+    lacks_place = cramped or lacks_a_node(staying, rules, observed.now)
+    if not chosen and not rolled and ready and len(up) >= wanted and lacks_place:
         others = serving(pool, (*victims, ready[0]))
         chosen = (ready[0],) if roomy(pool, others, deployment.placement.min_replicas) else ()
-    return Step(names, rolled, surge, tuple(chosen))
+    return Step(names, rolled, surge, tuple(chosen), most)
 
 
 def roomy(pool: Pool, workers: tuple[Worker, ...], min_replicas: int) -> bool:
@@ -134,27 +143,29 @@ def lacks_a_node(pods: list[Pod], rules: Rules, now: float) -> bool:
     return any(pod.unschedulable and now - pod.created_at >= rules.headroom_wait_s for pod in pods)
 
 
-def decide_engines(replicas: int, group: Group, pool: Pool | None, rules: Rules, now: float) -> Step:
-    """The next step for the engine pods: `chosen` are to be deleted.
+def decide_engines(replicas: int, group: Group, experts: Group, pool: Pool | None, rules: Rules, now: float) -> Step:
+    """The next step for the engine pods, beside the expert pods there are: `chosen` are to be deleted.
 
     Ray moves an engine off a node that ends (Serve starts another one first, where a node has room for it), and the
     ingress hands what it still had to do to the others.
     """
     old = outdated(group, rules.engines)
     names = tuple(pod.name for pod in old)
+    most = rules.budget.most_engines(group, experts) if rules.budget is not None else None
     busy = any(pod.name in group.workers_to_delete for pod in group.pods)
     if not old or busy:
-        return Step(names)
+        return Step(names, most=most)
+    surge = int(most is None or most > replicas)
     broken = tuple(pod.name for pod in old if not pod.ready)[:1]
     engines = {engine.pod: engine for engine in pool.engines} if pool is not None else {}
     serve = sum(engine.state is MemberState.READY for engine in engines.values()) >= replicas
     loads = {name: engines[name].running + engines[name].waiting for name in names if name in engines}
     idlest = sorted(names, key=lambda name: loads.get(name, -1))[:1]
     spare = sum(pod.ready for pod in group.present) > replicas
-    place = replicas > 1 and lacks_a_node(list(group.present), rules, now)
-    if broken or (pool is not None and serve and (spare or place)):
-        return Step(names, surge=1, chosen=broken or tuple(idlest))
-    return Step(names, surge=1)
+    cramped = not surge and not is_going(group) and not is_going(experts)
+    place = replicas > 1 and (cramped or lacks_a_node(list(group.present), rules, now))
+    chosen = broken or (tuple(idlest) if pool is not None and serve and (spare or place) else ())
+    return Step(names, surge=surge, chosen=chosen, most=most)
 
 
 def rollout_problem(deployment: MoEDeployment, observed: Observation, rules: Rules) -> Problem | None:
@@ -170,8 +181,10 @@ def rollout_problem(deployment: MoEDeployment, observed: Observation, rules: Rul
             continue
         new = [pod for pod in group.present if pod.revision == revision and not pod.ready]
         found += [f"{pod.name} {why}" for pod in new if (why := why_stuck(pod, rules, observed.now))]
-        if lacks_a_node(new, rules, observed.now) and is_blocked(what, deployment, observed):
-            return blocked_problem(what, new)
+        why = "no node takes another pod" if lacks_a_node(new, rules, observed.now) else ""
+        why = why or why_unaffordable(what, deployment, observed, rules.budget)
+        if why and is_blocked(what, deployment, observed):
+            return blocked_problem(what, why, new)
     if not found:
         return None
     return Problem(
@@ -202,15 +215,30 @@ def is_blocked(what: str, deployment: MoEDeployment, observed: Observation) -> b
     return not roomy(pool, serving(pool, (*observed.leaving_pods, fullest)), deployment.placement.min_replicas)
 
 
-def blocked_problem(what: str, new: list[Pod]) -> Problem:
+def why_unaffordable(what: str, deployment: MoEDeployment, observed: Observation, budget: Budget | None) -> str:
+    """Why the budget has no devices for one pod more; empty where it has, or while another pod makes place."""
+    cluster = observed.cluster
+    if cluster is None or budget is None or cluster.sizing.victims:
+        return ""
+    wanted, most = deployment.engines.replicas, budget.most_engines(cluster.engines, cluster.experts)
+    if what == "experts":
+        wanted = deployment.experts.pods + deployment.experts.standby_pods
+        most = budget.most_experts(cluster.experts, cluster.engines)
+    group = cluster.experts if what == "experts" else cluster.engines
+    going = is_going(cluster.experts) or is_going(cluster.engines)
+    is_full = most is not None and most <= wanted <= len(group.present) and not going
+    return f"the policy's budget of {budget.devices} devices has none for another pod" if is_full else ""
+
+
+def blocked_problem(what: str, why: str, new: list[Pod]) -> Problem:
     """No room for a new pod beside the older ones, and none of these can go before it is there."""
     said = "; ".join(sorted({pod.message for pod in new if pod.unschedulable and pod.message}))
     remedy = "raise spec.experts.memoryPerWorker" if what == "experts" else "set spec.engines.replicas to 2 or more"
     lack = "the other workers have no room for its experts" if what == "experts" else "there is no other engine"
     return Problem(
         DegradedReason.ROLLOUT_BLOCKED,
-        f"no node takes another pod of {what} ({said or 'no reason is told'}), and no older one can go first: {lack}. "
-        f"Add a node, or {remedy}",
+        f"{why} of {what}{f' ({said})' if said else ''}, and no older one can go first: {lack}. Add a node, raise the "
+        f"budget, or {remedy}",
     )
 
 

@@ -83,7 +83,8 @@ def decide_size(
     sizing = replace(sizing, aim=pods, rolling=rolling.goes_on or (sizing.rolling and not settled))
     if settled:
         sizing = replace(sizing, settled=pods)
-    engines = engine_size(deployment.engines.replicas, cluster.engines, observed, rules)
+    experts = replace(cluster.experts, replicas=group.replicas)
+    engines = engine_size(deployment.engines.replicas, cluster.engines, experts, observed, rules)
     problem = problem or rollout.rollout_problem(deployment, observed, rules)
     rolled = tuple(name for name in sizing.victims if name in (*rolling.rolled, *rolling.chosen))
     return Size(engines, group, pods, sizing, problem, events, rolled)
@@ -159,7 +160,7 @@ def step(
     """One step of the expert group towards `pods` and the pods of the standbys.
 
     Pods that leave are victims whatever the size is: others are asked for in their place before they are gone. So are
-    those that a rollout replaces.
+    those that a rollout replaces, unless the budget has no devices for both.
     """
     present = {pod.name for pod in group.present}
     named = still_there(group)
@@ -168,9 +169,11 @@ def step(
     victims = bound + tuple(name for name in sizing.victims if name in present and name not in bound)
     staying, total = group.replicas - len(victims), pods + spec.standby_pods + rolling.surge
     if total > staying:
-        kept = max(len(victims) - (total - staying), len(bound))
-        victims = victims[:kept]
-        return GroupSize(total + kept, still_there(group)), replace(sizing, victims=victims)
+        victims = victims[: max(len(victims) - (total - staying), len(bound))]
+        asked, sizing = total + len(victims), replace(sizing, victims=victims)
+        if rolling.most is None or asked <= rolling.most:
+            return GroupSize(asked, still_there(group)), sizing
+        return dismiss(replace(group, replicas=max(rolling.most, group.replicas)), sizing, pods, observed.pool)
     if total < staying and len(present) >= group.replicas and not still_there(group):
         victims += choose_victims(group, observed.pool, victims, staying - total, pods, rolling.old)
     elif total == staying:
@@ -208,18 +211,20 @@ def still_there(group: Group) -> tuple[str, ...]:
     return tuple(name for name in group.workers_to_delete if name in names)
 
 
-def engine_size(replicas: int, group: Group, observed: Observation, rules: Rules) -> GroupSize:
+def engine_size(replicas: int, group: Group, experts: Group, observed: Observation, rules: Rules) -> GroupSize:
     """Size of the engine group: up at once; down by the pods whose engine is gone, once the pool has let it go.
 
-    While pods of an older template are replaced there is one more; those that go then need not be idle.
+    While pods of an older template are replaced there is one more, if the budget has devices for it beside the
+    `experts`; those that go then need not be idle.
     """
     pending, pool = still_there(group), observed.pool
-    rolling = rollout.decide_engines(replicas, group, pool, rules, observed.now)
+    rolling = rollout.decide_engines(replicas, group, experts, pool, rules, observed.now)
     replicas += rolling.surge
     if rolling.chosen and replicas == group.replicas:
         return GroupSize(replicas - len(rolling.chosen), pending + rolling.chosen)
     if replicas >= group.replicas:
-        return GroupSize(replicas, pending)
+        most = replicas if rolling.most is None else max(rolling.most, group.replicas)
+        return GroupSize(min(replicas, most), pending)
     if pool is None or len(group.present) < group.replicas or pending:
         return GroupSize(group.replicas, pending)
     busy = {engine.pod for engine in pool.engines if engine.state is not MemberState.LOST}
