@@ -214,7 +214,7 @@ class Pool(PoolOfTheTest, RuleBasedStateMachine):
         newer = any(epoch > table.epoch for epoch in self.published)
         for expert, shares in placement_of(table).items():
             there = [worker for worker in shares if expert in self.workers.workers[worker].experts]
-            assert there or newer, f"nobody who was given {expert} has it"
+            assert there or newer or self.died_with(expert), f"nobody who was given {expert} has it"
 
     @invariant()
     def what_was_undone_left_the_table(self) -> None:
@@ -248,6 +248,26 @@ class Pool(PoolOfTheTest, RuleBasedStateMachine):
         named = {address.worker for address in table.workers} if table is not None else set()
         standbys = {one.id for one in self.controller.fleet.all() if one.condition is Condition.STANDBY}
         assert not standbys & named
+
+
+def test_a_table_that_was_stored_and_never_in_force_may_be_adopted() -> None:
+    """One of two workers has stored the table that gives the lost experts to the other, which could not store it and
+    gave them back; the controller dies meanwhile. The next one finds the table, and that the experts are not there.
+    """
+    pool = Pool()
+    try:
+        pool.begin(room=3, workers=2, standby=0)
+        pool.spoil(slot=2, what="a full disk")
+        pool.kill_worker(slot=0)
+        pool.some_time()
+        pool.kill_controller(grant=False)
+        assert pool.died_with((0, 0)), "the state is the one that is meant"
+        pool.a_stale_engine_is_slow_never_wrong()
+        pool.heal_and_settle()
+        assert pool.controller.lost_experts() == ()
+        pool.a_stale_engine_is_slow_never_wrong()
+    finally:
+        pool.teardown()
 
 
 TestPool = Pool.TestCase

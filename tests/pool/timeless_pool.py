@@ -198,6 +198,11 @@ class PoolOfTheTest:
     def has(self, worker: str, expert: Expert) -> bool:
         return expert in self.workers.workers[worker].experts
 
+    def died_with(self, expert: Expert) -> bool:
+        """Whether the only ones that held an expert are dead."""
+        holders = [worker for worker in self.workers.workers.values() if expert in worker.experts]
+        return bool(holders) and not any(worker.up for worker in holders)
+
     def lowest_live(self, seen: Epoch) -> Epoch:
         """The least that a new controller has to find: what the engine saw, if a worker that has it lives."""
         held = [RoutingTable.decode(one.table).epoch for one in self.workers.up() if one.table]
