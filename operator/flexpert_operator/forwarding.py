@@ -133,7 +133,7 @@ class Forward:
         back = threading.Thread(target=answers, daemon=True)
         back.start()
         copy(here, there)
-        end(here, there)
+        end(there)  # not `here`: whoever reads it sees the end when it is known why
         back.join()
         with self._lock:
             self._open.discard(here)

@@ -5,18 +5,21 @@ The API and the kubelet behind it are played; `tests/apiserver/test_apiserver_fo
 
 import json
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 from played_kubelet import PlayedApi, played_api, pod
 
+from flexpert_operator import forwarding
 from flexpert_operator.cli.main import main
-from flexpert_operator.forwarding import ServicePort
+from flexpert_operator.forwarding import Forward, ServicePort
 from flexpert_proto import pool_pb2 as pb
 from flexpert_proto.pool_pb2_grpc import PoolControlServicer, add_PoolControlServicer_to_server
 
@@ -94,6 +97,47 @@ def test_a_pod_where_nothing_listens_is_told_as_the_kubelet_does(
     assert code == 1
     assert "the pool controller does not answer" in err
     assert "forwarded through the API server" in err
+
+
+class Refusing:
+    """A stream to a port at which nobody listens; its error is told when the test lets it be."""
+
+    def __init__(self) -> None:
+        self.local_ports = {7000: None}
+        self.told = threading.Event()
+        self._near, far = socket.socketpair()
+        far.close()
+
+    def socket(self, port: int) -> socket.socket:
+        return self._near
+
+    def error(self, port: int) -> str:
+        assert self.told.wait(30)
+        return f"dial tcp {port}: Connection refused"
+
+    def close(self) -> None:
+        self._near.close()
+
+
+def test_a_connection_ends_when_it_is_known_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where what is sent into it finds the stream broken first."""
+    stream = Refusing()
+    monkeypatch.setattr(forwarding, "target_of", lambda kube, service: ("head-1", 7000))
+    monkeypatch.setattr(forwarding, "portforward", lambda *_, **__: stream)
+    forward = Forward(SimpleNamespace(), SimpleNamespace(), ServicePort("tiny-pool-control", "team", 7000))
+    try:
+        with socket.socket(socket.AF_UNIX) as here:
+            here.connect(str(forward.path))
+            here.sendall(b"a greeting")
+            here.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                here.recv(1)
+            stream.told.set()
+            here.settimeout(30)
+            assert here.recv(1) == b""
+            assert forward.trouble == "dial tcp 7000: Connection refused"
+    finally:
+        forward.close()
 
 
 @pytest.mark.parametrize(
