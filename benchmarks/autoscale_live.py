@@ -1,8 +1,14 @@
 """The simulator beside a live pool of processes: the same arrivals and decisions; attainment and device-seconds.
 
-`make bench-autoscale-live` starts a pool with one worker, measures its device profile as `flexpert simulate
---profile-from` does, plays a short trace with a rush in the middle while `autoscale.decide` sizes the workers, and runs
-the simulator on the requests that came; five times. Writes `build/bench/autoscale_live.json`.
+`make bench-autoscale-live` starts a pool with one worker, measures its device profile with one worker and with two as
+`flexpert simulate --profile-from` does, plays a short trace with a rush in the middle while `autoscale.decide` sizes
+the workers, and runs the simulator on the requests that came; five times. Writes `build/bench/autoscale_live.json`.
+
+How load and objectives are chosen: the calm is a third of what one worker can do at most, and the rush 1.4 times it.
+The objectives are two and a half times what requests get in the calm, which is three standard deviations of single
+answers away, while in the rush the requests under way, and with them both times, grow every second until a second
+worker has come. So what is attained says when the pool had grown and the rush was over, not where a few milliseconds
+lie.
 """
 
 import argparse
@@ -45,7 +51,14 @@ from flexpert_workers.pool.state import Slot
 HERE = Path(__file__).parent
 EXPERTS, MOST_WORKERS, SEQUENCES = 16, 2, 256
 LENGTHS = Lengths(prompt=24.0, answer=24.0, sigma=0.3)
-WARM_UP_S, PROFILE_S, CALM_S, RUSH_S = 4.0, 24.0, 25.0, 35.0
+WARM_UP_S, PROFILE_S = 4.0, 60.0
+CALM_S, RUSH_S, AFTER_S = 30.0, 15.0, 45.0
+CALM, RUSH = 0.35, 1.4
+"""Requests, over those that one worker can serve at most."""
+TIMES_CALM = 2.5
+"""What requests should get, over what they get in the calm."""
+FIRST_TOKEN = 4.0
+"""What a first token may take, over a further one."""
 LOOK_S, DOWN_S, PATIENCE_S = 3.0, 10.0, 30.0
 BASE = Device(prefill_tokens=512, sequences=SEQUENCES, layers=NUM_LAYERS, experts=EXPERTS, expert_bytes=EXPERT_BYTES)
 
@@ -59,7 +72,6 @@ class Played:
     tpot_s: list[float] = field(default_factory=list)
     prompt: list[int] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
-    starts_s: list[float] = field(default_factory=list)
     device_s: float = 0.0
     changes: int = 0
 
@@ -81,12 +93,34 @@ class Devices:
 
 
 class Live:
-    """The pool, its ingress, and what is asked of them."""
+    """The pool, its ingress, and what is asked of them.
+
+    Attributes:
+        starts_s: What each new worker took, from its order until it served.
+    """
 
     def __init__(self, pool: Pool, address: str) -> None:
         self._pool, self._address = pool, address
         self._workers = ["slot-0"]
         self._slots = 0
+        self.starts_s: list[float] = []
+
+    @property
+    def start_s(self) -> float:
+        """What a new worker takes."""
+        return statistics.median(self.starts_s) if self.starts_s else BASE.worker_start_s
+
+    async def measure(self, arrivals: Arrivals) -> Device:
+        """The device profile under these arrivals; in the second half of the time with a second worker."""
+        profiling = asyncio.create_task(
+            asyncio.to_thread(profile_from, f"{HOST}:{self._pool.port}", arrivals.duration_s, BASE)
+        )
+        playing = asyncio.create_task(self.play(arrivals, None, BASE.profile()))
+        await asyncio.sleep(arrivals.duration_s / 2)
+        await self._resize(2, Devices(1, math.inf))
+        await playing
+        await self._resize(1, Devices(2, math.inf))
+        return await profiling
 
     async def play(self, arrivals: Arrivals, policy: Policy | None, profile: Profile) -> Played:
         """Send requests at their times; with a policy, size the workers by decisions meanwhile."""
@@ -124,34 +158,35 @@ class Live:
         state, before = State.initial(profile), None
         began = time.monotonic()
         devices, wanted = Devices(len(self._workers), began + seconds), len(self._workers)
-        resizing = asyncio.create_task(self._resize(wanted, played, devices))
+        resizing = asyncio.create_task(self._resize(wanted, devices))
         async with grpc.aio.insecure_channel(f"{HOST}:{self._pool.port}") as channel:
             stub = PoolControlStub(channel)
             while (now := time.monotonic()) - began < seconds:
                 look = Look(time.time(), pool_of(await stub.GetPool(pb.GetPoolRequest(with_figures=True))))
                 workers = PoolCount(len(self._workers), devices.workers)
-                scale_up_s = statistics.median(played.starts_s) if played.starts_s else BASE.worker_start_s
-                seen = observation_of(look.at, look, before, PoolCount(1, 1), workers, None, scale_up_s)
+                seen = observation_of(
+                    look.at, look, before, PoolCount(1, 1), workers, None, self.start_s, policy.objectives
+                )
                 decision, state = decide(seen, state, policy)
                 before = look
                 played.changes += decision.sizes.experts != wanted
                 wanted = decision.sizes.experts
                 if resizing.done():
                     await resizing
-                    resizing = asyncio.create_task(self._resize(wanted, played, devices))
+                    resizing = asyncio.create_task(self._resize(wanted, devices))
                 await asyncio.sleep(max(now + LOOK_S - time.monotonic(), 0.0))
         await resizing
         devices.note(0)
         played.device_s = devices.seconds
 
-    async def _resize(self, workers: int, played: Played, devices: Devices) -> None:
+    async def _resize(self, workers: int, devices: Devices) -> None:
         while len(self._workers) < workers:
             self._slots += 1
             name = f"more-{self._slots}"
             devices.note(len(self._workers) + 1)
             change = await self._pool.grow(len(self._workers) + 1, Slot(name, SHARED_POD), peers=True)
             self._workers.append(name)
-            played.starts_s.append(change.finished - change.begun)
+            self.starts_s.append(change.finished - change.begun)
         while len(self._workers) > workers:
             await self._pool.shrink(self._workers[-1])
             self._workers.pop()
@@ -159,33 +194,28 @@ class Live:
 
 
 def calibration(seed: int, seconds: float) -> Arrivals:
-    """Loads that differ, with long prompts and short ones, so that a line can be fitted to each."""
-    drawn = varying(lambda at: np.where(at % 8 > 4, 6.0, 1.0).astype(np.float64), 6.0, seconds, LENGTHS, seed)
-    prompt = np.where(drawn.at % 6 > 3, 4 * drawn.prompt, np.maximum(drawn.prompt // 4, 1))
+    """Loads that differ, each with long prompts and with short ones, so that a line can be fitted to each."""
+
+    def of(at: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
+        return np.choose((at % 15 // 5).astype(int), [1.0, 4.0, 9.0])
+
+    drawn = varying(of, 9.0, seconds, LENGTHS, seed)
+    prompt = np.where(drawn.at % 6 > 3, 3 * drawn.prompt, np.maximum(drawn.prompt // 3, 1))
     return replace(drawn, prompt=prompt)
 
 
 def trace(service: Device, seed: int) -> tuple[Arrivals, Objectives]:
     """A calm, a rush that one worker is too few for, and a calm; and what requests should get."""
-    step_s, one, two = (
-        service.engine_step_s + service.expert_step_s,
-        service.engine_token_s + service.worker_token_s,
-        service.engine_token_s + service.worker_token_s / 2,
-    )
-
-    def rate(sequences: float, slowness: float) -> float:
-        """With which so many are under way."""
-        read = service.prefill_price * LENGTHS.prompt
-        return sequences / ((LENGTHS.answer + read) * (step_s + slowness * sequences))
-
-    low, high, seconds = rate(1.5, one), rate(6.0, two), 2 * CALM_S + RUSH_S
+    step_s = service.engine_step_s + service.expert_step_s
+    tokens = LENGTHS.answer + service.prefill_price * LENGTHS.prompt
+    most = 1.0 / ((service.engine_token_s + service.worker_token_s) * tokens)
 
     def of(at: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
-        return np.where((at > CALM_S) & (at < CALM_S + RUSH_S), high, low).astype(np.float64)
+        return most * np.where((at > CALM_S) & (at < CALM_S + RUSH_S), RUSH, CALM)
 
-    return varying(of, max(low, high), seconds, LENGTHS, seed), Objectives(
-        ttft_s=4 * (step_s + 8 * one), tpot_s=step_s + 7 * one, percentile=0.9, worker_utilisation=None
-    )
+    tpot_s = TIMES_CALM * step_s / (1.0 - CALM)
+    arrivals = varying(of, most * RUSH, CALM_S + RUSH_S + AFTER_S, LENGTHS, seed)
+    return arrivals, Objectives(FIRST_TOKEN * tpot_s, tpot_s, percentile=0.9, worker_utilisation=None)
 
 
 async def measure(checkpoint: Path, seed: int) -> dict[str, Any]:
@@ -197,16 +227,15 @@ async def measure(checkpoint: Path, seed: int) -> dict[str, Any]:
             await pool.start(1)
             live = Live(pool, address)
             await live.play(calibration(seed + 1, WARM_UP_S), None, BASE.profile())
-            measuring = asyncio.create_task(asyncio.to_thread(profile_from, f"{HOST}:{pool.port}", PROFILE_S, BASE))
-            await live.play(calibration(seed + 1, PROFILE_S), None, BASE.profile())
-            device = await measuring
+            device = await live.measure(calibration(seed + 1, PROFILE_S))
             arrivals, objectives = trace(device, seed)
             now = Behavior(down=Direction(stabilisation_s=DOWN_S))
             policy = Policy("live", Bounds(1, 1), Bounds(1, MOST_WORKERS), objectives=objectives, experts_behavior=now)
             played = await live.play(arrivals, policy, device.profile())
         finally:
             await pool.stop()
-    return compared(device, policy, arrivals.duration_s, played)
+    device = replace(device, worker_start_s=live.start_s, engine_start_s=live.start_s, copy_bytes_s=1e18)
+    return {**compared(device, policy, arrivals.duration_s, played), "starts_s": live.starts_s}
 
 
 def compared(device: Device, policy: Policy, seconds: float, played: Played) -> dict[str, Any]:
@@ -215,10 +244,8 @@ def compared(device: Device, policy: Policy, seconds: float, played: Played) -> 
     came = Arrivals(
         np.array(played.came)[order], np.array(played.prompt)[order], np.array(played.answer)[order], seconds
     )
-    start_s = statistics.median(played.starts_s) if played.starts_s else device.worker_start_s
-    device = replace(device, worker_start_s=start_s, copy_bytes_s=1e18)
     scaler = Ours(Sizes(1, 1), policy, device.profile())
-    outcome = simulate(came, device, scaler, policy, step_s=0.02, look_s=LOOK_S)
+    outcome = simulate(came, device, scaler, policy, look_s=LOOK_S)
     ttft, tpot = np.array(played.ttft_s), np.array(played.tpot_s)
     good = (ttft <= (policy.objectives.ttft_s or math.inf)) & (tpot <= (policy.objectives.tpot_s or math.inf))
     return {
@@ -231,7 +258,6 @@ def compared(device: Device, policy: Policy, seconds: float, played: Played) -> 
             "tpot_p50_s": float(np.median(tpot)),
             "tpot_p90_s": float(np.quantile(tpot, 0.9)),
             "changes": played.changes,
-            "starts_s": played.starts_s,
         },
         "simulated": {
             "attainment": outcome.attainment,

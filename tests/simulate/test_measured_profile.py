@@ -15,10 +15,13 @@ import pytest
 from flexpert_operator.autoscale import Observation, PoolCount
 from flexpert_operator.cli.main import main
 from flexpert_operator.simulate import Device
-from flexpert_operator.simulate.arrivals import Lengths, diurnal, poisson
+from flexpert_operator.simulate.arrivals import Lengths, diurnal, poisson, varying
 from flexpert_operator.simulate.measure import NothingMeasured, fitted, prefill_price
+from flexpert_operator.simulate.serving import Measured, Serving
 from flexpert_proto import pool_pb2 as pb
 from flexpert_proto import pool_pb2_grpc
+from flexpert_proto.measuring import Buckets, Histogram
+from flexpert_proto.metrics import SECONDS
 
 TRUE = Device(0.005, 0.0002, 0.004, 0.0011, prefill_price=0.3, skew=0.0)
 
@@ -56,6 +59,49 @@ def test_what_cannot_be_told_is_as_before():
         fitted([idle], Device())
 
 
+def looked_at(device: Device, seconds: float = 240.0, look_s: float = 2.0) -> tuple[list[Observation], list[Histogram]]:
+    """A simulated pool under loads that differ, as looks at a live one see it: times in buckets only."""
+    arrivals = varying(lambda at: np.where(at % 40 > 20, 12.0, 3.0), 12.0, seconds, Lengths(100.0, 60.0), seed=3)
+    serving, looks, answers = Serving(arrivals, device, seed=4), [], []
+    for number in range(1, round(seconds / look_s) + 1):
+        for step in range(round(look_s / 0.1)):
+            serving.advance(look_s * (number - 1) + 0.1 * step, 0.1, 1, 3, 1.0)
+        sums, serving.measured = serving.measured, Measured()
+        counted = Buckets(SECONDS)
+        for time_s in sums.tpot_s:
+            counted.observe(time_s)
+        answers.append(counted.read())
+        steps = sums.steps or math.nan
+        looks.append(
+            Observation(
+                at=look_s * number,
+                counters=serving.counters,
+                engines=PoolCount(1, 1),
+                experts=PoolCount(3, 3),
+                step_sequences=sums.sequences / steps,
+                prefill_tokens=sums.prefill / steps,
+                engine_step_s=sums.engine_s / steps,
+                expert_step_s=sums.expert_s / steps,
+            )
+        )
+    return looks, answers
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.2, 0.35, 0.6])
+def test_the_spread_of_answers_is_found_from_the_buckets_of_their_times(sigma):
+    looks, answers = looked_at(replace(TRUE, spread=sigma))
+    found = fitted(looks, Device(prefill_price=TRUE.prefill_price), answers)
+    assert found.spread == pytest.approx(sigma, abs=0.12 if sigma == 0 else 0.04), "changes within a look count"
+
+
+def test_a_spread_is_not_told_by_a_few_answers():
+    times = Buckets(SECONDS)
+    for time_s in (0.01, 0.02, 0.05):
+        times.observe(time_s)
+    assert fitted([seen(20.0, 5.0)], Device(spread=0.25), [times.read()]).spread == 0.25
+    assert fitted([seen(20.0, 5.0)], Device()).spread == 0.0
+
+
 class _Told(pool_pb2_grpc.PoolControlServicer):
     """A pool controller whose engines make a hundred steps between any two looks."""
 
@@ -81,6 +127,9 @@ class _Told(pool_pb2_grpc.PoolControlServicer):
             told.histograms[name].bounds[:] = [1.0]
             told.histograms[name].counts[:] = [100 * number, 0]
             told.histograms[name].total += 100 * seconds
+        answers = told.histograms["ingress_tpot_seconds"]
+        answers.bounds[:] = [0.01, 0.02, 0.04]
+        answers.counts[:] = [0, 20 * number, 20 * number, 0]
         told.histograms["engine_step_tokens"].bounds[:] = [1000.0]
         told.histograms["engine_step_tokens"].counts[:] = [100 * number, 0]
         told.histograms["engine_step_tokens"].total += 100 * sequences
@@ -106,6 +155,7 @@ def test_simulate_measures_a_profile_on_a_pool_and_saves_it(controller, tmp_path
         profile = json.loads(saved.read_text())
         assert (profile["layers"], profile["experts"], profile["expert_bytes"]) == (2, 8, 1000)
         assert profile["engine_token_s"] > 0
+        assert 0.1 < profile["spread"] < 0.6
     else:
         assert "send requests" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -37,11 +38,56 @@ def test_one_request_alone_takes_what_the_profile_says():
     for step in range(600):
         serving.advance(step * 0.01, 0.01, 1, 1, 1.0)
     device = EVEN
-    step_s = device.engine_step_s + device.expert_step_s + device.engine_token_s + device.worker_token_s
-    assert serving.first_at[0] - 1.0 == pytest.approx(1.5 * step_s, rel=1.2)
-    assert serving.ended_at[0] - serving.first_at[0] == pytest.approx(100 * step_s, rel=0.05)
+    empty_s, token_s = device.engine_step_s + device.expert_step_s, device.engine_token_s + device.worker_token_s
+    assert serving.first_at[0] - 1.0 == pytest.approx(empty_s + 300 * device.prefill_price * token_s), "no step to wait"
+    assert serving.ended_at[0] - serving.first_at[0] == pytest.approx(100 * (empty_s + token_s), rel=0.03)
     assert serving.is_over
     assert serving.counters.finished_tokens == 101
+
+
+def test_who_comes_while_a_step_is_made_waits_half_of_it_on_average():
+    decoding = [(0.0, 1, 100_000)] * 40
+    serving = Serving(requests(*decoding, (5.03, 300, 2)), EVEN)
+    for step in range(60):
+        serving.advance(step * 0.1, 0.1, 1, 1, 1.0)
+    token_s = EVEN.engine_token_s + EVEN.worker_token_s
+    step_s = EVEN.engine_step_s + EVEN.expert_step_s + 40 * token_s
+    read_s = step_s + 300 * EVEN.prefill_price * token_s
+    assert serving.first_at[40] - 5.03 == pytest.approx(0.5 * step_s + read_s)
+    assert serving.tpot_s[40] == pytest.approx(step_s, rel=0.05), "from its first token on, whatever the grid"
+
+
+@pytest.mark.parametrize("grid_s", [0.1, 0.004])
+def test_what_prompts_cost_the_others_does_not_depend_on_the_grid(grid_s):
+    rows = [(0.0, 1, 1000), *((0.5 + 0.25 * number, 1000, 1) for number in range(40))]
+    serving = Serving(requests(*rows), EVEN)
+    for step in range(round(40 / grid_s)):
+        serving.advance(step * grid_s, grid_s, 1, 1, 1.0)
+    token_s = EVEN.engine_token_s + EVEN.worker_token_s
+    step_s = EVEN.engine_step_s + EVEN.expert_step_s + token_s
+    read_s = 40 * 1000 * EVEN.prefill_price * token_s
+    assert serving.ended_at[0] - serving.first_at[0] == pytest.approx(999 * step_s + read_s, rel=0.02)
+
+
+def test_a_spread_scatters_times_as_the_log_normal_formula_says():
+    rows = [(2.0 * number, 10, 21) for number in range(2000)]
+    arrivals = replace(requests(*rows), duration_s=4000.0)
+    even, again, other, scattered = (
+        simulate(arrivals, replace(EVEN, spread=sigma), Fixed(Sizes(1, 1)), POLICY, seed=seed)
+        for sigma, seed in ((0.0, 0), (0.3, 1), (0.3, 2), (0.3, 1))
+    )
+    assert np.ptp(even.tpot_s) < 0.02 * even.tpot_s.mean()
+    assert (scattered.tpot_s == again.tpot_s).all()
+    assert (scattered.ttft_s == again.ttft_s).all()
+    assert (scattered.tpot_s != other.tpot_s).any()
+    assert scattered.tpot_s.mean() == pytest.approx(even.tpot_s.mean(), rel=0.02)
+    assert scattered.device_hours == even.device_hours
+    for limit in (0.8, 1.0, 1.3):
+        objectives = Objectives(ttft_s=None, tpot_s=limit * float(np.median(even.tpot_s)))
+        judged = simulate(
+            arrivals, replace(EVEN, spread=0.3), Fixed(Sizes(1, 1)), replace(POLICY, objectives=objectives)
+        )
+        assert judged.attainment == pytest.approx(NormalDist().cdf((math.log(limit) + 0.3**2 / 2) / 0.3), abs=0.03)
 
 
 def test_requests_queue_without_members_and_beyond_the_sequences_of_an_engine():

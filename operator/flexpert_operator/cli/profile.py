@@ -18,10 +18,12 @@ from flexpert_operator.simulate.measure import NothingMeasured, fitted
 from flexpert_proto import names
 from flexpert_proto import pool_pb2 as pb
 from flexpert_proto.channels import pool_channel
+from flexpert_proto.measuring import Figures, Histogram
 from flexpert_proto.pool_pb2_grpc import PoolControlStub
 
 LOOK_S = 2.0
 _ANSWER_S = 10.0
+NOTHING = Figures("", 0.0, 0.0)
 
 
 def profile_from(address: str, seconds: float, base: Device) -> Device:
@@ -48,7 +50,7 @@ def profile_from(address: str, seconds: float, base: Device) -> Device:
     except grpc.RpcError as error:
         raise CliError(f"the pool controller does not answer at {address}: {error.details()}") from error
     try:
-        return fitted(observations_of(looks), _with_model(base, message.model))
+        return fitted(observations_of(looks), _with_model(base, message.model), answers_of(looks))
     except NothingMeasured as error:
         raise CliError(str(error)) from error
 
@@ -59,6 +61,12 @@ def observations_of(looks: list[Look]) -> list[Observation]:
         observation_of(now.at, now, before, *_members(now), reachable=None, scale_up_s=0.0)
         for before, now in pairwise(looks)
     ]
+
+
+def answers_of(looks: list[Look]) -> list[Histogram]:
+    """Time per token of the answers that ended between neighbouring looks."""
+    pairs = [(before.pool.figures, now.pool.figures) for before, now in pairwise(looks)]
+    return [(now or NOTHING).minus(before).histogram("ingress_tpot_seconds") for before, now in pairs]
 
 
 def _members(look: Look) -> tuple[PoolCount, PoolCount]:

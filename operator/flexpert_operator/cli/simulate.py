@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,9 @@ def run(options: argparse.Namespace) -> int:
     file = _policy_file(options, device)
     policy = policy_of(options) if file is None else file.policy
     arrivals, weight = _arrivals(options)
-    outcomes = [
-        simulate(arrivals, device, scaler, policy, weight=weight, step_s=options.step, look_s=_look_s(scaler))
-        for scaler in _scalers(options, policy, device, arrivals, weight, file)
-    ]
+    served = partial(simulate, arrivals, device, policy=policy, weight=weight, step_s=options.step, seed=options.seed)
+    scalers = _scalers(options, policy, device, arrivals, weight, file)
+    outcomes = [served(scaler, look_s=_look_s(scaler)) for scaler in scalers]
     if options.format == "json":
         print(json.dumps([report.json_of(one, policy) for one in outcomes]))
     else:

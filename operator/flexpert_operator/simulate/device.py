@@ -6,10 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flexpert_operator.autoscale.fit import Profile, Service
 from flexpert_placement.solver import solve
 from flexpert_placement.types import PlacementProblem, WorkerCapacity
+
+Floats = NDArray[np.float64]
 
 
 class InvalidDevice(ValueError):
@@ -38,6 +41,8 @@ class Device:
         least_workers: That hold all experts once.
         spare: Slots of a worker beyond those that it needs when there are `least_workers`, as a fraction.
         skew: Exponent of the experts' loads by rank.
+        spread: How unlike each other answers are under the same load: the standard deviation of the logarithm of an
+            answer's time per token over what its load makes expected.
     """
 
     engine_step_s: float = 0.008
@@ -57,6 +62,7 @@ class Device:
     least_workers: int = 1
     spare: float = 0.25
     skew: float = 0.5
+    spread: float = 0.0
 
     def service(self) -> Service:
         """As the queueing model has it."""
@@ -84,6 +90,14 @@ class Device:
     def imbalance(self, workers: int) -> float:
         """The busiest worker's load over the average one, under the placement that the planner makes for so many."""
         return _planned(self, max(min(workers, MOST_PLANNED, self.experts), 1))
+
+    def scatter(self, requests: int, seed: int) -> Floats:
+        """[requests] what each one's times are over the expected ones: log-normal of σ `spread`, with mean 1.
+
+        The mean is 1 and not the median, since the times of steps that a profile holds are means.
+        """
+        drawn = np.random.default_rng([seed, 1]).standard_normal(requests)
+        return np.asarray(np.exp(self.spread * drawn - self.spread**2 / 2))
 
     def fill_s(self, workers: int) -> float:
         """Copying to a new worker all that it will hold among so many."""

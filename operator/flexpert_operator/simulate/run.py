@@ -70,6 +70,7 @@ def simulate(
     step_s: float = STEP_S,
     look_s: float | None = None,
     warm_up_s: float = 0.0,
+    seed: int = 0,
 ) -> Outcome:
     """Serve arrivals with pools that a scaler sizes.
 
@@ -82,8 +83,10 @@ def simulate(
         step_s: Time is advanced by so much.
         look_s: Between looks; None is as the scaler has it.
         warm_up_s: From the beginning, which counts for nothing.
+        seed: Of how the device's `spread` scatters the requests' times.
     """
-    world = _World(arrivals, device, scaler, policy, weight, warm_up_s)
+    serving = Serving(arrivals, device, weight, seed)
+    world = _World(arrivals, device, scaler, policy, weight, warm_up_s, serving)
     end = arrivals.duration_s
     look_s = scaler.look_s if look_s is None else look_s
     at, next_look = 0.0, look_s
@@ -105,11 +108,17 @@ class _World:
     """The state of a run."""
 
     def __init__(
-        self, arrivals: Arrivals, device: Device, scaler: Scaler, policy: Policy, weight: float, warm_up_s: float
+        self,
+        arrivals: Arrivals,
+        device: Device,
+        scaler: Scaler,
+        policy: Policy,
+        weight: float,
+        warm_up_s: float,
+        serving: Serving,
     ) -> None:
         self._arrivals, self._device, self._scaler, self._policy = arrivals, device, scaler, policy
-        self._weight, self._warm_up_s = weight, warm_up_s
-        self.serving = Serving(arrivals, device, weight)
+        self._weight, self._warm_up_s, self.serving = weight, warm_up_s, serving
         self._sizes = scaler.start
         self._engines, self._workers = Pool(self._sizes.engines), Pool(self._sizes.experts)
         self._down_until = -1.0
@@ -203,10 +212,7 @@ class _World:
     def outcome(self) -> Outcome:
         """What came of it."""
         arrivals, serving = self._arrivals, self.serving
-        ttft = np.nan_to_num(serving.first_at - arrivals.at, nan=np.inf)
-        answers = np.maximum(arrivals.answer - 1, 1)
-        tpot = np.nan_to_num((serving.ended_at - serving.first_at) / answers, nan=np.inf)
-        objectives = self._policy.objectives
+        ttft, tpot, objectives = serving.ttft_s, serving.tpot_s, self._policy.objectives
         good = (ttft <= (objectives.ttft_s or np.inf)) & np.isfinite(ttft)
         good &= (tpot <= (objectives.tpot_s or np.inf)) & np.isfinite(tpot)
         counts = arrivals.at >= self._warm_up_s

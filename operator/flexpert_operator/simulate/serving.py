@@ -35,25 +35,62 @@ class Measured:
     tpot_s: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A step of the engines. Tokens are of all engines together.
+
+    Attributes:
+        seconds: That it takes on average.
+        decode_s: The same without a prompt.
+        prompt_token_s: What each prompt token adds.
+        prefill: Prompt tokens in it on average.
+        share: Of a prompt's tokens that are in it on average.
+        chunk: Prompt tokens in it at most.
+    """
+
+    seconds: float
+    decode_s: float
+    prompt_token_s: float
+    prefill: float
+    share: float
+    chunk: float
+
+    def rest_s(self, prompt: float) -> float:
+        """What is left of the step under way when a request comes: half of one that reads others' prompts only."""
+        return 0.5 * (self.decode_s + self.prompt_token_s * self._of_others(prompt))
+
+    def reading_s(self, prompt: float) -> float:
+        """Of the step that ends a prompt of so many tokens, all of which are in it if there is room."""
+        return self.decode_s + self.prompt_token_s * min(self._of_others(prompt) + prompt, self.chunk)
+
+    def _of_others(self, prompt: float) -> float:
+        return max(self.prefill - min(prompt, self.chunk) * self.share, 0.0)
+
+
 class Serving:
     """Requests of `arrivals`, each of which stands for `weight` requests.
 
     Attributes:
         first_at: [requests] when the first token came, NaN before.
         ended_at: [requests] when the last one came, NaN before.
+        ttft_s: [requests] time to first token as it is judged: scattered by the device's `spread`; infinite before.
+        tpot_s: [requests] the same of the time per further token, 0 for answers of one token.
         measured: Sums since somebody replaced them.
     """
 
-    def __init__(self, arrivals: Arrivals, device: Device, weight: float = 1.0) -> None:
+    def __init__(self, arrivals: Arrivals, device: Device, weight: float = 1.0, seed: int = 0) -> None:
         self._device, self._weight = device, weight
+        self._scatter = device.scatter(len(arrivals), seed).tolist()
         self._at, self._prompt, self._answer = arrivals.at.tolist(), arrivals.prompt.tolist(), arrivals.answer.tolist()
         self.first_at = np.full(len(arrivals), np.nan)
         self.ended_at = np.full(len(arrivals), np.nan)
+        self.ttft_s = np.full(len(arrivals), np.inf)
+        self.tpot_s = np.full(len(arrivals), np.inf)
         self._next = 0
         self._waiting: deque[int] = deque()
         self._reading: deque[tuple[float, int]] = deque()
         self._ends: list[tuple[float, int]] = []
-        self._to_read = self._read = self._decoded = 0.0
+        self._to_read = self._read = self._spent = self._decoded = 0.0
         self._prompts = self._finished = self._answers = 0.0
         self.measured = Measured()
 
@@ -94,24 +131,31 @@ class Serving:
         self._let_in(at + seconds, engines)
         self.measured.seconds += seconds
         self.measured.running += self.running * seconds
-        if engines < 1 or workers < 1 or not (self._reading or self._ends):
+        if not (self._reading or self._ends):
+            self._spent = self._to_read
             return
-        device = self._device
+        if engines < 1 or workers < 1:
+            return
+        device, owed = self._device, self._to_read - self._spent
         chunk = float(engines * device.prefill_tokens)
         slowness = device.engine_token_s / engines + device.worker_token_s * imbalance / workers
         empty_s = device.engine_step_s + device.expert_step_s + slowness * self.running
-        busy = slowness * device.prefill_price * (self._to_read - self._read) / seconds
+        busy = slowness * device.prefill_price * owed / seconds
         step_s = empty_s / (1.0 - busy) if busy < 1.0 else math.inf
-        prefill = min((self._to_read - self._read) * min(step_s / seconds, 1.0), chunk)
+        share = min(step_s / seconds, 1.0)
+        prefill = min(owed * share, chunk)
         tokens = self.running + device.prefill_price * prefill
         engine_s = device.engine_step_s + device.engine_token_s * tokens / engines
         expert_s = device.expert_step_s + device.worker_token_s * imbalance * tokens / workers
-        step_s = engine_s + expert_s
-        steps = seconds / step_s
+        prompt_token_s = slowness * device.prefill_price
+        one = _Step(engine_s + expert_s, empty_s, prompt_token_s, prefill, share, chunk)
+        steps = seconds / one.seconds
         self._measure(steps, prefill, engine_s, expert_s)
-        decoded, self._decoded = self._decoded, self._decoded + steps
-        self._end(at, decoded, step_s)
-        self._read_prompts(at, steps, chunk, step_s)
+        self._spent += min(prefill * steps, owed)
+        before, self._decoded = self._decoded, self._decoded + steps
+        running = len(self._ends)
+        self._end(at, before, one.seconds)
+        self._read_prompts(at, at + seconds, steps, one, idle=engines - running * self._weight)
 
     def _let_in(self, until: float, engines: int) -> None:
         arrived, number, waiting = self._at, self._next, self._waiting
@@ -131,28 +175,41 @@ class Serving:
         ends = self._ends
         while ends and ends[0][0] <= self._decoded:
             end, request = heapq.heappop(ends)
-            ended = self.ended_at[request] = at + max(end - decoded, 0.0) * step_s
-            self.measured.tpot_s.append((ended - self.first_at[request]) / (self._answer[request] - 1))
-            self._finished += 1
-            self._answers += self._answer[request]
+            self._finish(request, at + (end - decoded) * step_s)
 
-    def _read_prompts(self, at: float, steps: float, chunk: float, step_s: float) -> None:
-        """Prompts are read in order; a first token comes with the step that ends one, half a step late on average."""
+    def _finish(self, request: int, at: float) -> None:
+        answer = self._answer[request]
+        self.ended_at[request] = at
+        each_s = self._scatter[request] * (at - float(self.first_at[request])) / max(answer - 1, 1)
+        self.tpot_s[request] = each_s
+        if answer > 1:
+            self.measured.tpot_s.append(each_s)
+        self._finished += 1
+        self._answers += answer
+
+    def _read_prompts(self, at: float, until: float, steps: float, one: _Step, idle: float) -> None:
+        """Prompts are read in order; a first token comes with the step that ends one, and the others from then on.
+
+        Who comes while its engine makes a step waits for the end of that one; with `idle` engines, so many do not.
+        """
         before = self._read
-        self._read = min(self._to_read, before + chunk * steps)
+        self._read = min(self._to_read, before + one.chunk * steps)
         reading = self._reading
         while reading and reading[0][0] <= self._read + 1e-6:
             end, request = reading.popleft()
-            chunks = max(-(-(end - before) // chunk), 1.0)
-            first = max(at, self._at[request]) + (chunks + 0.5) * step_s
-            self.first_at[request] = first
-            self.measured.ttft_s.append(first - self._at[request])
-            if self._answer[request] > 1:
-                heapq.heappush(self._ends, (self._decoded + self._answer[request] - 1, request))
+            came, prompt, more = self._at[request], self._prompt[request], self._answer[request] - 1
+            chunks = max(-(-(end - before) // one.chunk), 1.0)
+            wait_s = one.rest_s(prompt) if came >= at and idle <= 0 else 0.0
+            read_s = wait_s + (chunks - 1.0) * one.seconds + one.reading_s(prompt)
+            idle -= self._weight
+            first = self.first_at[request] = max(at, came) + read_s
+            ttft_s = self.ttft_s[request] = max(at - came, 0.0) + self._scatter[request] * read_s
+            self.measured.ttft_s.append(ttft_s)
+            ends = self._decoded + (first - until) / one.seconds + more
+            if more and ends > self._decoded:
+                heapq.heappush(self._ends, (ends, request))
             else:
-                self.ended_at[request] = first
-                self._finished += 1
-                self._answers += 1
+                self._finish(request, first + more * one.seconds)
 
     def _measure(self, steps: float, prefill: float, engine_s: float, expert_s: float) -> None:
         sums = self.measured
