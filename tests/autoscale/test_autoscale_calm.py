@@ -25,17 +25,24 @@ def returns(*absences: float, requests: float = 10.0) -> list[calm.Return]:
 
 def test_the_window_leaves_out_as_few_requests_as_the_percentile_allows():
     often = returns(*[0.0] * 90, *[200.0] * 10)
-    assert calm.window_s(often, 3600.0, 10.0, 0.99) == pytest.approx(calm.MARGIN * 200.0)
+    assert calm.window_s(often, 3600.0, calm.LEAST_S, 0.99) == pytest.approx(calm.MARGIN * 200.0)
     seldom = returns(*[0.0] * 996, *[200.0] * 4)
-    assert calm.window_s(seldom, 3600.0, 10.0, 0.99) == calm.least_s(10.0)
-    assert calm.window_s(seldom, 3600.0, 10.0, 0.999) > 200.0
+    assert calm.window_s(seldom, 3600.0, calm.LEAST_S, 0.99) == calm.LEAST_S
+    assert calm.window_s(seldom, 3600.0, calm.LEAST_S, 0.999) > 200.0
 
 
 def test_the_window_is_cautious_while_little_is_known_and_follows_the_time_to_scale_up():
-    assert calm.window_s([], 60.0, 10.0, 0.99) == calm.FIRST_S
-    assert calm.window_s([], 3600.0, 10.0, 0.99) == calm.LEAST_S
-    assert calm.window_s([], 3600.0, 200.0, 0.99) == calm.STARTS * 200.0
-    assert calm.window_s(returns(1e9), 1e9, 10.0, 0.99) == calm.MOST_S
+    assert calm.window_s([], 60.0, calm.LEAST_S, 0.99) == calm.FIRST_S
+    assert calm.window_s([], 3600.0, calm.least_s(10.0), 0.99) == calm.LEAST_S
+    assert calm.window_s([], 3600.0, calm.least_s(200.0), 0.99) == calm.STARTS * 200.0
+    assert calm.window_s(returns(1e9), 1e9, calm.LEAST_S, 0.99) == calm.MOST_S
+
+
+def test_what_growing_costs_is_paid_for_by_keeping():
+    assert calm.least_s(10.0, 20.0) == calm.LEAST_S
+    assert calm.least_s(50.0, 40.0) == calm.STARTS * 50.0
+    assert calm.least_s(50.0, 90.0) == 140.0
+    assert calm.least_s(50.0, 1e9) == calm.MOST_S
 
 
 def test_an_absence_counts_back_from_when_members_had_to_be_ordered():
@@ -54,9 +61,10 @@ def test_an_absence_counts_back_from_when_members_had_to_be_ordered():
 )
 def test_a_stricter_percentile_never_shortens_the_window(absences, scale_up_s, percentile):
     known = returns(*absences)
-    window_s = calm.window_s(known, 3600.0, scale_up_s, percentile)
-    assert calm.least_s(scale_up_s) <= window_s <= max(calm.MOST_S, calm.least_s(scale_up_s))
-    assert window_s <= calm.window_s(known, 3600.0, scale_up_s, (1 + percentile) / 2)
+    least_s = calm.least_s(scale_up_s)
+    window_s = calm.window_s(known, 3600.0, least_s, percentile)
+    assert least_s <= window_s <= max(calm.MOST_S, least_s)
+    assert window_s <= calm.window_s(known, 3600.0, least_s, (1 + percentile) / 2)
 
 
 def test_bursts_that_come_back_find_their_members_and_one_alone_is_soon_forgotten(follow):

@@ -22,6 +22,7 @@ from flexpert_operator.api.autoscaling import (
     WorkerBounds,
 )
 from flexpert_operator.autoscale import Counters, InvalidPolicy, Observation, PoolCount, Sizes, State
+from flexpert_operator.autoscale.cost import GrowthCost
 from flexpert_operator.autoscale.policy import Objectives, Select, Unit
 from flexpert_operator.autoscale.sizes import Change
 from flexpert_operator.decide import owning, policy_status, scaling
@@ -193,14 +194,14 @@ def test_without_figures_there_is_nothing_measured() -> None:
 
 
 def test_what_a_decision_remembers_comes_back_from_the_status() -> None:
-    state = replace(State.initial(), sizes=Sizes(1, 4), changes=(Change(990.0, 0, 2),))
+    state = replace(State.initial(), sizes=Sizes(1, 4), changes=(Change(990.0, 0, 2),), cost=GrowthCost(17.5))
     status = {
         "desired": {"engines": 1, "experts": 4},
         "changes": [{"time": "1970-01-01T00:16:30Z", "engines": 0, "experts": 2}],
         "learnt": policy_status.learnt_status(state, 12.5, {}),
     }
     found = policy_status.restored(status, 1000.0)
-    assert (found.sizes, found.changes) == (state.sizes, state.changes)
+    assert (found.sizes, found.changes, found.cost) == (state.sizes, state.changes, state.cost)
     assert found.fit.engine.coefficients() == pytest.approx(state.fit.engine.coefficients(), rel=1e-3)
     asleep = policy_status.restored({"desired": {"engines": 0, "experts": 0}}, 1000.0)
     seen = Observation(1000.0, PoolCount(0, 0), PoolCount(0, 0), 1000.0, Counters(requests=50))

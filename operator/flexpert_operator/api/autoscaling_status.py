@@ -53,6 +53,14 @@ class LearntStatus:
     scale_up_ms: Annotated[
         int | None, Field("Time from a decision to grow to ready members.", name="scaleUpMilliseconds", bits=64)
     ] = None
+    scale_up_cost_ms: Annotated[
+        int | None,
+        Field(
+            "Device-milliseconds of serving lost for each device that comes, since steps take longer meanwhile.",
+            name="scaleUpCostMilliseconds",
+            bits=64,
+        ),
+    ] = None
     season: Annotated[
         tuple[int, ...] | None,
         Field("Requests in a thousand seconds, in each part of the season; -1: not known.", bits=64, max_items=288),

@@ -57,27 +57,32 @@ def absence_s(needed: Iterable[tuple[float, int]], need: int, at: float, ahead_s
     return 0.0
 
 
-def window_s(returns: Sequence[Return], known_s: float, scale_up_s: float, percentile: float) -> float:
+def window_s(returns: Sequence[Return], known_s: float, least_s: float, percentile: float) -> float:
     """The shortest window with which surprises stay within their part of what may go wrong.
 
     Args:
         returns: Of the looks that are remembered.
         known_s: For how long needs have been seen.
-        scale_up_s: In which members come.
+        least_s: The shortest there may be.
         percentile: Of the requests that are to get their objectives.
     """
-    least = least_s(scale_up_s)
     if known_s < LEARNT_AFTER_S:
-        return max(least, FIRST_S)
+        return max(least_s, FIRST_S)
     allowed = SURPRISED * (1.0 - percentile) * sum(one.requests for one in returns)
     late = [one for one in returns if one.absence_s > 0]
     for one in sorted(late, key=lambda one: -one.absence_s):
         allowed -= one.requests
         if allowed < 0:
-            return min(max(least, MARGIN * one.absence_s), MOST_S)
-    return least
+            return max(least_s, min(MARGIN * one.absence_s, MOST_S))
+    return least_s
 
 
-def least_s(scale_up_s: float) -> float:
-    """The shortest window, in which what has just come does not go."""
-    return max(LEAST_S, STARTS * scale_up_s)
+def least_s(scale_up_s: float, cost_s: float = 0.0) -> float:
+    """The shortest window, in which what has just come does not go.
+
+    Args:
+        scale_up_s: In which members come.
+        cost_s: Device-seconds that a device which comes costs beside that (`cost`): it is kept for as long as it would
+            cost to bring it back.
+    """
+    return max(LEAST_S, STARTS * scale_up_s, min(scale_up_s + cost_s, MOST_S))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from flexpert_operator.autoscale import calm
+from flexpert_operator.autoscale.cost import GrowthCost
 from flexpert_operator.autoscale.observation import Observation, finite, is_sound
 from flexpert_operator.autoscale.policy import Behavior, Bounds, Policy
 from flexpert_operator.autoscale.queueing import Demand, Need, need
@@ -97,7 +98,8 @@ def _time(observation: Observation, state: State, policy: Policy) -> float:
 def _begun_anew(state: State) -> State:
     """After a leap of the clock, or long without a look: what was fitted and the season stay, times do not."""
     traffic = replace(state.traffic, at=None, samples=())
-    return replace(state, at=None, fresh_at=None, traffic=traffic, wishes=(), changes=(), returns=())
+    cost = GrowthCost(state.cost.device_s)
+    return replace(state, at=None, fresh_at=None, traffic=traffic, wishes=(), changes=(), returns=(), cost=cost)
 
 
 def _present(observation: Observation, state: State, policy: Policy) -> Sizes:
@@ -116,11 +118,13 @@ def _learnt(observation: Observation, state: State, policy: Policy) -> State:
         return state if state.fresh_at is not None else replace(state, fresh_at=observation.at)
     percentile = policy.objectives.percentile
     newer = state.traffic.at is None or observation.looked_at > state.traffic.at
+    carried_out = state.sizes if newer and not policy.dry_run else None
     return replace(
         state,
         fit=state.fit.updated(observation) if newer else state.fit,
         traffic=state.traffic.updated(observation, policy.forecast),
         kept=state.kept.updated(observation, percentile) if newer and not policy.dry_run else state.kept,
+        cost=state.cost.updated(observation, carried_out, state.fit, policy) if carried_out else state.cost,
         fresh_at=observation.at,
     )
 
@@ -214,9 +218,9 @@ def _returned(state: State, wanted: Sizes, observation: Observation, policy: Pol
 def _calm(observation: Observation, state: State, policy: Policy, present: Sizes, wanted: _Wanted) -> Sizes:
     """Stabilised: by the policy's windows, or where it has none by the one that is learnt, for both pools together."""
     at, percentile = observation.at, policy.objectives.percentile
-    learnt_s = calm.window_s(state.returns, at - state.wishes[0].at, observation.scale_up_s, percentile)
+    least_s = calm.least_s(observation.scale_up_s, state.cost.device_s)
+    learnt_s = calm.window_s(state.returns, at - state.wishes[0].at, least_s, percentile)
     together = held(state.wishes, wanted.sizes, at - learnt_s, policy, present)
-    least_s = calm.least_s(observation.scale_up_s)
     found = Sizes(
         _stabilised(state, at, present.engines, together.engines, policy.engines_behavior, least_s, "engines"),
         _stabilised(state, at, present.experts, together.experts, policy.experts_behavior, least_s, "experts"),
@@ -242,7 +246,7 @@ def _stabilised(
 
 def _in_turn(observation: Observation, state: State, policy: Policy, present: Sizes, found: Sizes) -> Sizes:
     """Where one pool takes over from the other, the one goes when the other has come, if the budget has room."""
-    since = observation.at - calm.least_s(observation.scale_up_s)
+    since = observation.at - calm.least_s(observation.scale_up_s, state.cost.device_s)
     late = [one for one in state.changes if one.at > since]
     engines_come = found.engines > present.engines or (
         observation.engines.ready < present.engines and any(one.engines > 0 for one in late)

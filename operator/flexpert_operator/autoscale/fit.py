@@ -124,8 +124,7 @@ class ServiceFit:
 
     def updated(self, observation: Observation) -> "ServiceFit":
         """With what was measured, as far as it was."""
-        sequences = finite(observation.step_sequences, observation.running)
-        tokens = sequences + self.profile.prefill_price * finite(observation.prefill_tokens, 0.0)
+        tokens = self.tokens_of(observation)
         engines, workers = observation.engines.ready, observation.experts.ready
         fit = replace(self, members=(engines, workers))
         if self.members is not None and self.members != fit.members:
@@ -136,6 +135,11 @@ class ServiceFit:
             load = tokens * finite(observation.imbalance, 1.0, 1.0) / workers
             fit = replace(fit, expert=fit.expert.with_sample(load, observation.expert_step_s))
         return fit
+
+    def tokens_of(self, observation: Observation) -> float:
+        """Tokens in an average step of all engines, those of prompts at their price."""
+        sequences = finite(observation.step_sequences, observation.running)
+        return sequences + self.profile.prefill_price * finite(observation.prefill_tokens, 0.0)
 
     def service(self) -> Service:
         """What a step takes, as far as is known."""

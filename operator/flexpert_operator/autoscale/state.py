@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from flexpert_operator.autoscale.calm import Return
+from flexpert_operator.autoscale.cost import GrowthCost
 from flexpert_operator.autoscale.demand import Traffic
 from flexpert_operator.autoscale.fit import Profile, ServiceFit
 from flexpert_operator.autoscale.kept import Kept
@@ -53,6 +54,7 @@ class State:
         changes: Sizes changed lately.
         returns: How needs came back lately.
         kept: How the objectives were kept lately.
+        cost: What growing costs beside its time.
     """
 
     fit: ServiceFit
@@ -64,6 +66,7 @@ class State:
     changes: tuple[Change, ...] = ()
     returns: tuple[Return, ...] = ()
     kept: Kept = field(default_factory=Kept)
+    cost: GrowthCost = field(default_factory=GrowthCost)
 
     @classmethod
     def initial(cls, profile: Profile | None = None) -> "State":

@@ -20,6 +20,7 @@ from flexpert_operator.api.conditions import (
     merge_conditions,
 )
 from flexpert_operator.api.reasons import AbleReason, ActiveReason, BudgetReason, LimitedReason
+from flexpert_operator.autoscale.cost import GrowthCost
 from flexpert_operator.autoscale.demand import Traffic
 from flexpert_operator.autoscale.fit import Profile, ServiceFit
 from flexpert_operator.autoscale.observation import Observation
@@ -84,7 +85,8 @@ def restored(status: Mapping[str, Any], now: float) -> State:
     asleep = sizes is not None and 0 in (sizes.engines, sizes.experts)
     season = tuple(float(one) / 1000 if one >= 0 else -1.0 for one in learnt.get("season") or ())
     traffic = Traffic(active_at=0.0 if asleep else None, season=season)
-    return replace(State(fit, traffic), sizes=sizes, changes=changes_of(status.get("changes") or (), now))
+    cost = GrowthCost(device_s=max(learnt.get("scaleUpCostMilliseconds", 0) / 1000, 0.0))
+    return replace(State(fit, traffic, cost=cost), sizes=sizes, changes=changes_of(status.get("changes") or (), now))
 
 
 def begun(state: State, observation: Observation) -> State:
@@ -184,6 +186,8 @@ def learnt_status(state: State, scale_up_s: float | None, old: Mapping[str, Any]
         found["scaleUpMilliseconds"] = round(1000 * scale_up_s)
     elif "scaleUpMilliseconds" in old:
         found["scaleUpMilliseconds"] = old["scaleUpMilliseconds"]
+    if state.cost.device_s > 0:
+        found["scaleUpCostMilliseconds"] = round(1000 * state.cost.device_s)
     if state.traffic.season:
         found["season"] = [round(1000 * one) if one >= 0 else -1 for one in state.traffic.season]
     return found
