@@ -1,13 +1,15 @@
 """The simulator against arithmetic, and scalers in it."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from flexpert_operator.autoscale import Policy, Sizes
+from flexpert_operator.autoscale import Observation, Policy, Sizes
+from flexpert_operator.autoscale.cost import GrowthCost
+from flexpert_operator.autoscale.fit import ServiceFit
 from flexpert_operator.autoscale.policy import Behavior, Bounds, Direction, Objectives
 from flexpert_operator.autoscale.queueing import Demand, expected, need
 from flexpert_operator.simulate import Arrivals, Device, simulate
@@ -145,6 +147,32 @@ def test_members_come_late_and_hold_their_devices_while_they_go():
     pool.advance(20.0 + LEAVING_S)
     assert pool.count().existing == 1
     assert not pool.is_changing
+
+
+@dataclass
+class Grows(Fixed):
+    """Grows after 300 s, and learns what that cost."""
+
+    cost: GrowthCost = field(default_factory=GrowthCost)
+    sizes: Sizes = field(default_factory=lambda: Sizes(2, 8))
+
+    def decide(self, observation: Observation) -> tuple[Sizes, str]:
+        self.cost = self.cost.updated(observation, self.sizes, ServiceFit.of(EVEN.profile()), POLICY)
+        self.sizes = replace(self.sizes, experts=12 if observation.at > 300 else 8)
+        return self.sizes, ""
+
+
+@pytest.mark.parametrize("slows", [0.0, 0.25])
+def test_copying_makes_steps_longer_and_that_is_what_growing_costs(slows):
+    device = replace(EVEN, copy_slows=slows, worker_start_s=0.0)
+    device = replace(device, copy_bytes_s=device.copy_bytes_s * device.fill_s(12) / 60)
+    scaler = Grows(Sizes(2, 8))
+    outcome = simulate(poisson(20.0, 600.0, LENGTHS), device, scaler, POLICY)
+    while_copying = np.median(outcome.tpot_s[(outcome.at > 315) & (outcome.at < 355)])
+    before = np.median(outcome.tpot_s[(outcome.at > 200) & (outcome.at < 300)])
+    lost_s = 60 * (2 + 8) * (1 - 1 / (1 + slows))
+    assert scaler.cost.device_s == pytest.approx(lost_s / 4, rel=0.25, abs=3.0)
+    assert while_copying / before == pytest.approx(1 + slows, abs=0.15)
 
 
 @pytest.mark.parametrize("kind", [poisson, bursty, diurnal])

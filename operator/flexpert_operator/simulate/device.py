@@ -38,6 +38,7 @@ class Device:
         experts: Of a layer.
         expert_bytes: Of one expert.
         copy_bytes_s: Into one worker.
+        copy_slows: Part by which everybody's steps are longer while experts are copied to workers that come.
         least_workers: That hold all experts once.
         spare: Slots of a worker beyond those that it needs when there are `least_workers`, as a fraction.
         skew: Exponent of the experts' loads by rank.
@@ -59,6 +60,7 @@ class Device:
     experts: int = 64
     expert_bytes: int = 17 << 20
     copy_bytes_s: float = 2e9
+    copy_slows: float = 0.1
     least_workers: int = 1
     spare: float = 0.25
     skew: float = 0.5

@@ -122,6 +122,7 @@ class _World:
         self._sizes = scaler.start
         self._engines, self._workers = Pool(self._sizes.engines), Pool(self._sizes.experts)
         self._down_until = -1.0
+        self._copies = (math.inf, math.inf)
         self._device_seconds = 0.0
         self._devices = self._most_devices = self._sizes.devices(policy)
         self._looks: list[tuple[float, int, int, float]] = [(0.0, self._sizes.engines, self._sizes.experts, 0.0)]
@@ -143,7 +144,9 @@ class _World:
             self._count()
         workers = self._workers.ready if self._workers.ready >= self._device.least_workers else 0
         engines = 0 if at < self._down_until else self._engines.ready
-        self.serving.advance(at, seconds, engines, workers, self._device.imbalance(workers))
+        copies = self._copies[0] <= at < self._copies[1]
+        slower = 1.0 + self._device.copy_slows if copies else 1.0
+        self.serving.advance(at, seconds, engines, workers, self._device.imbalance(workers), slower)
         self.pass_time(at, seconds)
 
     def pass_time(self, at: float, seconds: float) -> None:
@@ -172,6 +175,8 @@ class _World:
     def _resize(self, sizes: Sizes, at: float) -> bool:
         device, slow = self._device, self._scaler.start_s
         worker_s = slow if slow is not None else device.worker_start_s + device.fill_s(sizes.experts)
+        if slow is None and sizes.experts > self._workers.count().existing:
+            self._copies = (at + device.worker_start_s, at + worker_s)
         engines = self._engines.set_size(sizes.engines, at, slow if slow is not None else device.engine_start_s)
         workers = self._workers.set_size(sizes.experts, at, worker_s)
         self._count()

@@ -126,8 +126,19 @@ class Serving:
             return None
         return float(self._at[self._next])
 
-    def advance(self, at: float, seconds: float, engines: int, workers: int, imbalance: float) -> None:
-        """Serve from `at` for so long with these pools; without any, requests only queue."""
+    def advance(
+        self, at: float, seconds: float, engines: int, workers: int, imbalance: float, slower: float = 1.0
+    ) -> None:
+        """Serve from `at` for so long with these pools; without any, requests only queue.
+
+        Args:
+            at: Seconds since the beginning.
+            seconds: To pass.
+            engines: That serve.
+            workers: That serve.
+            imbalance: The busiest worker's load over the average one.
+            slower: How many times as long as usual steps take.
+        """
         self._let_in(at + seconds, engines)
         self.measured.seconds += seconds
         self.measured.running += self.running * seconds
@@ -138,15 +149,15 @@ class Serving:
             return
         device, owed = self._device, self._to_read - self._spent
         chunk = float(engines * device.prefill_tokens)
-        slowness = device.engine_token_s / engines + device.worker_token_s * imbalance / workers
-        empty_s = device.engine_step_s + device.expert_step_s + slowness * self.running
+        slowness = slower * (device.engine_token_s / engines + device.worker_token_s * imbalance / workers)
+        empty_s = slower * (device.engine_step_s + device.expert_step_s) + slowness * self.running
         busy = slowness * device.prefill_price * owed / seconds
         step_s = empty_s / (1.0 - busy) if busy < 1.0 else math.inf
         share = min(step_s / seconds, 1.0)
         prefill = min(owed * share, chunk)
         tokens = self.running + device.prefill_price * prefill
-        engine_s = device.engine_step_s + device.engine_token_s * tokens / engines
-        expert_s = device.expert_step_s + device.worker_token_s * imbalance * tokens / workers
+        engine_s = slower * (device.engine_step_s + device.engine_token_s * tokens / engines)
+        expert_s = slower * (device.expert_step_s + device.worker_token_s * imbalance * tokens / workers)
         prompt_token_s = slowness * device.prefill_price
         one = _Step(engine_s + expert_s, empty_s, prompt_token_s, prefill, share, chunk)
         steps = seconds / one.seconds
