@@ -42,7 +42,10 @@ class LoadLedger:
 
 
 class LayerBalance:
-    """How unevenly the work of each MoE layer was spread over workers, in the last half to whole minute."""
+    """How unevenly the work of each MoE layer was spread over workers, in the last half to whole minute.
+
+    With a worker's first tokens it begins anew: what the others did before it served says nothing of how it is now.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -54,9 +57,13 @@ class LayerBalance:
     def note(self, worker: str, tokens: Sequence[int], adopted: bool) -> None:
         """Take a worker's tokens per expert since it started; see `LoadLedger.note`."""
         counts = np.array(tokens, dtype=np.int64)
+        begins = counts.any() and not (worker in self._now and self._now[worker].any())
         if worker not in self._now:
             self._before[worker] = counts if adopted else np.zeros_like(counts)
-        if self._clock() - self._turned_at >= _WINDOW_S:
+        if begins:
+            self._before, self._middle = {**self._now, worker: counts}, {}
+            self._turned_at = self._clock()
+        elif self._clock() - self._turned_at >= _WINDOW_S:
             self._before, self._middle = {**self._before, **self._middle}, dict(self._now)
             self._turned_at = self._clock()
         self._now[worker] = counts
