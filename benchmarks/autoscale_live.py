@@ -52,7 +52,7 @@ HERE = Path(__file__).parent
 EXPERTS, MOST_WORKERS, SEQUENCES = 16, 2, 256
 LENGTHS = Lengths(prompt=24.0, answer=24.0, sigma=0.3)
 WARM_UP_S, PROFILE_S = 4.0, 60.0
-CALM_S, RUSH_S, AFTER_S = 30.0, 15.0, 45.0
+CALM_S, RUSH_S, AFTER_S = 30.0, 12.0, 45.0
 CALM, RUSH = 0.35, 1.4
 """Requests, over those that one worker can serve at most."""
 TIMES_CALM = 2.5
@@ -197,9 +197,9 @@ def calibration(seed: int, seconds: float) -> Arrivals:
     """Loads that differ, each with long prompts and with short ones, so that a line can be fitted to each."""
 
     def of(at: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
-        return np.choose((at % 15 // 5).astype(int), [1.0, 4.0, 9.0])
+        return np.choose((at % 15 // 5).astype(int), [1.0, 5.0, 14.0])
 
-    drawn = varying(of, 9.0, seconds, LENGTHS, seed)
+    drawn = varying(of, 14.0, seconds, LENGTHS, seed)
     prompt = np.where(drawn.at % 6 > 3, 3 * drawn.prompt, np.maximum(drawn.prompt // 3, 1))
     return replace(drawn, prompt=prompt)
 
