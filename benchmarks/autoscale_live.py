@@ -4,11 +4,11 @@
 `flexpert simulate --profile-from` does, plays a short trace with a rush in the middle while `autoscale.decide` sizes
 the workers, and runs the simulator on the requests that came; five times. Writes `build/bench/autoscale_live.json`.
 
-How load and objectives are chosen: the calm is a third of what one worker can do at most, and the rush 1.4 times it.
-The objectives are two and a half times what requests get in the calm, which is three standard deviations of single
+How load and objectives are chosen: the calm is 0.3 times what one worker can do at most, and the rush 1.4 times it.
+The objectives are two and a half times what requests get in the calm, which is over three standard deviations of single
 answers away, while in the rush the requests under way, and with them both times, grow every second until a second
 worker has come. So what is attained says when the pool had grown and the rush was over, not where a few milliseconds
-lie.
+lie; and the calm afterwards is long enough for the second worker to go.
 """
 
 import argparse
@@ -52,8 +52,8 @@ HERE = Path(__file__).parent
 EXPERTS, MOST_WORKERS, SEQUENCES = 16, 2, 256
 LENGTHS = Lengths(prompt=24.0, answer=24.0, sigma=0.3)
 WARM_UP_S, PROFILE_S = 4.0, 60.0
-CALM_S, RUSH_S, AFTER_S = 30.0, 12.0, 45.0
-CALM, RUSH = 0.35, 1.4
+CALM_S, RUSH_S, AFTER_S = 40.0, 10.0, 60.0
+CALM, RUSH = 0.3, 1.4
 """Requests, over those that one worker can serve at most."""
 TIMES_CALM = 2.5
 """What requests should get, over what they get in the calm."""
