@@ -109,16 +109,17 @@ async def shows_loads(page: Window, rig: Any) -> None:
     page.expected.append("willReadFrequently")  # of this test, which reads what is drawn
     assert await page.page.evaluate(BRIGHTNESS, [0, 0]) > await page.page.evaluate(BRIGHTNESS, [0, 3]) + 100
     await page.page.click("text=The same by layer, as a table")
-    assert [row[:4] for row in await page.rows("layers")] == [["0", "300", "0", "3.20"], ["1", "300", "2", "2.80"]]
+    wanted = [["0", "300", "0", "3.20"], ["1", "300", "2", "2.80"]]
+    await page.until_rows("layers", lambda rows: [row[:4] for row in rows] == wanted)
     await load(rig, [0, 0, 0, 50, 0, 0, 0, 50])
     await page.until("document.querySelector('#layers td:nth-child(3)').textContent === '3'")
     assert "last 30 s" in await page.text("#heat-about")
     await page.page.check("input[name=tokens][value=all]")
-    assert [row[2] for row in await page.rows("layers")] == ["0", "2"]
+    await page.until_rows("layers", lambda rows: [row[2] for row in rows] == ["0", "2"])
     await page.page.check("input[name=columns][value=workers]")
     await page.page.focus("#heat")
     await page.page.keyboard.press("Home")
-    assert "worker w-" in await page.text("#heat-cell")
+    await page.until("document.querySelector('#heat-cell').textContent.includes('worker w-')")
     await page.page.check("input[name=columns][value=experts]")
 
 
@@ -128,9 +129,8 @@ async def shows_epochs_and_moves(page: Window, rig: Any, names: list[str]) -> No
         worker.gate.clear()
     moving = asyncio.create_task(rig.reconfigure("swap", rig.spread(names[::-1]), Cause.REBALANCE))
     await page.until("document.querySelector('#moves-summary').textContent.includes('arriving')")
-    rows = await page.rows("moves")
-    assert {row[3] for row in rows} == {"arriving"}
-    assert {(row[1], row[2]) for row in rows} <= {(a, b) for a in names for b in names}
+    await page.until_rows("moves", lambda rows: {row[3] for row in rows} == {"arriving"})
+    assert {(row[1], row[2]) for row in await page.rows("moves")} <= {(a, b) for a in names for b in names}
     assert await page.page.get_attribute("#phases [aria-current]", "aria-current") == "step"
     assert await page.text("#phases [aria-current]") == "prepare"
     for worker in rig.workers.up():
@@ -143,13 +143,12 @@ async def shows_epochs_and_moves(page: Window, rig: Any, names: list[str]) -> No
     bands = "[...document.querySelectorAll('#chart .band title')].map(one => one.textContent.split(' ')[1]).join()"
     await page.until(f"{bands} === '1.1,1.2'")
     assert "2 reconfigurations, now epoch 1.2, 3 workers ready, 8 replicas" in await chart(page)
-    assert (await page.rows("history"))[0][1:4] == ["1.2", "rebalance", "succeeded"]
+    await page.until_rows("history", lambda rows: rows[0][1:4] == ["1.2", "rebalance", "succeeded"])
 
 
 async def shows_engines_and_latencies(page: Window, rig: Any) -> None:
     rig.controller.engines.register(Engine("e-1", Condition.READY, running=3, kv_use=0.25, generated_tokens=7))
-    await page.until("document.querySelectorAll('#engines > tr').length === 1")
-    assert (await page.rows("engines"))[0][:5] == ["e-1", "ready", "3", "0", "25 %"]
+    await page.until_rows("engines", lambda rows: [row[:5] for row in rows] == [["e-1", "ready", "3", "0", "25 %"]])
     assert await figure(page, "To first token") == "– none lately"
     recorder = Recorder(INGRESS)
     for _ in range(10):
@@ -186,8 +185,8 @@ async def is_used_by_keyboard(page: Window) -> None:
         ("Home", "Layer 0, expert 0:"),
     ):
         await page.page.keyboard.press(key)
-        assert (await page.text("#heat-cell")).startswith(cell), key
-    assert "on w-" in await page.text("#heat-cell")
+        await page.until(f"document.querySelector('#heat-cell').textContent.startsWith('{cell}')")
+    await page.until("document.querySelector('#heat-cell').textContent.includes('on w-')")
 
 
 async def tells_assistive_technology(page: Window) -> None:
@@ -216,11 +215,11 @@ async def tries_a_plan(page: Window, rig: Any) -> None:
     await page.page.focus("#plan-form button")
     await page.page.keyboard.press("Enter")
     await page.until("document.querySelector('#plan-status').textContent.includes('Nothing was changed')")
-    assert len(await page.rows("plan-peaks")) == 3
+    await page.until_rows("plan-peaks", lambda rows: len(rows) == 3)
     now, then = [float(await page.text(f"#plan-figures > div:nth-child({one}) dd")) for one in (1, 2)]
     assert then <= now
     await page.page.check("#plan-shown")
-    assert "planned" in await page.text("#heat-about")
+    await page.until("document.querySelector('#heat-about').textContent.includes('planned')")
     await page.page.uncheck("#plan-shown")
     page.expected.append("status of 409")  # the browser itself notes it
     await page.page.fill("#plan-replicas", "9")

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any
@@ -77,6 +77,18 @@ class Window:
         """Cells of a table, row by row."""
         script = "rows => rows.map(row => [...row.children].map(cell => cell.textContent.trim()))"
         return list(await self.page.eval_on_selector_all(f"#{body} > tr", script))
+
+    async def until_rows(self, body: str, true: Callable[[list[list[str]]], object]) -> None:
+        """Wait until something is true of a table's cells: what is clicked shows when the page has drawn it."""
+        rows: list[list[str]] = []
+        try:
+            async with asyncio.timeout(WAIT_MS / 1000):
+                while True:
+                    if true(rows := await self.rows(body)):
+                        return
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            pytest.fail(f"#{body} still has {rows}")
 
     async def violations(self) -> list[str]:
         """What axe-core finds wrong, in words."""
