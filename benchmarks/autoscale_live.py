@@ -59,7 +59,7 @@ TIMES_CALM = 2.5
 """What requests should get, over what they get in the calm."""
 FIRST_TOKEN = 4.0
 """What a first token may take, over a further one."""
-LOOK_S, DOWN_S, PATIENCE_S = 3.0, 10.0, 30.0
+LOOK_S, DOWN_S, PATIENCE_S = 3.0, 20.0, 30.0
 BASE = Device(prefill_tokens=512, sequences=SEQUENCES, layers=NUM_LAYERS, experts=EXPERTS, expert_bytes=EXPERT_BYTES)
 
 
@@ -197,10 +197,10 @@ def calibration(seed: int, seconds: float) -> Arrivals:
     """Loads that differ, each with long prompts and with short ones, so that a line can be fitted to each."""
 
     def of(at: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
-        return np.choose((at % 15 // 5).astype(int), [1.0, 5.0, 14.0])
+        return np.choose((at % 15 // 5).astype(int), [1.0, 5.0, 11.0])
 
-    drawn = varying(of, 14.0, seconds, LENGTHS, seed)
-    prompt = np.where(drawn.at % 6 > 3, 3 * drawn.prompt, np.maximum(drawn.prompt // 3, 1))
+    drawn = varying(of, 11.0, seconds, LENGTHS, seed)
+    prompt = np.where(drawn.at % 6 > 3, 2 * drawn.prompt, np.maximum(drawn.prompt // 2, 1))
     return replace(drawn, prompt=prompt)
 
 
