@@ -9,6 +9,7 @@ import heapq
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +36,7 @@ class Measured:
     tpot_s: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     """A step of the engines. Tokens are of all engines together.
 
     Attributes:
@@ -55,16 +55,15 @@ class _Step:
     share: float
     chunk: float
 
-    def rest_s(self, prompt: float) -> float:
-        """What is left of the step under way when a request comes: half of one that reads others' prompts only."""
-        return 0.5 * (self.decode_s + self.prompt_token_s * self._of_others(prompt))
+    def first_token_s(self, prompt: float, chunks: float, waits: bool) -> float:
+        """From a request's turn to the end of the step that ends its prompt, all of which is in it if there is room.
 
-    def reading_s(self, prompt: float) -> float:
-        """Of the step that ends a prompt of so many tokens, all of which are in it if there is room."""
-        return self.decode_s + self.prompt_token_s * min(self._of_others(prompt) + prompt, self.chunk)
-
-    def _of_others(self, prompt: float) -> float:
-        return max(self.prefill - min(prompt, self.chunk) * self.share, 0.0)
+        Who waits does so for the rest of the step under way: half of one that reads others' prompts only.
+        """
+        others = max(self.prefill - min(prompt, self.chunk) * self.share, 0.0)
+        read_s = self.decode_s + self.prompt_token_s * min(others + prompt, self.chunk)
+        wait_s = 0.5 * (self.decode_s + self.prompt_token_s * others) if waits else 0.0
+        return wait_s + (chunks - 1.0) * self.seconds + read_s
 
 
 class Serving:
@@ -210,8 +209,7 @@ class Serving:
             end, request = reading.popleft()
             came, prompt, more = self._at[request], self._prompt[request], self._answer[request] - 1
             chunks = max(-(-(end - before) // one.chunk), 1.0)
-            wait_s = one.rest_s(prompt) if came >= at and idle <= 0 else 0.0
-            read_s = wait_s + (chunks - 1.0) * one.seconds + one.reading_s(prompt)
+            read_s = one.first_token_s(prompt, chunks, came >= at and idle <= 0)
             idle -= self._weight
             first = self.first_at[request] = max(at, came) + read_s
             ttft_s = self.ttft_s[request] = max(at - came, 0.0) + self._scatter[request] * read_s
