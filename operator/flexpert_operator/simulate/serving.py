@@ -139,8 +139,9 @@ class Serving:
             slower: How many times as long as usual steps take.
         """
         self._let_in(at + seconds, engines)
-        self.measured.seconds += seconds
-        self.measured.running += self.running * seconds
+        sums, under_way = self.measured, self.running
+        sums.seconds += seconds
+        sums.running += under_way * seconds
         if not (self._reading or self._ends):
             self._spent = self._to_read
             return
@@ -149,23 +150,26 @@ class Serving:
         device, owed = self._device, self._to_read - self._spent
         chunk = float(engines * device.prefill_tokens)
         slowness = slower * (device.engine_token_s / engines + device.worker_token_s * imbalance / workers)
-        empty_s = slower * (device.engine_step_s + device.expert_step_s) + slowness * self.running
+        empty_s = slower * (device.engine_step_s + device.expert_step_s) + slowness * under_way
         busy = slowness * device.prefill_price * owed / seconds
         step_s = empty_s / (1.0 - busy) if busy < 1.0 else math.inf
         share = min(step_s / seconds, 1.0)
         prefill = min(owed * share, chunk)
-        tokens = self.running + device.prefill_price * prefill
+        tokens = under_way + device.prefill_price * prefill
         engine_s = slower * (device.engine_step_s + device.engine_token_s * tokens / engines)
         expert_s = slower * (device.expert_step_s + device.worker_token_s * imbalance * tokens / workers)
         prompt_token_s = slowness * device.prefill_price
         one = _Step(engine_s + expert_s, empty_s, prompt_token_s, prefill, share, chunk)
         steps = seconds / one.seconds
-        self._measure(steps, prefill, engine_s, expert_s)
+        sums.steps += steps
+        sums.prefill += prefill * steps
+        sums.engine_s += engine_s * steps
+        sums.expert_s += expert_s * steps
+        sums.sequences += under_way * steps
         self._spent += min(prefill * steps, owed)
         before, self._decoded = self._decoded, self._decoded + steps
-        running = len(self._ends)
         self._end(at, before, one.seconds)
-        self._read_prompts(at, at + seconds, steps, one, idle=engines - running * self._weight)
+        self._read_prompts(at, at + seconds, steps, one, idle=engines - under_way)
 
     def _let_in(self, until: float, engines: int) -> None:
         arrived, number, waiting = self._at, self._next, self._waiting
@@ -219,11 +223,3 @@ class Serving:
                 heapq.heappush(self._ends, (ends, request))
             else:
                 self._finish(request, first + more * one.seconds)
-
-    def _measure(self, steps: float, prefill: float, engine_s: float, expert_s: float) -> None:
-        sums = self.measured
-        sums.steps += steps
-        sums.prefill += prefill * steps
-        sums.engine_s += engine_s * steps
-        sums.expert_s += expert_s * steps
-        sums.sequences += self.running * steps
