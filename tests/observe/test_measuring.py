@@ -139,30 +139,30 @@ def test_of_a_process_that_was_there_before_only_what_comes_counts() -> None:
 def test_a_layers_balance_is_of_late_and_of_those_that_serve() -> None:
     clock = Clock()
     balance = LayerBalance(clock)
-    balance.note("a", (100, 100, 0, 0), adopted=True)
-    balance.note("b", (0, 0, 0, 0), adopted=False)
+    balance.note("a", (100, 100, 0, 0))
+    balance.note("b", (0, 0, 0, 0))
     assert balance.imbalance(["a", "b"], 2) == (1.0, 1.0), "what was before does not count"
-    balance.note("b", (0, 1, 1, 0), adopted=False)
-    balance.note("a", (130, 100, 0, 0), adopted=True)
-    balance.note("b", (0, 11, 5, 4), adopted=False)
+    balance.note("b", (0, 1, 1, 0))
+    balance.note("a", (130, 100, 0, 0))
+    balance.note("b", (0, 11, 5, 4))
     assert balance.imbalance(["a", "b"], 2) == (1.5, 2.0)
     assert balance.imbalance(["b"], 2) == (1.0, 1.0)
     for _ in range(3):
         clock.now += 31
-        balance.note("a", (130, 100, 0, 0), adopted=True)
-        balance.note("b", (0, 11, 5, 4), adopted=False)
+        balance.note("a", (130, 100, 0, 0))
+        balance.note("b", (0, 11, 5, 4))
     assert balance.imbalance(["a", "b"], 2) == (1.0, 1.0), "it is long ago"
     assert balance.imbalance(["c"], 2) == (1.0, 1.0)
 
 
 def test_what_others_did_before_a_worker_served_says_nothing_of_the_balance() -> None:
     balance = LayerBalance(Clock())
-    balance.note("a", (0, 0), adopted=False)
-    balance.note("a", (1000, 1000), adopted=False)
-    balance.note("a", (2000, 2000), adopted=False)
-    balance.note("b", (0, 0), adopted=False)
+    balance.note("a", (0, 0))
+    balance.note("a", (1000, 1000))
+    balance.note("a", (2000, 2000))
+    balance.note("b", (0, 0))
     assert balance.imbalance(["a", "b"], 2) == (2.0, 2.0), "one holds no experts yet"
-    balance.note("b", (10, 5), adopted=False)
-    balance.note("a", (2100, 2100), adopted=False)
-    balance.note("b", (110, 105), adopted=False)
+    balance.note("b", (10, 5))
+    balance.note("a", (2100, 2100))
+    balance.note("b", (110, 105))
     assert balance.imbalance(["a", "b"], 2) == (1.0, 1.0)

@@ -65,8 +65,7 @@ class PaperCluster:
     causes: list[Cause] = field(default_factory=list)
     most_pods: int = 0
     most_held: int = 0
-    last_step: dict[str, int] = field(default_factory=dict)
-    steps: int = 0
+    gone_at: dict[str, float] = field(default_factory=dict)
     fewest_holders: int = 10**6
     fewest_engines: int = 10**6
     size: Size | None = None
@@ -133,7 +132,6 @@ class PaperCluster:
         self.place(observed, size)
         self.play_kuberay()
         self.now += STEP_S
-        self.steps += 1
 
     def place(self, observed: Observation, size: Size) -> None:
         """As the placer: where there is a cause, all experts go to the workers that are to stay."""
@@ -197,8 +195,8 @@ class PaperCluster:
         """Deleted pods that are still there."""
         for pod in pods:
             if pod.name in named:
-                self.last_step.setdefault(pod.name, self.steps + self.lingers)
-        deleted = [pod for pod in pods if self.last_step.get(pod.name, 0) > self.steps]
+                self.gone_at.setdefault(pod.name, self.now + self.lingers * STEP_S)
+        deleted = [pod for pod in pods if self.gone_at.get(pod.name, 0.0) > self.now]
         return [replace(pod, terminating=True, ready=False) for pod in deleted]
 
     def started(self, pod: Pod) -> Pod:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from flexpert_operator.autoscale.fit import ServiceFit
-from flexpert_operator.autoscale.observation import Observation
+from flexpert_operator.autoscale.observation import Observation, finite
 from flexpert_operator.autoscale.policy import Policy
 from flexpert_operator.autoscale.sizes import Sizes
 
@@ -65,9 +65,6 @@ def _slower(observation: Observation, members: Sizes, fit: ServiceFit) -> float:
     took_s = observation.engine_step_s + observation.expert_step_s
     if not math.isfinite(took_s) or took_s <= 0 or 0 in (members.engines, members.experts):
         return 0.0
-    service, tokens = fit.service(), fit.tokens_of(observation)
-    imbalance = max(observation.imbalance, 1.0) if math.isfinite(observation.imbalance) else 1.0
-    usual_s = service.step_s + tokens * (
-        service.engine_token_s / members.engines + service.worker_token_s * imbalance / members.experts
-    )
+    imbalance = finite(observation.imbalance, 1.0, 1.0)
+    usual_s = fit.service().step_with(fit.tokens_of(observation), members.engines, members.experts, imbalance)
     return max(1.0 - usual_s / took_s, -1.0)

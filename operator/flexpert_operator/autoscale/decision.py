@@ -225,7 +225,7 @@ def _calm(observation: Observation, state: State, policy: Policy, present: Sizes
         _stabilised(state, at, present.engines, together.engines, policy.engines_behavior, least_s, "engines"),
         _stabilised(state, at, present.experts, together.experts, policy.experts_behavior, least_s, "experts"),
     )
-    return _in_turn(observation, state, policy, present, found)
+    return _in_turn(observation, state, policy, present, found, least_s)
 
 
 def _stabilised(
@@ -244,10 +244,11 @@ def _stabilised(
     return size if found < size and grew else found
 
 
-def _in_turn(observation: Observation, state: State, policy: Policy, present: Sizes, found: Sizes) -> Sizes:
+def _in_turn(
+    observation: Observation, state: State, policy: Policy, present: Sizes, found: Sizes, least_s: float
+) -> Sizes:
     """Where one pool takes over from the other, the one goes when the other has come, if the budget has room."""
-    since = observation.at - calm.least_s(observation.scale_up_s, state.cost.device_s)
-    late = [one for one in state.changes if one.at > since]
+    late = [one for one in state.changes if one.at > observation.at - least_s]
     engines_come = found.engines > present.engines or (
         observation.engines.ready < present.engines and any(one.engines > 0 for one in late)
     )

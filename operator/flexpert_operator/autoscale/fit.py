@@ -88,6 +88,11 @@ class Service:
     prefill_tokens: int
     sequences: int
 
+    def step_with(self, tokens: float, engines: int, workers: int, imbalance: float) -> float:
+        """Seconds of a step with so many tokens in all engines; `imbalance` is the busiest worker over the mean."""
+        slowness = self.engine_token_s / engines + self.worker_token_s * imbalance / workers
+        return self.step_s + slowness * tokens
+
 
 @dataclass(frozen=True)
 class Profile:

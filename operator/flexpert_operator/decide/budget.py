@@ -39,9 +39,9 @@ class Budget:
         return self.engine_pod * deployment.engines.replicas + self.expert_pod * pods
 
 
-def is_going(group: Group) -> bool:
-    """Whether pods of a group are on their way out, so that there will be devices for others."""
-    return bool(_going(group))
+def is_going(*groups: Group) -> bool:
+    """Whether pods are on their way out, so that there will be devices for others."""
+    return any(_going(group) for group in groups)
 
 
 def _held(group: Group) -> int:

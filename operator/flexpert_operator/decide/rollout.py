@@ -103,7 +103,7 @@ def decide_experts(
     ready = sorted((name for name in names if name in up), key=lambda name: held_bytes(pool, name))
     spare = max(min(len(up) - wanted, free - len(broken)), 0)
     chosen = (*broken, *ready[:spare])
-    cramped = not room and not is_going(group) and not is_going(observed.cluster.engines)
+    cramped = not room and not is_going(group, observed.cluster.engines)
     lacks_place = cramped or lacks_a_node(staying, rules, observed.now)
     if not chosen and not rolled and ready and len(up) >= wanted and lacks_place:
         others = serving(pool, (*victims, ready[0]))
@@ -162,7 +162,7 @@ def decide_engines(replicas: int, group: Group, experts: Group, pool: Pool | Non
     loads = {name: engines[name].running + engines[name].waiting for name in names if name in engines}
     idlest = sorted(names, key=lambda name: loads.get(name, -1))[:1]
     spare = sum(pod.ready for pod in group.present) > replicas
-    cramped = not surge and not is_going(group) and not is_going(experts)
+    cramped = not surge and not is_going(group, experts)
     place = replicas > 1 and (cramped or lacks_a_node(list(group.present), rules, now))
     chosen = broken or (tuple(idlest) if pool is not None and serve and (spare or place) else ())
     return Step(names, surge=surge, chosen=chosen, most=most)
@@ -218,15 +218,14 @@ def is_blocked(what: str, deployment: MoEDeployment, observed: Observation) -> b
 def why_unaffordable(what: str, deployment: MoEDeployment, observed: Observation, budget: Budget | None) -> str:
     """Why the budget has no devices for one pod more; empty where it has, or while another pod makes place."""
     cluster = observed.cluster
-    if cluster is None or budget is None or cluster.sizing.victims:
+    if cluster is None or budget is None or cluster.sizing.victims or is_going(cluster.experts, cluster.engines):
         return ""
     wanted, most = deployment.engines.replicas, budget.most_engines(cluster.engines, cluster.experts)
     if what == "experts":
         wanted = deployment.experts.pods + deployment.experts.standby_pods
         most = budget.most_experts(cluster.experts, cluster.engines)
     group = cluster.experts if what == "experts" else cluster.engines
-    going = is_going(cluster.experts) or is_going(cluster.engines)
-    is_full = most is not None and most <= wanted <= len(group.present) and not going
+    is_full = most is not None and most <= wanted <= len(group.present)
     return f"the policy's budget of {budget.devices} devices has none for another pod" if is_full else ""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from flexpert_operator.autoscale import Observation
 from flexpert_operator.autoscale.fit import ServiceFit
+from flexpert_operator.autoscale.observation import finite
 from flexpert_operator.simulate.device import Device
 from flexpert_proto.measuring import Histogram
 
@@ -131,10 +132,8 @@ def _step_s(observation: Observation, device: Device) -> float:
     """Of a step under the load of a look."""
     tokens = _sequences(observation) + device.prefill_price * observation.prefill_tokens
     engines, workers = max(observation.engines.ready, 1), max(observation.experts.ready, 1)
-    slowness = device.engine_token_s / engines + device.worker_token_s * max(observation.imbalance, 1.0) / workers
-    return device.engine_step_s + device.expert_step_s + slowness * max(tokens, 1.0)
+    return device.service().step_with(max(tokens, 1.0), engines, workers, max(observation.imbalance, 1.0))
 
 
 def _sequences(observation: Observation) -> float:
-    in_step = observation.step_sequences
-    return in_step if math.isfinite(in_step) else observation.running
+    return finite(observation.step_sequences, observation.running)

@@ -268,7 +268,7 @@ class WorkerFleet:
 
     def _note(self, worker: str, told: Loads, adopted: bool) -> None:
         self.loads.note(worker, told.tokens, adopted)
-        self.balance.note(worker, told.tokens, adopted)
+        self.balance.note(worker, told.tokens)
         if told.figures is not None:
             self.figures.note(worker, told.figures)
 

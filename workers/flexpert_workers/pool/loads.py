@@ -54,13 +54,11 @@ class LayerBalance:
         self._middle: dict[str, IntArray] = {}
         self._before: dict[str, IntArray] = {}
 
-    def note(self, worker: str, tokens: Sequence[int], adopted: bool) -> None:
-        """Take a worker's tokens per expert since it started; see `LoadLedger.note`."""
+    def note(self, worker: str, tokens: Sequence[int]) -> None:
+        """Take a worker's tokens per expert since it started."""
         counts = np.array(tokens, dtype=np.int64)
-        begins = counts.any() and not (worker in self._now and self._now[worker].any())
-        if worker not in self._now:
-            self._before[worker] = counts if adopted else np.zeros_like(counts)
-        if begins:
+        self._before.setdefault(worker, counts)
+        if counts.any() and not np.any(self._now.get(worker, 0)):
             self._before, self._middle = {**self._now, worker: counts}, {}
             self._turned_at = self._clock()
         elif self._clock() - self._turned_at >= _WINDOW_S:
